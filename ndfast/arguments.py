@@ -1,0 +1,210 @@
+"""What nd_loss's arguments may be; each error names the argument, what it got and what it takes."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ndfast.backends.reference import MEAN, NONE, SUM, accumulation_dtype
+from ndfast.dispatch import check_backend_name
+from ndfast.labels import Mix, check_label_range
+
+_FLOATS = frozenset((torch.float32, torch.bfloat16, torch.float16, torch.float64))
+_LABELS = frozenset((torch.int64, torch.int32, torch.uint8))
+_REDUCTIONS = {"none": NONE, "mean": MEAN, "sum": SUM}
+
+
+def check_and_flatten(
+    student: Tensor,
+    teacher: Tensor | None,
+    class_means: Tensor,
+    target: Tensor | Mix | None,
+    weight: float,
+    sample_weight: Tensor | None,
+    reduction: str,
+    ignore_index: int,
+    eps: float,
+    validate: bool,
+    backend: str | None,
+) -> tuple[tuple[Any, ...], tuple[int, ...] | None]:
+    """Checks the arguments of `ndfast.nd_loss` and brings them to rows.
+
+    Returns:
+        The arguments of `ndfast.autograd.nd_loss_rows` without the backend, and the shape that
+        ``reduction="none"`` must be brought back to, None where it is right.
+    """
+    _check_float_tensor("student", student)
+    if student.dim() < 2 or student.shape[1] == 0:
+        raise ValueError(
+            f"student: got shape {_shape(student)}; it takes [N, D] or [N, D, d1, ...] with D > 0"
+        )
+    _check_options(weight, reduction, ignore_index, eps, backend)
+    rows_shape = _rows_shape(student, target)
+    device = student.device
+
+    if teacher is not None:
+        _check_float_tensor("teacher", teacher, device)
+        if teacher.shape != student.shape:
+            _check_norms(teacher, student, rows_shape)
+    _check_float_tensor("class_means", class_means, device)
+    if sample_weight is not None:
+        _check_float_tensor("sample_weight", sample_weight, device)
+        _check_constant("sample_weight", sample_weight)
+        _check_shape("sample_weight", sample_weight, rows_shape, "one weight a row")
+
+    target_b, lam, lam_scalar = None, None, 1.0
+    if target is None:
+        _check_shape("class_means", class_means, student.shape, "with target=None, one centre a row")
+        class_means = _flatten(class_means)
+    else:
+        if class_means.dim() != 2 or class_means.shape[1] != student.shape[1] or not len(class_means):
+            raise ValueError(
+                f"class_means: got shape {_shape(class_means)}; for student {_shape(student)} it "
+                f"takes [K, {student.shape[1]}] with K > 0"
+            )
+        if isinstance(target, Mix):
+            target, target_b, lam, lam_scalar = _check_mix(target, rows_shape, device)
+        elif isinstance(target, Tensor) and target.is_floating_point():
+            class_means = _centres_of_probabilities(student, class_means, target, rows_shape)
+            target = None
+        else:
+            target = _check_labels("target", target, rows_shape, device)
+        if validate:
+            check_label_range(target, target_b, class_means.shape[0], ignore_index)
+
+    if student.dim() > 2:
+        student = _flatten(student)
+        if teacher is not None:
+            teacher = _flatten(teacher) if teacher.shape != rows_shape else teacher.reshape(-1)
+        if sample_weight is not None:
+            sample_weight = sample_weight.reshape(-1)
+    rows = (
+        student, teacher, class_means, target, target_b, lam, lam_scalar, sample_weight,
+        float(weight), _REDUCTIONS[reduction], ignore_index, float(eps),
+    )  # fmt: skip
+    return rows, tuple(rows_shape) if reduction == "none" and len(rows_shape) > 1 else None
+
+
+def _shape(tensor: Tensor) -> list[int]:
+    return list(tensor.shape)
+
+
+def _flatten(features: Tensor) -> Tensor:
+    """[N, D, d1, ...] to [N·d1·..., D], a view where the strides allow."""
+    return features if features.dim() == 2 else features.movedim(1, -1).reshape(-1, features.shape[1])
+
+
+def _rows_shape(student: Tensor, target: Any) -> Any:
+    """The rows' shape: [N] for [N, D], [N, d1, ...] for [N, D, d1, ...].
+
+    [N, D, 1, 1], a pooled feature, has rows [N] unless the target says otherwise.
+    """
+    if student.dim() == 2:
+        return student.shape[:1]
+    shape = student.shape[:1] + student.shape[2:]
+    if student.shape[2:].numel() == 1:
+        labels = target.target_a if isinstance(target, Mix) else target
+        is_2d = not isinstance(labels, Tensor) or labels.dim() == 1 + labels.is_floating_point()
+        return student.shape[:1] if is_2d else shape
+    return shape
+
+
+def _check_float_tensor(name: str, value: Any, device: torch.device | None = None) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: got {type(value).__name__}; it takes a torch.Tensor")
+    if value.dtype not in _FLOATS:
+        raise TypeError(
+            f"{name}: got dtype {value.dtype}; it takes float16, bfloat16, float32 or float64"
+        )
+    if device is not None and value.device != device:
+        raise ValueError(f"{name}: is on {value.device}, student on {device}; they must be on one device")
+
+
+def _check_constant(name: str, value: Tensor) -> None:
+    if value.requires_grad:
+        raise ValueError(f"{name}: requires a gradient, but is a constant of the loss; detach() it")
+
+
+def _check_shape(name: str, value: Tensor, shape: Any, meaning: str) -> None:
+    if value.shape != shape:
+        raise ValueError(f"{name}: got shape {_shape(value)}; it takes {list(shape)}, {meaning}")
+
+
+def _check_norms(teacher: Tensor, student: Tensor, rows_shape: Any) -> None:
+    if teacher.shape != rows_shape:
+        raise ValueError(
+            f"teacher: got shape {_shape(teacher)}; for student {_shape(student)} it takes features "
+            f"of that shape or norms of shape {list(rows_shape)}"
+        )
+    _check_constant("teacher", teacher)
+
+
+def _check_options(
+    weight: float, reduction: str, ignore_index: int, eps: float, backend: str | None
+) -> None:
+    for name, value in (("weight", weight), ("eps", eps)):
+        if not isinstance(value, (float, int)):
+            raise TypeError(f"{name}: got {type(value).__name__}; it takes a number")
+    if not 0 <= eps < math.inf:
+        raise ValueError(f"eps: got {eps}; it takes a finite number, 0 or more")
+    if reduction not in _REDUCTIONS:
+        raise ValueError(f"reduction: {reduction!r} is not a valid value; it takes none, mean or sum")
+    if not isinstance(ignore_index, int):
+        raise TypeError(f"ignore_index: got {type(ignore_index).__name__}; it takes an int")
+    if backend is not None:
+        check_backend_name(backend)
+
+
+def _check_labels(name: str, labels: Any, rows_shape: Any, device: torch.device) -> Tensor:
+    """Class indices, flattened to [N]."""
+    if not isinstance(labels, Tensor):
+        raise TypeError(
+            f"{name}: got {type(labels).__name__}; it takes class indices, ndfast.Mix, class "
+            "probabilities or None"
+        )
+    if labels.dtype not in _LABELS:
+        raise TypeError(f"{name}: got dtype {labels.dtype}; class indices are int64, int32 or uint8")
+    if labels.shape != rows_shape:
+        raise ValueError(
+            f"{name}: got shape {_shape(labels)}; it takes {list(rows_shape)}, one class index a row"
+        )
+    if labels.device != device:
+        raise ValueError(f"{name}: is on {labels.device}, student on {device}; they must be on one device")
+    return labels if labels.dim() == 1 else labels.reshape(-1)
+
+
+def _check_mix(
+    mix: Mix, rows_shape: Any, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor | None, float]:
+    target_a = _check_labels("target.target_a", mix.target_a, rows_shape, device)
+    target_b = _check_labels("target.target_b", mix.target_b, rows_shape, device)
+    lam = mix.lam
+    if not isinstance(lam, Tensor):
+        if not isinstance(lam, (float, int)):
+            raise TypeError(f"target.lam: got {type(lam).__name__}; it takes a number or a tensor")
+        if not 0 <= lam <= 1:
+            raise ValueError(f"target.lam: got {lam}; it takes a share from 0 to 1")
+        return target_a, target_b, None, float(lam)
+    _check_float_tensor("target.lam", lam, device)
+    _check_constant("target.lam", lam)
+    if lam.dim() != 0:
+        _check_shape("target.lam", lam, rows_shape, "one share a row, or a single one")
+    return target_a, target_b, lam.expand(rows_shape).reshape(-1), 1.0
+
+
+def _centres_of_probabilities(
+    student: Tensor, class_means: Tensor, probabilities: Tensor, rows_shape: Any
+) -> Tensor:
+    """[N, D] in the dtype of the sums, outside autocast: a matrix product that autograd follows."""
+    N, *rest = rows_shape
+    _check_shape(
+        "target", probabilities, torch.Size((N, len(class_means), *rest)), "class probabilities"
+    )
+    _check_float_tensor("target", probabilities, student.device)
+    _check_constant("target", probabilities)
+    dtype = accumulation_dtype(student)
+    with torch.autocast(student.device.type, enabled=False):
+        return _flatten(probabilities).to(dtype) @ class_means.to(dtype)

@@ -1,0 +1,1 @@
+def unusable(device): return "not built"

@@ -1,0 +1,241 @@
+"""The loss in plain PyTorch: the definition, for any device.
+
+KD++, "Improving Knowledge Distillation via Regularizing Feature Direction and Norm" (ECCV 2024,
+arXiv 2305.17007), equation of the ND loss. Tests, benchmarks and the training harness compare with
+this file; a new option starts here.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+NONE, MEAN, SUM = 0, 1, 2
+
+
+def unusable(device: torch.device) -> str | None:
+    """Plain PyTorch runs everywhere."""
+    return None
+
+
+class RowTerms(NamedTuple):
+    """What a row's loss and gradients are made of, each [N]."""
+
+    student_norm: Tensor
+    teacher_norm: Tensor
+    centre_norm: Tensor  # not yet clamped to eps
+    larger_norm: Tensor  # m = max(n_s, n_t, eps)
+    projection: Tensor  # p = <s, c> / max(‖c‖, eps)
+
+
+def row_terms(student: Tensor, teacher: Tensor | None, centres: Tensor, eps: float) -> RowTerms:
+    """Norms, m and p of each row; differentiable by autograd.
+
+    Args:
+        student: [N, D].
+        teacher: [N, D] features, [N] norms, or None for m = max(n_s, eps).
+        centres: [N, D], the class mean of each row's label.
+        eps: lower bound of the norms that are divided by.
+    """
+    student_norm = torch.linalg.vector_norm(student, dim=1)
+    if teacher is None:
+        teacher_norm = torch.zeros_like(student_norm)
+    elif teacher.dim() == 1:
+        teacher_norm = teacher
+    else:
+        teacher_norm = torch.linalg.vector_norm(teacher, dim=1)
+    # A tie belongs to the student, and a NaN teacher is not hidden; torch.maximum splits the tie.
+    teacher_is_larger = (teacher_norm > student_norm) | teacher_norm.isnan()
+    larger_norm = torch.where(teacher_is_larger, teacher_norm, student_norm).clamp_min(eps)
+    centre_norm = torch.linalg.vector_norm(centres, dim=1)
+    projection = (student * centres).sum(dim=1) / centre_norm.clamp_min(eps)
+    return RowTerms(student_norm, teacher_norm, centre_norm, larger_norm, projection)
+
+
+def row_loss(
+    student: Tensor, teacher: Tensor | None, centres: Tensor, eps: float = 1e-8
+) -> Tensor:
+    """The ND loss of each row, 1 - p / m, [N]; differentiable by autograd. Shapes as `row_terms`."""
+    terms = row_terms(student, teacher, centres, eps)
+    return 1 - terms.projection / terms.larger_norm
+
+
+def row_coefficients(terms: RowTerms, eps: float) -> Tensor:
+    """The coefficients of a row's gradients, [4, N]: alpha, beta, gamma, delta.
+
+    ∂s = alpha·c + beta·s,  ∂t = gamma·t,  ∂c = alpha·s + delta·c. The comparisons are written so
+    that a NaN norm makes them true and the NaN goes on.
+    """
+    n_s, n_t, centre_norm, m, p = terms
+    n_c = centre_norm.clamp_min(eps)
+    zero = torch.zeros_like(p)
+    shrink = p / m / m
+    alpha = -1 / (n_c * m)
+    beta = torch.where(~(n_s < n_t) & ~(n_s <= eps), shrink / n_s, zero)
+    gamma = torch.where(~(n_t <= n_s) & ~(n_t <= eps), shrink / n_t, zero)
+    delta = torch.where(~(centre_norm <= eps), p / m / n_c / n_c, zero)
+    return torch.stack([alpha, beta, gamma, delta])
+
+
+def accumulation_dtype(student: Tensor) -> torch.dtype:
+    """Sums run in float32, for float64 students in float64; the loss has this dtype too."""
+    return torch.float64 if student.dtype == torch.float64 else torch.float32
+
+
+def gather_centres(
+    class_means: Tensor,
+    target: Tensor | None,
+    target_b: Tensor | None,
+    lam: Tensor | None,
+    lam_scalar: float,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Each row's centre [N, D] in ``dtype``; NaN where a label is out of range."""
+    if target is None:
+        return class_means.to(dtype)
+
+    def gather(labels: Tensor) -> Tensor:
+        in_range = (labels >= 0) & (labels < class_means.shape[0])
+        centres = class_means[torch.where(in_range, labels, 0).long()].to(dtype)
+        return torch.where(in_range[:, None], centres, torch.nan)
+
+    if target_b is None:
+        return gather(target)
+    share = lam_scalar if lam is None else lam.to(dtype)[:, None]
+    return share * gather(target) + (1 - share) * gather(target_b)
+
+
+def rows_that_count(
+    target: Tensor | None, target_b: Tensor | None, ignore_index: int
+) -> Tensor | None:
+    """[N] bool, False where the row is ignored; None where every row counts by its kind."""
+    if target is None:
+        return None
+    counts = target != ignore_index
+    return counts if target_b is None else counts & (target_b != ignore_index)
+
+
+def forward(
+    student: Tensor,
+    teacher: Tensor | None,
+    class_means: Tensor,
+    target: Tensor | None,
+    target_b: Tensor | None,
+    lam: Tensor | None,
+    lam_scalar: float,
+    sample_weight: Tensor | None,
+    weight: float,
+    reduction: int,
+    ignore_index: int,
+    eps: float,
+    num_coefficients: int,
+    gradient: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The loss and what backward needs; see `ndfast.backends`."""
+    dtype = accumulation_dtype(student)
+    s = student.to(dtype)
+    centres = gather_centres(class_means, target, target_b, lam, lam_scalar, dtype)
+    terms = row_terms(s, None if teacher is None else teacher.to(dtype), centres, eps)
+
+    row_weight = s.new_ones(len(s)) if sample_weight is None else sample_weight.to(dtype)
+    counts = rows_that_count(target, target_b, ignore_index)
+    loss = 1 - terms.projection / terms.larger_norm
+    if counts is not None:  # select, do not multiply: an ignored row may hold NaN
+        row_weight = torch.where(counts, row_weight, 0)
+        loss = torch.where(counts, loss, 0)
+    factor = weight * row_weight
+    if reduction == MEAN:
+        denominator = row_weight.sum()
+        factor = torch.where(denominator == 0, 0, factor / denominator)
+    loss = factor * loss
+    if reduction != NONE:
+        loss = loss.sum()
+
+    coefficients, grad_student = s.new_empty(0, len(s)), student.new_empty(0)
+    if num_coefficients or gradient:
+        coefficients = factor * row_coefficients(terms, eps)
+        if counts is not None:
+            coefficients = torch.where(counts, coefficients, 0)
+    if gradient:
+        grad_student = _student_gradient(s, centres, coefficients, _is_dead(coefficients))
+        grad_student = grad_student.to(student.dtype)
+    return loss, s.new_ones(()), coefficients[:num_coefficients].contiguous(), grad_student
+
+
+def _is_dead(coefficients: Tensor) -> Tensor:
+    """[N, 1]: an ignored row has zeros for coefficients; its gradient is 0 even where it holds NaN."""
+    return ((coefficients[0] == 0) & (coefficients[1] == 0))[:, None]
+
+
+def _student_gradient(s: Tensor, centres: Tensor, coefficients: Tensor, dead: Tensor) -> Tensor:
+    alpha, beta = coefficients[0, :, None], coefficients[1, :, None]
+    return torch.where(dead, 0, alpha * centres + beta * s)
+
+
+def backward(
+    grad_loss: Tensor,
+    scale: Tensor,
+    coefficients: Tensor,
+    student: Tensor,
+    teacher: Tensor | None,
+    class_means: Tensor,
+    target: Tensor | None,
+    target_b: Tensor | None,
+    lam: Tensor | None,
+    lam_scalar: float,
+    needs_student: bool,
+    needs_teacher: bool,
+    needs_class_means: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients that are needed, empty tensors for the others; see `ndfast.backends`."""
+    dtype = accumulation_dtype(student)
+    s = student.to(dtype)
+    centres = gather_centres(class_means, target, target_b, lam, lam_scalar, dtype)
+    dead = _is_dead(coefficients)
+    coefficients = coefficients * (grad_loss * scale)
+    grad_student = grad_teacher = grad_class_means = student.new_empty(0)
+    if needs_student:
+        grad_student = _student_gradient(s, centres, coefficients, dead).to(student.dtype)
+    if needs_teacher:
+        assert teacher is not None
+        gamma = coefficients[2, :, None]
+        grad_teacher = torch.where(dead, 0, gamma * teacher.to(dtype)).to(teacher.dtype)
+    if needs_class_means:
+        alpha, delta = coefficients[0, :, None], coefficients[3, :, None]
+        grad_centres = torch.where(dead, 0, alpha * s + delta * centres)
+        if target is not None:
+            grad_centres = _scatter(grad_centres, class_means, target, target_b, lam, lam_scalar)
+        grad_class_means = grad_centres.to(class_means.dtype)
+    return grad_student, grad_teacher, grad_class_means
+
+
+def _scatter(
+    grad_centres: Tensor,
+    class_means: Tensor,
+    target: Tensor,
+    target_b: Tensor | None,
+    lam: Tensor | None,
+    lam_scalar: float,
+) -> Tensor:
+    """Adds the gradients of the rows' centres [N, D] up by class, [K, D]."""
+    K, D = class_means.shape
+    grad = grad_centres.new_zeros(K + 1, D)  # the last row takes labels that are no class
+
+    def add(labels: Tensor, rows: Tensor) -> None:
+        in_range = (labels >= 0) & (labels < K)
+        grad.index_add_(0, torch.where(in_range, labels, K).long(), rows)
+
+    if target_b is None:
+        add(target, grad_centres)
+    else:
+        share = lam_scalar if lam is None else lam.to(grad_centres.dtype)[:, None]
+        add(target, share * grad_centres)
+        add(target_b, (1 - share) * grad_centres)
+    return grad[:K]
+
+
+def scale_gradient_(grad_student: Tensor, grad_loss: Tensor, scale: Tensor) -> None:
+    """In place: multiplies the stored gradient by the upstream gradient, [] or [N]."""
+    grad_student.mul_((grad_loss * scale).unsqueeze(-1))

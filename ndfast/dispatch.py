@@ -1,0 +1,126 @@
+"""Which backend runs, and why.
+
+The order: the argument, then `use_backend`, then the environment variable NDFAST_BACKEND (read at
+import), then the fastest that is there. A backend asked for by name that cannot run raises.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import lru_cache
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ndfast.labels import check_label_range
+
+BACKENDS = ("native", "triton", "reference")
+_FASTEST_FIRST = {"cpu": ("native", "reference"), "cuda": ("triton", "reference")}
+
+_default: str | None = os.environ.get("NDFAST_BACKEND") or None
+
+
+def check_backend_name(name: str | None, argument: str = "backend") -> None:
+    """Raises ValueError where ``name`` is no backend's."""
+    if name is not None and name not in BACKENDS:
+        raise ValueError(f"{argument}: {name!r} is no backend; it takes one of {BACKENDS} or None")
+
+
+def _module(name: str) -> ModuleType:
+    return import_module(f"ndfast.backends.{name}")  # late: importing triton takes a second
+
+
+class use_backend:
+    """Sets the backend for the whole process, as a call or as a context manager.
+
+    Args:
+        name: "native", "triton", "reference", or None for the default order.
+
+    Raises:
+        ValueError: ``name`` is no backend's.
+
+    Example:
+        >>> with ndfast.use_backend("reference"):
+        ...     loss = ndfast.nd_loss(student, teacher, class_means, target)
+    """
+
+    def __init__(self, name: str | None) -> None:
+        global _default
+        check_backend_name(name, "name")
+        self._previous, _default = _default, name
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *exception: object) -> None:
+        global _default
+        _default = self._previous
+
+
+def available_backends() -> dict[str, str | None]:
+    """What can run on this machine.
+
+    Returns:
+        For each backend None where it can run on some device here, or the sentence that says why
+        it cannot.
+    """
+    devices = [torch.device("cpu")]
+    if torch.cuda.is_available():
+        devices.insert(0, torch.device("cuda"))
+    reasons = {}
+    for name in BACKENDS:
+        said = [_module(name).unusable(device) for device in devices]
+        reasons[name] = None if None in said else said[0]
+    return reasons
+
+
+def choose(device: torch.device, name: str | None) -> Any:
+    """The backend's module for tensors on ``device``; ``name`` is the call's argument.
+
+    Raises:
+        ValueError: NDFAST_BACKEND holds no backend's name.
+        RuntimeError: the backend asked for by name cannot run here; the message says why.
+    """
+    return _choose(device.type, name or _default)
+
+
+@lru_cache(maxsize=64)
+def _choose(device_type: str, name: str | None) -> Any:
+    device = torch.device(device_type)
+    if name is not None:
+        check_backend_name(name, "NDFAST_BACKEND")
+        reason = _module(name).unusable(device)
+        if reason is not None:
+            raise RuntimeError(f"backend {name!r} cannot run on a {device_type} tensor: {reason}")
+        return _module(name)
+    for candidate in _FASTEST_FIRST.get(device_type, ("reference",)):
+        if _module(candidate).unusable(device) is None:
+            return _module(candidate)
+    raise AssertionError("the reference runs everywhere")
+
+
+def run_forward(backend: Any, arguments: tuple[Any, ...]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``backend.forward``, with a label out of range an IndexError on the CPU.
+
+    A GPU would have to synchronise to look, so there such a row is NaN. The native backend looks in
+    its own pass over the labels.
+    """
+    student, _, class_means, target, target_b = arguments[:5]
+    if student.device.type == "cpu" and backend.__name__ != "ndfast.backends.native":
+        check_label_range(target, target_b, class_means.shape[0], arguments[10])
+    return backend.forward(*arguments)
+
+
+def forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The op nd_loss_forward on real tensors; its arguments, the backend's name last."""
+    backend = choose(arguments[0].device, arguments[-1])
+    return run_forward(backend, arguments[:-1])
+
+
+def backward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """The op nd_loss_backward on real tensors; its arguments, the backend's name last."""
+    backend = choose(arguments[3].device, arguments[-1])
+    return backend.backward(*arguments[:-1])

@@ -1,0 +1,78 @@
+"""nd_loss: the public function; what its arguments may be is in `ndfast.arguments`."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ndfast.arguments import check_and_flatten
+from ndfast.autograd import nd_loss_rows
+from ndfast.labels import Mix
+
+
+def nd_loss(
+    student: Tensor,
+    teacher: Tensor | None,
+    class_means: Tensor,
+    target: Tensor | Mix | None,
+    *,
+    weight: float = 1.0,
+    sample_weight: Tensor | None = None,
+    reduction: str = "mean",
+    ignore_index: int = -100,
+    eps: float = 1e-8,
+    validate: bool = False,
+    backend: str | None = None,
+) -> Tensor:
+    r"""The ND loss of KD++: pulls features towards their class mean's direction and a large norm.
+
+    .. math::
+        \ell_i = 1 - \frac{\langle s_i, c_i \rangle / \lVert c_i \rVert}
+                          {\max(\lVert s_i \rVert, \lVert t_i \rVert)}
+
+    with :math:`c_i` the teacher's class mean of row i's label. Every norm is at least ``eps``; a tie
+    of the norms belongs to the student. Gradients go to ``student``, and to ``teacher`` and
+    ``class_means`` where these require them. Double backward is an error.
+
+    Source: "Improving Knowledge Distillation via Regularizing Feature Direction and Norm", ECCV
+    2024, arXiv 2305.17007.
+
+    Args:
+        student: penultimate features [N, D], [N, D, 1, 1], or [N, D, d1, ...] as in cross_entropy;
+            float16, bfloat16, float32 or float64. May be non-contiguous.
+        teacher: the teacher's features, shaped as ``student``; or their norms [N] (or [N, d1, ...]),
+            a constant; or None, for the direction-only loss with m = ‖s‖.
+        class_means: the teacher's mean feature of each class [K, D]; with ``target=None`` one centre
+            a row, shaped as ``student``.
+        target: class indices [N] (or [N, d1, ...]) of int64, int32 or uint8; or `Mix`; or class
+            probabilities [N, K] (or [N, K, d1, ...]), whose centre is probabilities @ class_means;
+            or None.
+        weight: the loss's factor, multiplied in the kernel.
+        sample_weight: a weight a row [N] (or [N, d1, ...]); a constant.
+        reduction: "mean" divides by the number of rows that are not ignored, or by the sum of their
+            sample weights, and is 0 where that is 0; "sum"; or "none".
+        ignore_index: rows with this label give loss 0 and gradient 0.
+        eps: lower bound of the norms that are divided by.
+        validate: look for labels out of range, which synchronises with a GPU. On the CPU they are
+            always looked for; on a GPU, without it, such a row's loss and gradient are NaN.
+        backend: "native", "triton" or "reference"; by default the fastest that can run.
+
+    Returns:
+        The loss, float32 (float64 for float64 features); 0-dim, or shaped as the rows are for
+        ``reduction="none"``.
+
+    Raises:
+        TypeError: an argument has a type or dtype that is not taken.
+        ValueError: shapes, lengths or devices do not fit, a number or name is not taken, or a
+            constant requires a gradient.
+        IndexError: a label is out of range (CPU, or ``validate=True``).
+        RuntimeError: the backend asked for by name cannot run here.
+
+    Example:
+        >>> loss = ce + kd + ndfast.nd_loss(s_emb, t_emb, class_means, labels, weight=2.0)
+    """
+    rows, rows_shape = check_and_flatten(
+        student, teacher, class_means, target, weight, sample_weight, reduction, ignore_index, eps,
+        validate, backend,
+    )  # fmt: skip
+    loss = nd_loss_rows(*rows, backend)
+    return loss if rows_shape is None else loss.view(rows_shape)

@@ -1,0 +1,93 @@
+"""Op schemas and fake kernels: the only file that speaks torch.library.
+
+torch.compile and torch.func see one functional pair of ops, whichever backend runs: the backend is
+chosen inside, on real tensors, so the graph does not depend on the choice.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ndfast import dispatch
+from ndfast.backends.reference import NONE, accumulation_dtype
+
+_INPUTS = (
+    "Tensor student, Tensor? teacher, Tensor class_means, Tensor? target, Tensor? target_b, "
+    "Tensor? lam, float lam_scalar"
+)
+_library = torch.library.Library("ndfast", "DEF")
+_library.define(
+    f"nd_loss_forward({_INPUTS}, Tensor? sample_weight, float weight, int reduction, "
+    "int ignore_index, float eps, int num_coefficients, bool gradient, str? backend) -> "
+    "(Tensor loss, Tensor scale, Tensor coefficients, Tensor grad_student)",
+    tags=torch.Tag.pt2_compliant_tag,
+)
+_library.define(
+    f"nd_loss_backward(Tensor grad_loss, Tensor scale, Tensor coefficients, {_INPUTS}, "
+    "bool needs_student, bool needs_teacher, bool needs_class_means, str? backend) -> "
+    "(Tensor grad_student, Tensor grad_teacher, Tensor grad_class_means)",
+    tags=torch.Tag.pt2_compliant_tag,
+)
+
+_library.impl("nd_loss_forward", dispatch.forward, "CompositeExplicitAutograd")
+_library.impl("nd_loss_backward", dispatch.backward, "CompositeExplicitAutograd")
+# Autograd is ndfast.autograd, outside the ops; without a kernel here PyTorch would warn.
+for _name in ("nd_loss_forward", "nd_loss_backward"):
+    _library.impl(_name, torch.library.fallthrough_kernel, "Autograd")
+
+
+@torch.library.register_fake("ndfast::nd_loss_forward", lib=_library)
+def _forward_fake(
+    student: Tensor,
+    teacher: Tensor | None,
+    class_means: Tensor,
+    target: Tensor | None,
+    target_b: Tensor | None,
+    lam: Tensor | None,
+    lam_scalar: float,
+    sample_weight: Tensor | None,
+    weight: float,
+    reduction: int,
+    ignore_index: int,
+    eps: float,
+    num_coefficients: int,
+    gradient: bool,
+    backend: str | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    N, D = student.shape
+    dtype = accumulation_dtype(student)
+    return (
+        student.new_empty((N,) if reduction == NONE else (), dtype=dtype),
+        student.new_empty((), dtype=dtype),
+        student.new_empty((num_coefficients, N), dtype=dtype),
+        student.new_empty((N, D) if gradient else (0,)),
+    )
+
+
+@torch.library.register_fake("ndfast::nd_loss_backward", lib=_library)
+def _backward_fake(
+    grad_loss: Tensor,
+    scale: Tensor,
+    coefficients: Tensor,
+    student: Tensor,
+    teacher: Tensor | None,
+    class_means: Tensor,
+    target: Tensor | None,
+    target_b: Tensor | None,
+    lam: Tensor | None,
+    lam_scalar: float,
+    needs_student: bool,
+    needs_teacher: bool,
+    needs_class_means: bool,
+    backend: str | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return (
+        student.new_empty(student.shape if needs_student else (0,)),
+        student.new_empty(0) if teacher is None or not needs_teacher else teacher.new_empty(teacher.shape),
+        class_means.new_empty(class_means.shape if needs_class_means else (0,)),
+    )
+
+
+nd_loss_forward = torch.ops.ndfast.nd_loss_forward.default
+nd_loss_backward = torch.ops.ndfast.nd_loss_backward.default
