@@ -64,9 +64,7 @@ def _is_traced(student: Tensor) -> bool:
 
 def _num_coefficients(needs_gradient: tuple[bool, ...]) -> int:
     """How many coefficients a row backward needs: the student two, the others four."""
-    if needs_gradient[TEACHER] or needs_gradient[CLASS_MEANS]:
-        return 4
-    return 2 if needs_gradient[STUDENT] else 0
+    return 4 if needs_gradient[TEACHER] or needs_gradient[CLASS_MEANS] else 2
 
 
 class _DeadEnd(torch.autograd.Function):
@@ -125,43 +123,43 @@ class _NDLoss(torch.autograd.Function):
     ) -> Tensor:
         needs = ctx.needs_input_grad
         gradient = needs[STUDENT] and student.dtype != torch.float16
-        num_coefficients = _num_coefficients((needs[STUDENT] and not gradient, *needs[1:3]))
         inputs = (student, teacher, class_means, *labels)
         loss, scale, coefficients, grad_student = dispatch.run_forward(
-            backend, (*inputs, *options, num_coefficients, gradient)
+            backend, (*inputs, *options, _num_coefficients(needs), gradient)
         )
-        ctx.save_for_backward(student, teacher, class_means)
-        ctx.rest = labels, options, backend
+        target, target_b, lam, ctx.lam_scalar = labels
+        ctx.save_for_backward(student, teacher, class_means, target, target_b, lam)
         ctx.from_forward = scale, coefficients
         ctx.grad_student = grad_student if gradient else None
-        ctx.gradient_in_forward = gradient
+        ctx.backend = backend
         return loss
 
     @staticmethod
     @_once_differentiable
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
-        labels, options, backend = ctx.rest
-        scale, coefficients = ctx.from_forward
+        student, teacher, *centres = ctx.saved_tensors
+        centres.append(ctx.lam_scalar)
+        rows = (grad_loss, *ctx.from_forward, student)
         needs_student, needs_teacher, needs_class_means = ctx.needs_input_grad[:3]
-        grad_student = grad_teacher = grad_class_means = None
-        if ctx.gradient_in_forward:
-            # Handed out once, so that nobody else holds it and it may be scaled in place; a second
-            # backward (retain_graph) computes it anew.
-            grad_student, ctx.grad_student = ctx.grad_student, None
-            if grad_student is None:
-                inputs = (*ctx.saved_tensors, *labels)
-                grad_student = backend.forward(*inputs, *options, 0, True)[3]
-            backend.scale_gradient_(grad_student, grad_loss, scale)
+        # Handed out once, so that nobody else holds it and it may be written in place; a second
+        # backward (retain_graph) makes its own from the coefficients.
+        grad_student, ctx.grad_student = ctx.grad_student, None
+        if grad_student is not None:
+            ctx.backend.finish_gradient_(grad_student, *rows, *centres)
+            if not (needs_teacher or needs_class_means):
+                return grad_student, None, None, None, None, None
             needs_student = False
-        if needs_student or needs_teacher or needs_class_means:
-            grads = backend.backward(
-                grad_loss, scale, coefficients, *ctx.saved_tensors, *labels,
-                needs_student, needs_teacher, needs_class_means,
-            )  # fmt: skip
-            grad_student = grads[0] if needs_student else grad_student
-            grad_teacher = grads[1] if needs_teacher else None
-            grad_class_means = grads[2] if needs_class_means else None
-        return grad_student, grad_teacher, grad_class_means, None, None, None
+        grads = ctx.backend.backward(
+            *rows, teacher, *centres, needs_student, needs_teacher, needs_class_means
+        )
+        return (
+            grads[0] if needs_student else grad_student,
+            grads[1] if needs_teacher else None,
+            grads[2] if needs_class_means else None,
+            None,
+            None,
+            None,
+        )
 
 
 class _TracedNDLoss(torch.autograd.Function):

@@ -1,1 +1,68 @@
-def unusable(device): return "not built"
+"""Finds and loads the compiled library (csrc/): C++ on the CPU, one pass over the rows.
+
+The environment variable NDFAST_CPU_CAPABILITY (avx512, avx2 or portable; read at import) forces a
+lower instruction set than the processor's highest, as `set_capability` does.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ndfast.labels import check_label_range
+
+try:
+    from ndfast import _C  # type: ignore[attr-defined]  # noqa: F401  (registers the ops)
+
+    _missing = None
+except ImportError as error:
+    _missing = (
+        f"the compiled library is not there ({error}); install ndfast with --no-build-isolation "
+        "where a C++ compiler and torch are"
+    )
+
+
+def unusable(device: torch.device) -> str | None:
+    """Needs the compiled library and CPU tensors."""
+    return _missing if device.type == "cpu" else "the compiled library is for the CPU"
+
+
+def capability() -> str:
+    """The instruction set in use: avx512, avx2 or portable."""
+    return torch.ops.ndfast_native.capability()
+
+
+def set_capability(name: str) -> None:
+    """Uses another instruction set.
+
+    Raises:
+        ValueError: this processor or this build lacks it.
+    """
+    if not torch.ops.ndfast_native.set_capability(name):
+        raise ValueError(f"name: {name!r} is no instruction set of this processor and build")
+
+
+if _missing is None:
+    _forward = torch.ops.ndfast_native.forward.default
+    backward = torch.ops.ndfast_native.backward.default
+    finish_gradient_ = torch.ops.ndfast_native.finish_gradient_.default
+    if os.environ.get("NDFAST_CPU_CAPABILITY"):
+        set_capability(os.environ["NDFAST_CPU_CAPABILITY"])
+
+
+def forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The loss and what backward needs; see `ndfast.backends`.
+
+    Raises:
+        IndexError: a label is out of range.
+    """
+    try:
+        return _forward(*arguments)
+    except RuntimeError:
+        # The library looks at every label and cannot raise an IndexError itself.
+        _, _, class_means, target, target_b = arguments[:5]
+        check_label_range(target, target_b, class_means.shape[0], arguments[10])
+        raise

@@ -236,6 +236,19 @@ def _scatter(
     return grad[:K]
 
 
-def scale_gradient_(grad_student: Tensor, grad_loss: Tensor, scale: Tensor) -> None:
-    """In place: multiplies the stored gradient by the upstream gradient, [] or [N]."""
-    grad_student.mul_((grad_loss * scale).unsqueeze(-1))
+def finish_gradient_(
+    grad_student: Tensor,
+    grad_loss: Tensor,
+    scale: Tensor,
+    coefficients: Tensor,
+    student: Tensor,
+    class_means: Tensor,
+    target: Tensor | None,
+    target_b: Tensor | None,
+    lam: Tensor | None,
+    lam_scalar: float,
+) -> None:
+    """In place: the gradient that forward finished, for this upstream gradient."""
+    centres = (class_means, target, target_b, lam, lam_scalar)
+    rows = (grad_loss, scale, coefficients, student, None, *centres)
+    grad_student.copy_(backward(*rows, True, False, False)[0])

@@ -1,0 +1,193 @@
+// The gradients from the rows' coefficients.
+#include <limits>
+#include <numeric>
+
+#include "nd_loss.h"
+#include "rows.h"
+
+namespace ndfast::cpu {
+namespace {
+
+template <class T>
+struct Backward {
+  const Values& grad_loss;
+  double scale;
+  const T* coefficients;  // [2 or 4, N]
+  int64_t N;
+  const Matrix& student;
+  const Matrix* teacher;
+  const Matrix& class_means;
+  const CentreIndex& index;
+  const Matrix* grad_student;  // each of these may be null
+  const Matrix* grad_teacher;
+  const Matrix* grad_centres;  // with one centre a row
+  bool leave_finished = false;  // a row whose upstream gradient is 1 has its gradient already
+
+  T alpha(int64_t i) const { return coefficients[i]; }
+  T beta(int64_t i) const { return coefficients[N + i]; }
+  T gamma(int64_t i) const { return coefficients[2 * N + i]; }
+  T delta(int64_t i) const { return coefficients[3 * N + i]; }
+  // An ignored row has zeros for coefficients; its gradient is 0 even where it holds NaN.
+  bool is_dead(int64_t i) const { return alpha(i) == 0 && beta(i) == 0; }
+  T upstream(int64_t i) const { return T(grad_loss[i] * scale); }
+
+  void rows(int64_t begin, int64_t end) const {
+    const auto& kernels = row_kernels<T>();
+    const Matrix none;
+    RowReader<T> students(student, kernels), teachers(teacher ? *teacher : none, kernels);
+    CentreReader<T> centres(class_means, index, kernels);
+    RowWriter<T> to_student(grad_student ? *grad_student : none, kernels);
+    RowWriter<T> to_teacher(grad_teacher ? *grad_teacher : none, kernels);
+    RowWriter<T> to_centres(grad_centres ? *grad_centres : none, kernels);
+    for (int64_t i = begin; i < end; ++i) {
+      if (leave_finished && upstream(i) == 1) continue;
+      const bool dead = is_dead(i);
+      const T* s = dead ? nullptr : students[i];
+      const T* c = dead ? nullptr : centres[i];
+      const T g = upstream(i);
+      if (dead || !c) {  // without a centre the labels have changed since forward
+        const T value = dead ? T(0) : std::numeric_limits<T>::quiet_NaN();
+        if (grad_student) to_student.fill(i, value);
+        if (grad_teacher) to_teacher.fill(i, value);
+        if (grad_centres) to_centres.fill(i, value);
+        continue;
+      }
+      if (grad_student) to_student.combine(i, c, s, g * alpha(i), g * beta(i));
+      if (grad_teacher) to_teacher.scale(i, teachers[i], g * gamma(i));
+      if (grad_centres) to_centres.combine(i, s, c, g * alpha(i), g * delta(i));
+    }
+    kernels.fence();
+  }
+
+  // The rows of each class one after the other, a class a thread: no atomics, and the same order of
+  // additions whatever the number of threads.
+  void class_gradient(const Matrix& grad_class_means) const {
+    const int64_t K = class_means.N, D = class_means.D;
+    const int64_t entries = index.target_b ? 2 * N : N;
+    const auto label = [&](int64_t e) { return e < N ? index.target[e] : index.target_b[e - N]; };
+    const auto counts = [&](int64_t e) {
+      const int64_t k = label(e);
+      return k >= 0 && k < K && !is_dead(e % N);
+    };
+    std::vector<int64_t> first(K + 1, 0), by_class(entries);
+    for (int64_t e = 0; e < entries; ++e) {
+      if (counts(e)) ++first[label(e) + 1];
+    }
+    std::partial_sum(first.begin(), first.end(), first.begin());
+    std::vector<int64_t> next(first.begin(), first.end() - 1);
+    for (int64_t e = 0; e < entries; ++e) {
+      if (counts(e)) by_class[next[label(e)]++] = e;
+    }
+
+    const int64_t row_elements = D * std::max<int64_t>(1, entries / K);
+    parallel_over_rows(K, row_elements, [&](int64_t begin, int64_t end) {
+      const auto& kernels = row_kernels<T>();
+      RowReader<T> students(student, kernels);
+      CentreReader<T> centres(class_means, index, kernels);
+      RowWriter<T> out(grad_class_means, kernels);
+      std::vector<T> sum(D);
+      for (int64_t k = begin; k < end; ++k) {
+        std::fill(sum.begin(), sum.end(), T(0));
+        for (int64_t j = first[k]; j < first[k + 1]; ++j) {
+          const int64_t i = by_class[j] % N;
+          const T* c = centres[i];
+          if (!c) continue;  // the other label of a mix is out of range
+          const T share = !index.target_b ? T(1) : T(index.lam[i]);
+          const T by = upstream(i) * (by_class[j] < N ? share : T(1) - share);
+          kernels.accumulate(sum.data(), students[i], c, by * alpha(i), by * delta(i), D);
+        }
+        out.scale(k, sum.data(), T(1));
+      }
+      kernels.fence();
+    });
+  }
+};
+
+template <class T>
+void check_fit(const Matrix& student, const Matrix& class_means, const CentreIndex& index,
+               const Tensor& coefficients, int64_t at_least) {
+  STD_TORCH_CHECK(class_means.D == student.D && (index.target || class_means.N == student.N),
+                  "class_means do not fit student");
+  STD_TORCH_CHECK(coefficients.is_contiguous() && coefficients.dim() == 2 &&
+                      coefficients.size(0) >= at_least && coefficients.size(1) == student.N &&
+                      coefficients.element_size() == sizeof(T),
+                  "coefficients do not fit student");
+}
+
+template <class T>
+std::tuple<Tensor, Tensor, Tensor> backward_in(
+    const Tensor& grad_loss, const Tensor& scale, const Tensor& coefficients, const Tensor& student,
+    const OptionalTensor& teacher, const Tensor& class_means, const CentreIndex& index,
+    bool needs_student, bool needs_teacher, bool needs_class_means) {
+  const MatrixOf s(student), c(class_means);
+  const int64_t N = s.N;
+  check_fit<T>(s, c, index, coefficients, needs_teacher || needs_class_means ? 4 : 2);
+  const Values upstream(grad_loss, N), scales(scale, N);
+  std::optional<MatrixOf> t, grad_s, grad_t, grad_c;
+  if (needs_teacher) {
+    STD_TORCH_CHECK(teacher && teacher->dim() == 2, "teacher needs features for a gradient");
+    t.emplace(*teacher);
+    STD_TORCH_CHECK(t->N == N && t->D == s.D, "teacher does not fit student");
+  }
+  const auto output = [](bool needed, const Tensor& of, std::optional<MatrixOf>& matrix) {
+    if (!needed) return empty({0}, of.scalar_type(), of);
+    Tensor grad = empty({of.size(0), of.size(1)}, of.scalar_type(), of);
+    matrix.emplace(grad);
+    return grad;
+  };
+  Tensor grad_student = output(needs_student, student, grad_s);
+  Tensor grad_teacher = output(needs_teacher, teacher ? *teacher : student, grad_t);
+  Tensor grad_class_means = output(needs_class_means, class_means, grad_c);
+
+  const bool one_centre_a_row = !index.target;
+  const Backward<T> pass{upstream, scales[0], static_cast<const T*>(coefficients.data_ptr()), N, s,
+                         t ? &*t : nullptr, c, index, grad_s ? &*grad_s : nullptr,
+                         grad_t ? &*grad_t : nullptr,
+                         grad_c && one_centre_a_row ? &*grad_c : nullptr};
+  if (pass.grad_student || pass.grad_teacher || pass.grad_centres) {
+    parallel_over_rows(N, s.D, [&](int64_t begin, int64_t end) { pass.rows(begin, end); });
+  }
+  if (grad_c && !one_centre_a_row) pass.class_gradient(*grad_c);
+  return {grad_student, grad_teacher, grad_class_means};
+}
+
+template <class T>
+void finish_(const Matrix& grad_student, const Tensor& grad_loss, const Tensor& scale,
+             const Tensor& coefficients, const Tensor& student, const Tensor& class_means,
+             const CentreIndex& index) {
+  const MatrixOf s(student), c(class_means);
+  const int64_t N = s.N;
+  const Values upstream(grad_loss, N), scales(scale, N);
+  if (upstream.is_single() && T(upstream[0] * scales[0]) == 1) return;
+  check_fit<T>(s, c, index, coefficients, 2);
+  Backward<T> pass{upstream, scales[0], static_cast<const T*>(coefficients.data_ptr()), N, s,
+                   nullptr, c, index, &grad_student, nullptr, nullptr};
+  pass.leave_finished = true;
+  parallel_over_rows(N, s.D, [&](int64_t begin, int64_t end) { pass.rows(begin, end); });
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor, Tensor> backward(
+    Tensor grad_loss, Tensor scale, Tensor coefficients, Tensor student, OptionalTensor teacher,
+    Tensor class_means, OptionalTensor target, OptionalTensor target_b, OptionalTensor lam,
+    double lam_scalar, bool needs_student, bool needs_teacher, bool needs_class_means) {
+  const int64_t N = student.size(0);
+  const CentreIndex index{Labels(target, N), Labels(target_b, N), Values(lam, N, lam_scalar)};
+  const auto run = student.scalar_type() == ScalarType::Double ? backward_in<double> : backward_in<float>;
+  return run(grad_loss, scale, coefficients, student, teacher, class_means, index, needs_student,
+             needs_teacher, needs_class_means);
+}
+
+void finish_gradient_(Tensor grad_student, Tensor grad_loss, Tensor scale, Tensor coefficients,
+                      Tensor student, Tensor class_means, OptionalTensor target,
+                      OptionalTensor target_b, OptionalTensor lam, double lam_scalar) {
+  const int64_t N = student.size(0);
+  const CentreIndex index{Labels(target, N), Labels(target_b, N), Values(lam, N, lam_scalar)};
+  const MatrixOf grad(grad_student);
+  STD_TORCH_CHECK(grad.N == N && grad.D == student.size(1), "grad_student does not fit student");
+  const auto run = student.scalar_type() == ScalarType::Double ? finish_<double> : finish_<float>;
+  run(grad, grad_loss, scale, coefficients, student, class_means, index);
+}
+
+}  // namespace ndfast::cpu

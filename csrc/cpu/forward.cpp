@@ -1,0 +1,136 @@
+// One pass over the rows: loss, coefficients and, where asked for, the student's gradient.
+#include <cmath>
+#include <limits>
+#include <memory>
+
+#include "nd_loss.h"
+#include "rows.h"
+
+namespace ndfast::cpu {
+namespace {
+
+template <class T>
+struct Forward {
+  const Matrix& student;
+  const Matrix* teacher;       // features, or null
+  const Values* teacher_norm;  // norms, or null
+  const Matrix& class_means;
+  const CentreIndex& index;
+  const Values& sample_weight;
+  int64_t ignore_index;
+  double eps;
+  double factor;  // weight over the denominator
+  int64_t num_coefficients;
+  T* loss;                      // [N]
+  T* coefficients;              // [num_coefficients, N]
+  const Matrix* grad_student;  // or null
+
+  void write_coefficients(int64_t i, const RowTerms<T>& row, T by) const {
+    const T values[] = {row.alpha, row.beta, row.gamma, row.delta};
+    for (int64_t k = 0; k < num_coefficients; ++k) coefficients[k * student.N + i] = by * values[k];
+  }
+
+  void rows(int64_t begin, int64_t end) const {
+    const auto& kernels = row_kernels<T>();
+    const Matrix none;
+    RowReader<T> students(student, kernels), teachers(teacher ? *teacher : none, kernels);
+    CentreReader<T> centres(class_means, index, kernels);
+    RowWriter<T> gradients(grad_student ? *grad_student : none, kernels);
+    for (int64_t i = begin; i < end; ++i) {
+      if (index.is_ignored(i, ignore_index)) {
+        loss[i] = 0;
+        write_coefficients(i, {0, 0, 0, 0, 0}, T(0));
+        if (grad_student) gradients.fill(i, 0);
+        continue;
+      }
+      const T* s = students[i];
+      const T* c = centres[i];
+      const auto sums = kernels.sums(s, teacher ? teachers[i] : nullptr, c, student.D);
+      const T norm_t = teacher_norm ? T((*teacher_norm)[i]) : std::sqrt(sums.teacher_squared);
+      const auto row = row_terms(std::sqrt(sums.student_squared), norm_t,
+                                 std::sqrt(sums.centre_squared), sums.student_dot_centre, T(eps));
+      const T by = T(factor * sample_weight[i]);
+      loss[i] = by * row.loss;
+      write_coefficients(i, row, by);
+      if (grad_student) gradients.combine(i, c, s, by * row.alpha, by * row.beta);
+    }
+    kernels.fence();
+  }
+};
+
+// Σ of the sample weights of the rows that count, after a look at every label.
+double denominator_of(const CentreIndex& index, const Values& sample_weight, int64_t N, int64_t K,
+                      int64_t ignore_index) {
+  double sum = 0;
+  for (int64_t i = 0; i < N; ++i) {
+    for (const Labels* labels : {&index.target, &index.target_b}) {
+      if (!*labels) continue;
+      const int64_t label = (*labels)[i];
+      STD_TORCH_CHECK((label >= 0 && label < K) || label == ignore_index,
+                      "label out of range");  // told apart, with its row, in backends/native.py
+    }
+    if (!index.is_ignored(i, ignore_index)) sum += sample_weight[i];
+  }
+  return sum;
+}
+
+template <class T>
+std::tuple<Tensor, Tensor, Tensor, Tensor> forward_in(
+    const Tensor& student, const OptionalTensor& teacher, const Tensor& class_means,
+    const CentreIndex& index, const Values& sample_weight, double weight, int64_t reduction,
+    int64_t ignore_index, double eps, int64_t num_coefficients, bool gradient) {
+  const ScalarType dtype = sizeof(T) == 8 ? ScalarType::Double : ScalarType::Float;
+  const MatrixOf s(student), c(class_means);
+  const int64_t N = s.N;
+  STD_TORCH_CHECK(c.D == s.D && (index.target || c.N == N), "class_means do not fit student");
+  std::optional<MatrixOf> t;
+  std::optional<Values> t_norm;
+  if (teacher && teacher->dim() == 1) {
+    t_norm.emplace(teacher, N);
+  } else if (teacher) {
+    t.emplace(*teacher);
+    STD_TORCH_CHECK(t->N == N && t->D == s.D, "teacher does not fit student");
+  }
+  const double denominator = denominator_of(index, sample_weight, N, c.N, ignore_index);
+  const double mean_factor = denominator == 0 ? 0 : weight / denominator;
+
+  Tensor coefficients = empty({num_coefficients, N}, dtype, student);
+  Tensor grad_student = gradient ? empty({N, s.D}, student.scalar_type(), student)
+                                 : empty({0}, student.scalar_type(), student);
+  Tensor loss = reduction == kNone ? empty({N}, dtype, student) : empty({}, dtype, student);
+  std::unique_ptr<T[]> row_loss(reduction == kNone ? nullptr : new T[N]);
+  std::optional<MatrixOf> grad;
+  if (gradient) grad.emplace(grad_student);
+
+  const Forward<T> pass{
+      s, t ? &*t : nullptr, t_norm ? &*t_norm : nullptr, c, index, sample_weight, ignore_index, eps,
+      reduction == kMean ? mean_factor : weight, num_coefficients,
+      row_loss ? row_loss.get() : static_cast<T*>(loss.data_ptr()),
+      static_cast<T*>(coefficients.data_ptr()), grad ? &*grad : nullptr};
+  parallel_over_rows(N, s.D, [&](int64_t begin, int64_t end) { pass.rows(begin, end); });
+  if (row_loss) {
+    double sum = 0;  // one order whatever the number of threads, so bitwise the same from run to run
+    for (int64_t i = 0; i < N; ++i) sum += double(row_loss[i]);
+    *static_cast<T*>(loss.data_ptr()) = T(sum);
+  }
+  Tensor scale = empty({}, dtype, student);
+  *static_cast<T*>(scale.data_ptr()) = 1;
+  return {loss, scale, coefficients, grad_student};
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> forward(
+    Tensor student, OptionalTensor teacher, Tensor class_means, OptionalTensor target,
+    OptionalTensor target_b, OptionalTensor lam, double lam_scalar, OptionalTensor sample_weight,
+    double weight, int64_t reduction, int64_t ignore_index, double eps, int64_t num_coefficients,
+    bool gradient) {
+  const int64_t N = student.size(0);
+  const CentreIndex index{Labels(target, N), Labels(target_b, N), Values(lam, N, lam_scalar)};
+  const Values weights(sample_weight, N);
+  const auto run = student.scalar_type() == ScalarType::Double ? forward_in<double> : forward_in<float>;
+  return run(student, teacher, class_means, index, weights, weight, reduction, ignore_index, eps,
+             num_coefficients, gradient);
+}
+
+}  // namespace ndfast::cpu

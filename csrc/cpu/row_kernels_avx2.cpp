@@ -1,0 +1,26 @@
+// The row passes for x86-64 with AVX2. Called only where the processor has it (capability.cpp).
+#ifdef __x86_64__
+#include <immintrin.h>
+
+#include "row_kernels.h"
+
+#ifdef __clang__
+#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#else
+#pragma GCC target("avx2,fma")
+#endif
+
+namespace {
+inline void stream_store(float* p, float __attribute__((vector_size(32))) v) { _mm256_stream_ps(p, v); }
+inline void stream_store(double* p, double __attribute__((vector_size(32))) v) { _mm256_stream_pd(p, v); }
+}  // namespace
+
+#define NDFAST_ISA avx2
+#define NDFAST_BYTES 32
+#define NDFAST_STREAM stream_store
+#include "row_kernels_impl.h"
+
+#ifdef __clang__
+#pragma clang attribute pop
+#endif
+#endif

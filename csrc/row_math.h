@@ -1,0 +1,56 @@
+// One row's loss and gradient coefficients from its norms and its dot product. Shared by every
+// compiled backend; the definition it must equal is ndfast/backends/reference.py.
+#pragma once
+
+#include <cmath>
+
+#ifdef __CUDACC__
+#define NDFAST_HOST_DEVICE __host__ __device__ __forceinline__
+#else
+#define NDFAST_HOST_DEVICE inline
+#endif
+
+namespace ndfast {
+
+// What one pass over a row collects; T is the type of the sums, float or double.
+template <class T>
+struct RowSums {
+  T student_squared;
+  T teacher_squared;
+  T centre_squared;
+  T student_dot_centre;
+};
+
+// d/ds = alpha*c + beta*s,  d/dt = gamma*t,  d/dc = alpha*s + delta*c.
+template <class T>
+struct RowTerms {
+  T loss;
+  T alpha;
+  T beta;
+  T gamma;
+  T delta;
+};
+
+// The comparisons are written so that a NaN norm makes them true: the NaN then reaches the loss and
+// every gradient of its row. A tie of the norms belongs to the student.
+template <class T>
+NDFAST_HOST_DEVICE RowTerms<T> row_terms(T student_norm, T teacher_norm, T centre_norm,
+                                         T student_dot_centre, T eps) {
+  const bool teacher_is_larger = teacher_norm > student_norm || teacher_norm != teacher_norm;
+  T m = teacher_is_larger ? teacher_norm : student_norm;
+  m = m < eps ? eps : m;
+  const T n_c = centre_norm < eps ? eps : centre_norm;
+  const T cosine_like = student_dot_centre / n_c / m;  // p / m
+
+  RowTerms<T> row;
+  row.loss = T(1) - cosine_like;
+  row.alpha = T(-1) / (n_c * m);
+  // p / m^2 is taken as (p / m) / m: m^2 leaves float's range where m does not.
+  const T shrink = cosine_like / m;
+  row.beta = !(student_norm < teacher_norm) && !(student_norm <= eps) ? shrink / student_norm : T(0);
+  row.gamma = !(teacher_norm <= student_norm) && !(teacher_norm <= eps) ? shrink / teacher_norm : T(0);
+  row.delta = !(centre_norm <= eps) ? cosine_like / n_c / n_c : T(0);
+  return row;
+}
+
+}  // namespace ndfast
