@@ -18,8 +18,9 @@ STABLE_TORCH_LIBRARY(ndfast_native, m) {
   m.def("backward(Tensor grad_loss, Tensor scale, Tensor coefficients, " NDFAST_INPUTS
         ", bool needs_student, bool needs_teacher, bool needs_class_means) -> "
         "(Tensor grad_student, Tensor grad_teacher, Tensor grad_class_means)");
-  m.def("finish_gradient_(Tensor(a!) grad_student, Tensor grad_loss, Tensor scale, "
-        "Tensor coefficients, " NDFAST_STUDENT_AND_CENTRES ") -> ()");
+  m.def(
+      "finish_gradient_(Tensor(a!) grad_student, Tensor grad_loss, Tensor scale, "
+      "Tensor coefficients, " NDFAST_STUDENT_AND_CENTRES ") -> ()");
   m.def("capability() -> str");
   m.def("set_capability(str name) -> bool");
 }
@@ -37,7 +38,7 @@ STABLE_TORCH_LIBRARY_IMPL(ndfast_native, CompositeExplicitAutograd, m) {
 
 // Importing the module loads the library, which registers the ops.
 PyMODINIT_FUNC PyInit__C(void) {
-  static PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr,
-                                   nullptr,              nullptr, nullptr, nullptr};
+  static PyModuleDef definition = {
+      PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
   return PyModule_Create(&definition);
 }

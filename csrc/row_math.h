@@ -47,8 +47,10 @@ NDFAST_HOST_DEVICE RowTerms<T> row_terms(T student_norm, T teacher_norm, T centr
   row.alpha = T(-1) / (n_c * m);
   // p / m^2 is taken as (p / m) / m: m^2 leaves float's range where m does not.
   const T shrink = cosine_like / m;
-  row.beta = !(student_norm < teacher_norm) && !(student_norm <= eps) ? shrink / student_norm : T(0);
-  row.gamma = !(teacher_norm <= student_norm) && !(teacher_norm <= eps) ? shrink / teacher_norm : T(0);
+  row.beta =
+      !(student_norm < teacher_norm) && !(student_norm <= eps) ? shrink / student_norm : T(0);
+  row.gamma =
+      !(teacher_norm <= student_norm) && !(teacher_norm <= eps) ? shrink / teacher_norm : T(0);
   row.delta = !(centre_norm <= eps) ? cosine_like / n_c / n_c : T(0);
   return row;
 }

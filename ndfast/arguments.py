@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +15,23 @@ from ndfast.labels import Mix, check_label_range
 _FLOATS = frozenset((torch.float32, torch.bfloat16, torch.float16, torch.float64))
 _LABELS = frozenset((torch.int64, torch.int32, torch.uint8))
 _REDUCTIONS = {"none": NONE, "mean": MEAN, "sum": SUM}
+
+
+class Rows(NamedTuple):
+    """What a backend's forward takes first; the shapes are in `ndfast.backends`."""
+
+    student: Tensor
+    teacher: Tensor | None
+    class_means: Tensor
+    target: Tensor | None
+    target_b: Tensor | None
+    lam: Tensor | None
+    lam_scalar: float
+    sample_weight: Tensor | None
+    weight: float
+    reduction: int
+    ignore_index: int
+    eps: float
 
 
 def check_and_flatten(
@@ -29,12 +46,12 @@ def check_and_flatten(
     eps: float,
     validate: bool,
     backend: str | None,
-) -> tuple[tuple[Any, ...], tuple[int, ...] | None]:
+) -> tuple[Rows, tuple[int, ...] | None]:
     """Checks the arguments of `ndfast.nd_loss` and brings them to rows.
 
     Returns:
-        The arguments of `ndfast.autograd.nd_loss_rows` without the backend, and the shape that
-        ``reduction="none"`` must be brought back to, None where it is right.
+        The rows, and the shape that the loss of ``reduction="none"`` must be brought back to, None
+        where it is right.
     """
     _check_float_tensor("student", student)
     if student.dim() < 2 or student.shape[1] == 0:
@@ -57,13 +74,14 @@ def check_and_flatten(
 
     target_b, lam, lam_scalar = None, None, 1.0
     if target is None:
-        _check_shape("class_means", class_means, student.shape, "with target=None, one centre a row")
+        _check_shape("class_means", class_means, student.shape, "one centre a row")
         class_means = _flatten(class_means)
     else:
-        if class_means.dim() != 2 or class_means.shape[1] != student.shape[1] or not len(class_means):
+        D = student.shape[1]
+        if class_means.dim() != 2 or class_means.shape[1] != D or len(class_means) == 0:
             raise ValueError(
                 f"class_means: got shape {_shape(class_means)}; for student {_shape(student)} it "
-                f"takes [K, {student.shape[1]}] with K > 0"
+                f"takes [K, {D}] with K > 0"
             )
         if isinstance(target, Mix):
             target, target_b, lam, lam_scalar = _check_mix(target, rows_shape, device)
@@ -81,7 +99,7 @@ def check_and_flatten(
             teacher = _flatten(teacher) if teacher.shape != rows_shape else teacher.reshape(-1)
         if sample_weight is not None:
             sample_weight = sample_weight.reshape(-1)
-    rows = (
+    rows = Rows(
         student, teacher, class_means, target, target_b, lam, lam_scalar, sample_weight,
         float(weight), _REDUCTIONS[reduction], ignore_index, float(eps),
     )  # fmt: skip
@@ -94,7 +112,9 @@ def _shape(tensor: Tensor) -> list[int]:
 
 def _flatten(features: Tensor) -> Tensor:
     """[N, D, d1, ...] to [N·d1·..., D], a view where the strides allow."""
-    return features if features.dim() == 2 else features.movedim(1, -1).reshape(-1, features.shape[1])
+    if features.dim() == 2:
+        return features
+    return features.movedim(1, -1).reshape(-1, features.shape[1])
 
 
 def _rows_shape(student: Tensor, target: Any) -> Any:
@@ -119,8 +139,13 @@ def _check_float_tensor(name: str, value: Any, device: torch.device | None = Non
         raise TypeError(
             f"{name}: got dtype {value.dtype}; it takes float16, bfloat16, float32 or float64"
         )
-    if device is not None and value.device != device:
-        raise ValueError(f"{name}: is on {value.device}, student on {device}; they must be on one device")
+    if device is not None:
+        _check_device(name, value, device)
+
+
+def _check_device(name: str, value: Tensor, device: torch.device) -> None:
+    if value.device != device:
+        raise ValueError(f"{name}: is on {value.device}, but student on {device}")
 
 
 def _check_constant(name: str, value: Tensor) -> None:
@@ -136,8 +161,8 @@ def _check_shape(name: str, value: Tensor, shape: Any, meaning: str) -> None:
 def _check_norms(teacher: Tensor, student: Tensor, rows_shape: Any) -> None:
     if teacher.shape != rows_shape:
         raise ValueError(
-            f"teacher: got shape {_shape(teacher)}; for student {_shape(student)} it takes features "
-            f"of that shape or norms of shape {list(rows_shape)}"
+            f"teacher: got shape {_shape(teacher)}; for student {_shape(student)} it takes "
+            f"features of that shape or norms of shape {list(rows_shape)}"
         )
     _check_constant("teacher", teacher)
 
@@ -151,7 +176,9 @@ def _check_options(
     if not 0 <= eps < math.inf:
         raise ValueError(f"eps: got {eps}; it takes a finite number, 0 or more")
     if reduction not in _REDUCTIONS:
-        raise ValueError(f"reduction: {reduction!r} is not a valid value; it takes none, mean or sum")
+        raise ValueError(
+            f"reduction: {reduction!r} is not a valid value; it takes 'none', 'mean' or 'sum'"
+        )
     if not isinstance(ignore_index, int):
         raise TypeError(f"ignore_index: got {type(ignore_index).__name__}; it takes an int")
     if backend is not None:
@@ -166,13 +193,14 @@ def _check_labels(name: str, labels: Any, rows_shape: Any, device: torch.device)
             "probabilities or None"
         )
     if labels.dtype not in _LABELS:
-        raise TypeError(f"{name}: got dtype {labels.dtype}; class indices are int64, int32 or uint8")
+        raise TypeError(
+            f"{name}: got dtype {labels.dtype}; class indices are int64, int32 or uint8"
+        )
     if labels.shape != rows_shape:
         raise ValueError(
-            f"{name}: got shape {_shape(labels)}; it takes {list(rows_shape)}, one class index a row"
+            f"{name}: got shape {_shape(labels)}; it takes {list(rows_shape)}, a class index a row"
         )
-    if labels.device != device:
-        raise ValueError(f"{name}: is on {labels.device}, student on {device}; they must be on one device")
+    _check_device(name, labels, device)
     return labels if labels.dim() == 1 else labels.reshape(-1)
 
 

@@ -15,31 +15,18 @@ import torch
 from torch import Tensor
 
 from ndfast import dispatch, ops
+from ndfast.arguments import Rows
 
 # Where the inputs that need a gradient stand among a Function's inputs.
 STUDENT, TEACHER, CLASS_MEANS = 0, 1, 2
 
 
-def nd_loss_rows(
-    student: Tensor,
-    teacher: Tensor | None,
-    class_means: Tensor,
-    target: Tensor | None,
-    target_b: Tensor | None,
-    lam: Tensor | None,
-    lam_scalar: float,
-    sample_weight: Tensor | None,
-    weight: float,
-    reduction: int,
-    ignore_index: int,
-    eps: float,
-    backend: str | None,
-) -> Tensor:
-    """The loss of rows [N, D] whose arguments `ndfast.arguments` has checked, with its gradients."""
-    labels = (target, target_b, lam, lam_scalar)
-    options = (sample_weight, weight, reduction, ignore_index, eps)
+def nd_loss_rows(rows: Rows, backend: str | None) -> Tensor:
+    """The loss of checked rows, with its gradients."""
+    student, teacher, class_means = inputs = rows[:3]
+    labels, options = rows[3:7], rows[7:]
     if _is_traced(student):
-        return _TracedNDLoss.apply(student, teacher, class_means, labels, options, backend)[0]
+        return _TracedNDLoss.apply(*inputs, labels, options, backend)[0]
     needs_gradient = torch.is_grad_enabled() and (
         student.requires_grad
         or class_means.requires_grad
@@ -47,9 +34,8 @@ def nd_loss_rows(
     )
     module = dispatch.choose(student.device, backend)
     if not needs_gradient:
-        inputs = (student, teacher, class_means, *labels)
-        return dispatch.run_forward(module, (*inputs, *options, 0, False))[0]
-    return _NDLoss.apply(student, teacher, class_means, labels, options, module)
+        return dispatch.run_forward(module, (*rows, 0, False))[0]
+    return _NDLoss.apply(*inputs, labels, options, module)
 
 
 def _is_traced(student: Tensor) -> bool:
@@ -195,4 +181,5 @@ class _TracedNDLoss(torch.autograd.Function):
         lam_scalar, backend = ctx.rest
         needs = ctx.needs_input_grad[:3]
         grads = ops.nd_loss_backward(grad_loss, *ctx.saved_tensors, lam_scalar, *needs, backend)
-        return *(grad if need else None for grad, need in zip(grads, needs, strict=True)), None, None, None
+        wanted = [grad if need else None for grad, need in zip(grads, needs, strict=True)]
+        return *wanted, None, None, None

@@ -233,9 +233,7 @@ def _read(path: Path, max_bytes: int) -> tuple[np.ndarray, dict[str, Any]]:
     data = path.read_bytes()
     try:
         return decode(data, max_bytes)
-    except (
-        Exception
-    ) as error:  # bytes that mean harm make parsers raise anything, RecursionError too
+    except Exception as error:  # hostile bytes make parsers raise anything, RecursionError too
         raise ValueError(f"{path}: cannot be read: {error}") from error
 
 
@@ -279,6 +277,6 @@ def _to_strings(
             raise ValueError(f"{name}: is written by ndfast itself; choose another name")
         if not isinstance(value, str):
             raise TypeError(f"{name}: got {type(value).__name__}; metadata takes strings")
-    return (
-        metadata if counts is None else metadata | {"counts": json.dumps(_check_counts(counts, K))}
-    )
+    if counts is None:
+        return metadata
+    return metadata | {"counts": json.dumps(_check_counts(counts, K))}

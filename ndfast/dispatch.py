@@ -114,12 +114,14 @@ def run_forward(backend: Any, arguments: tuple[Any, ...]) -> tuple[Tensor, Tenso
     return backend.forward(*arguments)
 
 
+@torch.no_grad()  # autograd is outside the ops, whoever calls them
 def forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The op nd_loss_forward on real tensors; its arguments, the backend's name last."""
     backend = choose(arguments[0].device, arguments[-1])
     return run_forward(backend, arguments[:-1])
 
 
+@torch.no_grad()
 def backward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     """The op nd_loss_backward on real tensors; its arguments, the backend's name last."""
     backend = choose(arguments[3].device, arguments[-1])

@@ -29,20 +29,20 @@ def nd_loss(
         \ell_i = 1 - \frac{\langle s_i, c_i \rangle / \lVert c_i \rVert}
                           {\max(\lVert s_i \rVert, \lVert t_i \rVert)}
 
-    with :math:`c_i` the teacher's class mean of row i's label. Every norm is at least ``eps``; a tie
-    of the norms belongs to the student. Gradients go to ``student``, and to ``teacher`` and
-    ``class_means`` where these require them. Double backward is an error.
+    with :math:`c_i` the teacher's class mean of row i's label. Every norm that is divided by is at
+    least ``eps``; a tie of the norms belongs to the student. Gradients go to ``student``, and to
+    ``teacher`` and ``class_means`` where these require them. Double backward is an error.
 
     Source: "Improving Knowledge Distillation via Regularizing Feature Direction and Norm", ECCV
     2024, arXiv 2305.17007.
 
     Args:
-        student: penultimate features [N, D], [N, D, 1, 1], or [N, D, d1, ...] as in cross_entropy;
-            float16, bfloat16, float32 or float64. May be non-contiguous.
-        teacher: the teacher's features, shaped as ``student``; or their norms [N] (or [N, d1, ...]),
-            a constant; or None, for the direction-only loss with m = ‖s‖.
-        class_means: the teacher's mean feature of each class [K, D]; with ``target=None`` one centre
-            a row, shaped as ``student``.
+        student: penultimate features [N, D], [N, D, 1, 1], or [N, D, d1, ...] as cross_entropy has
+            them; float16, bfloat16, float32 or float64. May be non-contiguous.
+        teacher: the teacher's features, shaped as ``student``; or their norms [N] (or
+            [N, d1, ...]), a constant; or None, for the direction-only loss with m = ‖s‖.
+        class_means: the teacher's mean feature of each class [K, D]; with ``target=None`` one
+            centre a row, shaped as ``student``.
         target: class indices [N] (or [N, d1, ...]) of int64, int32 or uint8; or `Mix`; or class
             probabilities [N, K] (or [N, K, d1, ...]), whose centre is probabilities @ class_means;
             or None.
@@ -74,5 +74,5 @@ def nd_loss(
         student, teacher, class_means, target, weight, sample_weight, reduction, ignore_index, eps,
         validate, backend,
     )  # fmt: skip
-    loss = nd_loss_rows(*rows, backend)
+    loss = nd_loss_rows(rows, backend)
     return loss if rows_shape is None else loss.view(rows_shape)

@@ -82,10 +82,13 @@ def _backward_fake(
     needs_class_means: bool,
     backend: str | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    def gradient(of: Tensor | None, needed: bool) -> Tensor:
+        return student.new_empty(0) if of is None or not needed else of.new_empty(of.shape)
+
     return (
-        student.new_empty(student.shape if needs_student else (0,)),
-        student.new_empty(0) if teacher is None or not needs_teacher else teacher.new_empty(teacher.shape),
-        class_means.new_empty(class_means.shape if needs_class_means else (0,)),
+        gradient(student, needs_student),
+        gradient(teacher, needs_teacher),
+        gradient(class_means, needs_class_means),
     )
 
 

@@ -1,11 +1,31 @@
-"""What holds for every test: Triton's interpreter where there is no GPU, and poisoned outputs."""
+"""What holds for every test: Triton's interpreter where there is no GPU, fresh seeds, poison."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
+import pytest
 import torch
 
 if not torch.cuda.is_available():
     # Before ndfast is imported: Triton decides when a kernel is defined.
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+@pytest.fixture
+def seed() -> int:
+    """A fresh seed each run; a failure shows it, NDFAST_TEST_SEED repeats it."""
+    seed = int(os.environ.get("NDFAST_TEST_SEED", int.from_bytes(os.urandom(4), "little")))
+    print(f"NDFAST_TEST_SEED={seed}")
+    torch.manual_seed(seed)
+    return seed
+
+
+@pytest.fixture(autouse=True)
+def poisoned_outputs() -> Iterator[None]:
+    """torch.empty gives NaN, so that an element that a kernel leaves out is seen."""
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.use_deterministic_algorithms(False)

@@ -20,7 +20,7 @@ struct Backward {
   const CentreIndex& index;
   const Matrix* grad_student;  // each of these may be null
   const Matrix* grad_teacher;
-  const Matrix* grad_centres;  // with one centre a row
+  const Matrix* grad_centres;   // with one centre a row
   bool leave_finished = false;  // a row whose upstream gradient is 1 has its gradient already
 
   T alpha(int64_t i) const { return coefficients[i]; }
@@ -115,10 +115,12 @@ void check_fit(const Matrix& student, const Matrix& class_means, const CentreInd
 }
 
 template <class T>
-std::tuple<Tensor, Tensor, Tensor> backward_in(
-    const Tensor& grad_loss, const Tensor& scale, const Tensor& coefficients, const Tensor& student,
-    const OptionalTensor& teacher, const Tensor& class_means, const CentreIndex& index,
-    bool needs_student, bool needs_teacher, bool needs_class_means) {
+std::tuple<Tensor, Tensor, Tensor> backward_in(const Tensor& grad_loss, const Tensor& scale,
+                                               const Tensor& coefficients, const Tensor& student,
+                                               const OptionalTensor& teacher,
+                                               const Tensor& class_means, const CentreIndex& index,
+                                               bool needs_student, bool needs_teacher,
+                                               bool needs_class_means) {
   const MatrixOf s(student), c(class_means);
   const int64_t N = s.N;
   check_fit<T>(s, c, index, coefficients, needs_teacher || needs_class_means ? 4 : 2);
@@ -140,8 +142,15 @@ std::tuple<Tensor, Tensor, Tensor> backward_in(
   Tensor grad_class_means = output(needs_class_means, class_means, grad_c);
 
   const bool one_centre_a_row = !index.target;
-  const Backward<T> pass{upstream, scales[0], static_cast<const T*>(coefficients.data_ptr()), N, s,
-                         t ? &*t : nullptr, c, index, grad_s ? &*grad_s : nullptr,
+  const Backward<T> pass{upstream,
+                         scales[0],
+                         static_cast<const T*>(coefficients.data_ptr()),
+                         N,
+                         s,
+                         t ? &*t : nullptr,
+                         c,
+                         index,
+                         grad_s ? &*grad_s : nullptr,
                          grad_t ? &*grad_t : nullptr,
                          grad_c && one_centre_a_row ? &*grad_c : nullptr};
   if (pass.grad_student || pass.grad_teacher || pass.grad_centres) {
@@ -160,21 +169,26 @@ void finish_(const Matrix& grad_student, const Tensor& grad_loss, const Tensor& 
   const Values upstream(grad_loss, N), scales(scale, N);
   if (upstream.is_single() && T(upstream[0] * scales[0]) == 1) return;
   check_fit<T>(s, c, index, coefficients, 2);
-  Backward<T> pass{upstream, scales[0], static_cast<const T*>(coefficients.data_ptr()), N, s,
-                   nullptr, c, index, &grad_student, nullptr, nullptr};
+  Backward<T> pass{upstream, scales[0], static_cast<const T*>(coefficients.data_ptr()),
+                   N,        s,         nullptr,
+                   c,        index,     &grad_student,
+                   nullptr,  nullptr};
   pass.leave_finished = true;
   parallel_over_rows(N, s.D, [&](int64_t begin, int64_t end) { pass.rows(begin, end); });
 }
 
 }  // namespace
 
-std::tuple<Tensor, Tensor, Tensor> backward(
-    Tensor grad_loss, Tensor scale, Tensor coefficients, Tensor student, OptionalTensor teacher,
-    Tensor class_means, OptionalTensor target, OptionalTensor target_b, OptionalTensor lam,
-    double lam_scalar, bool needs_student, bool needs_teacher, bool needs_class_means) {
+std::tuple<Tensor, Tensor, Tensor> backward(Tensor grad_loss, Tensor scale, Tensor coefficients,
+                                            Tensor student, OptionalTensor teacher,
+                                            Tensor class_means, OptionalTensor target,
+                                            OptionalTensor target_b, OptionalTensor lam,
+                                            double lam_scalar, bool needs_student,
+                                            bool needs_teacher, bool needs_class_means) {
   const int64_t N = student.size(0);
   const CentreIndex index{Labels(target, N), Labels(target_b, N), Values(lam, N, lam_scalar)};
-  const auto run = student.scalar_type() == ScalarType::Double ? backward_in<double> : backward_in<float>;
+  const auto run =
+      student.scalar_type() == ScalarType::Double ? backward_in<double> : backward_in<float>;
   return run(grad_loss, scale, coefficients, student, teacher, class_means, index, needs_student,
              needs_teacher, needs_class_means);
 }

@@ -21,8 +21,8 @@ struct Forward {
   double eps;
   double factor;  // weight over the denominator
   int64_t num_coefficients;
-  T* loss;                      // [N]
-  T* coefficients;              // [num_coefficients, N]
+  T* loss;                     // [N]
+  T* coefficients;             // [num_coefficients, N]
   const Matrix* grad_student;  // or null
 
   void write_coefficients(int64_t i, const RowTerms<T>& row, T by) const {
@@ -102,14 +102,23 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward_in(
   std::optional<MatrixOf> grad;
   if (gradient) grad.emplace(grad_student);
 
-  const Forward<T> pass{
-      s, t ? &*t : nullptr, t_norm ? &*t_norm : nullptr, c, index, sample_weight, ignore_index, eps,
-      reduction == kMean ? mean_factor : weight, num_coefficients,
-      row_loss ? row_loss.get() : static_cast<T*>(loss.data_ptr()),
-      static_cast<T*>(coefficients.data_ptr()), grad ? &*grad : nullptr};
+  const Forward<T> pass{s,
+                        t ? &*t : nullptr,
+                        t_norm ? &*t_norm : nullptr,
+                        c,
+                        index,
+                        sample_weight,
+                        ignore_index,
+                        eps,
+                        reduction == kMean ? mean_factor : weight,
+                        num_coefficients,
+                        row_loss ? row_loss.get() : static_cast<T*>(loss.data_ptr()),
+                        static_cast<T*>(coefficients.data_ptr()),
+                        grad ? &*grad : nullptr};
   parallel_over_rows(N, s.D, [&](int64_t begin, int64_t end) { pass.rows(begin, end); });
   if (row_loss) {
-    double sum = 0;  // one order whatever the number of threads, so bitwise the same from run to run
+    double sum =
+        0;  // one order whatever the number of threads, so bitwise the same from run to run
     for (int64_t i = 0; i < N; ++i) sum += double(row_loss[i]);
     *static_cast<T*>(loss.data_ptr()) = T(sum);
   }
@@ -120,15 +129,18 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward_in(
 
 }  // namespace
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> forward(
-    Tensor student, OptionalTensor teacher, Tensor class_means, OptionalTensor target,
-    OptionalTensor target_b, OptionalTensor lam, double lam_scalar, OptionalTensor sample_weight,
-    double weight, int64_t reduction, int64_t ignore_index, double eps, int64_t num_coefficients,
-    bool gradient) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> forward(Tensor student, OptionalTensor teacher,
+                                                   Tensor class_means, OptionalTensor target,
+                                                   OptionalTensor target_b, OptionalTensor lam,
+                                                   double lam_scalar, OptionalTensor sample_weight,
+                                                   double weight, int64_t reduction,
+                                                   int64_t ignore_index, double eps,
+                                                   int64_t num_coefficients, bool gradient) {
   const int64_t N = student.size(0);
   const CentreIndex index{Labels(target, N), Labels(target_b, N), Values(lam, N, lam_scalar)};
   const Values weights(sample_weight, N);
-  const auto run = student.scalar_type() == ScalarType::Double ? forward_in<double> : forward_in<float>;
+  const auto run =
+      student.scalar_type() == ScalarType::Double ? forward_in<double> : forward_in<float>;
   return run(student, teacher, class_means, index, weights, weight, reduction, ignore_index, eps,
              num_coefficients, gradient);
 }

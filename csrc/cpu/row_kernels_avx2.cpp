@@ -11,8 +11,12 @@
 #endif
 
 namespace {
-inline void stream_store(float* p, float __attribute__((vector_size(32))) v) { _mm256_stream_ps(p, v); }
-inline void stream_store(double* p, double __attribute__((vector_size(32))) v) { _mm256_stream_pd(p, v); }
+inline void stream_store(float* p, float __attribute__((vector_size(32))) v) {
+  _mm256_stream_ps(p, v);
+}
+inline void stream_store(double* p, double __attribute__((vector_size(32))) v) {
+  _mm256_stream_pd(p, v);
+}
 }  // namespace
 
 #define NDFAST_ISA avx2

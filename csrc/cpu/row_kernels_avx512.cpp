@@ -5,14 +5,19 @@
 #include "row_kernels.h"
 
 #ifdef __clang__
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma"))), \
+                             apply_to = function)
 #else
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,fma,prefer-vector-width=512")
 #endif
 
 namespace {
-inline void stream_store(float* p, float __attribute__((vector_size(64))) v) { _mm512_stream_ps(p, v); }
-inline void stream_store(double* p, double __attribute__((vector_size(64))) v) { _mm512_stream_pd(p, v); }
+inline void stream_store(float* p, float __attribute__((vector_size(64))) v) {
+  _mm512_stream_ps(p, v);
+}
+inline void stream_store(double* p, double __attribute__((vector_size(64))) v) {
+  _mm512_stream_pd(p, v);
+}
 }  // namespace
 
 #define NDFAST_ISA avx512

@@ -118,7 +118,8 @@ inline uint16_t to_bfloat16(float value) {
 inline float from_float16(uint16_t half) {
   const uint32_t sign = uint32_t(half & 0x8000) << 16;
   const uint32_t rest = uint32_t(half & 0x7fff) << 13;
-  // 2^112 moves the exponent's bias from float16's to float's, and normalises subnormals on its way.
+  // 2^112 moves the exponent's bias from float16's to float's, and normalises subnormals on its
+  // way.
   const float finite = float_of(rest) * 0x1p112f;
   const uint32_t bits = rest >= 0x0f800000 ? rest | 0x7f800000 : bits_of(finite);
   return float_of(bits | sign);

@@ -24,7 +24,9 @@ class RowReader {
   }
 
  private:
-  bool in_place() const { return matrix_.dtype == (sizeof(T) == 8 ? Dtype::float64 : Dtype::float32); }
+  bool in_place() const {
+    return matrix_.dtype == (sizeof(T) == 8 ? Dtype::float64 : Dtype::float32);
+  }
 
   const Matrix& matrix_;
   const RowKernels<T>& kernels_;
@@ -62,7 +64,8 @@ class CentreReader {
     const int64_t b = index_.target_b[i];
     if (!in_range(b)) return nullptr;
     const T share = T(index_.lam[i]);
-    kernels_.combine(mixed_.data(), first_[a], second_[b], share, T(1) - share, class_means_.D, false);
+    kernels_.combine(mixed_.data(), first_[a], second_[b], share, T(1) - share, class_means_.D,
+                     false);
     return mixed_.data();
   }
 
@@ -105,7 +108,9 @@ class RowWriter {
   }
 
  private:
-  bool in_place() const { return matrix_.dtype == (sizeof(T) == 8 ? Dtype::float64 : Dtype::float32); }
+  bool in_place() const {
+    return matrix_.dtype == (sizeof(T) == 8 ? Dtype::float64 : Dtype::float32);
+  }
   T* at(int64_t i) { return in_place() ? reinterpret_cast<T*>(matrix_.row(i)) : scratch_.data(); }
   void finish(int64_t i) {
     if (!in_place()) kernels_.store(matrix_.row(i), matrix_.dtype, scratch_.data(), matrix_.D);

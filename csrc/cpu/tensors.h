@@ -102,8 +102,9 @@ struct Labels {
     data = tensor->data_ptr();
     dtype = tensor->scalar_type();
     stride = tensor->stride(0);
-    STD_TORCH_CHECK(dtype == ScalarType::Long || dtype == ScalarType::Int || dtype == ScalarType::Byte,
-                    "expected labels of int64, int32 or uint8");
+    STD_TORCH_CHECK(
+        dtype == ScalarType::Long || dtype == ScalarType::Int || dtype == ScalarType::Byte,
+        "expected labels of int64, int32 or uint8");
   }
 
   explicit operator bool() const { return present; }

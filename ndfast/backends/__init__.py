@@ -11,16 +11,16 @@ Each has, on real tensors whose shapes and dtypes `ndfast.arguments` has checked
   ``(grad_student, grad_teacher, grad_class_means)``
 - ``finish_gradient_(grad_student, grad_loss, scale, coefficients, student, class_means, target,
   target_b, lam, lam_scalar)``: in place, makes forward's ``grad_student`` right for this upstream
-  gradient. Where ``grad_loss * scale`` is 1 it is right already and nothing is moved; otherwise it is
-  written anew from the coefficients, which moves no more than scaling it would and rounds once.
+  gradient. Where ``grad_loss * scale`` is 1 it is right already and nothing is moved; otherwise it
+  is written anew from the coefficients: as many bytes as scaling it, and rounded once, not twice.
 
 Shapes: student [N, D]; teacher [N, D], [N] (its norms) or None; class_means [K, D]; target and
 target_b [N] integers, target None for one centre a row ([N, D] class_means); lam [N] or None, when
 lam_scalar holds for every row; sample_weight [N] or None; reduction 0 none, 1 mean, 2 sum.
 
-``coefficients`` [num_coefficients, N] is what a row's gradients are made of: 0, 2 (alpha, beta: the
-student's) or 4 (and gamma, delta: the teacher's and the class means'). ``grad_student`` [N, D] is the
-finished gradient for an upstream gradient of 1 (only where ``gradient``). Both lack the factor ``scale``, a
-0-dim tensor: the part of the mean's denominator that one pass over the rows cannot know.
-What is not asked for comes back as an empty tensor.
+``coefficients`` [num_coefficients, N] is what a row's gradients are made of: 0, 2 (alpha, beta:
+the student's) or 4 (and gamma, delta: the teacher's and the class means'). ``grad_student`` [N, D]
+is the finished gradient for an upstream gradient of 1 (only where ``gradient``). Both lack the
+factor ``scale``, a 0-dim tensor: the part of the mean's denominator that one pass over the rows
+cannot know. What is not asked for comes back as an empty tensor.
 """

@@ -54,10 +54,8 @@ def row_terms(student: Tensor, teacher: Tensor | None, centres: Tensor, eps: flo
     return RowTerms(student_norm, teacher_norm, centre_norm, larger_norm, projection)
 
 
-def row_loss(
-    student: Tensor, teacher: Tensor | None, centres: Tensor, eps: float = 1e-8
-) -> Tensor:
-    """The ND loss of each row, 1 - p / m, [N]; differentiable by autograd. Shapes as `row_terms`."""
+def row_loss(student: Tensor, teacher: Tensor | None, centres: Tensor, eps: float = 1e-8) -> Tensor:
+    """The ND loss of each row [N], 1 - p / m; differentiable. Shapes as for `row_terms`."""
     terms = row_terms(student, teacher, centres, eps)
     return 1 - terms.projection / terms.larger_norm
 
@@ -165,7 +163,7 @@ def forward(
 
 
 def _is_dead(coefficients: Tensor) -> Tensor:
-    """[N, 1]: an ignored row has zeros for coefficients; its gradient is 0 even where it holds NaN."""
+    """[N, 1]: an ignored row has zeros for coefficients; its gradient is 0, even if it is NaN."""
     return ((coefficients[0] == 0) & (coefficients[1] == 0))[:, None]
 
 

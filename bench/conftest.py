@@ -1,0 +1,82 @@
+"""The option --full, an allocator that keeps its pages, and the table at the end."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+import ndfast
+from bench.report import table
+
+RECORDS = pytest.StashKey[list[dict[str, Any]]]()
+ALLOCATOR = pytest.StashKey[str]()
+TABLE_WIDTH = 200  # more than a row needs: the table is as wide as its figures
+
+# From glibc's malloc.h.
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--full", action="store_true", help="ndfast: time the whole grid")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[RECORDS] = []
+    config.stash[ALLOCATOR] = hold_allocator()
+    config.option.benchmark_quiet = True  # the table at the end takes the place of its tables
+
+
+def hold_allocator() -> str:
+    """Makes freed memory stay with the process, and says whether that worked.
+
+    malloc gets a buffer of 32 MB fresh from the kernel at each call, and its page faults would take
+    longer than the loss. With no mmap at all a threshold for it needs no setting.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, TypeError, OSError):
+        return f"not held, {sys.platform} has no mallopt: large cases include page faults"
+    if mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, -1):
+        return "held (mallopt: M_MMAP_MAX=0, no trimming), so that no page faults are timed"
+    return "not held, mallopt refused: large cases include page faults"
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    cpu = torch.backends.cpu.get_cpu_capability()
+    backends = (
+        name if reason is None else f"{name} (not timed: {reason})"
+        for name, reason in ndfast.available_backends().items()
+    )
+    threads = f"{torch.get_num_threads()} CPU threads"
+    if hasattr(os, "getloadavg"):
+        # Where others use the cores too, a parallel loop waits for the scheduler, not for memory:
+        # every step takes the same few time slices, and the ratios say nothing.
+        threads += f" (load average {os.getloadavg()[0]:.1f} at the start)"
+    return [
+        f"ndfast: torch {torch.__version__}, {threads}, {cpu}, {gpu}",
+        f"backends: {', '.join(backends)}",
+        f"allocator: {config.stash[ALLOCATOR]}",
+    ]
+
+
+@pytest.fixture
+def records(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
+    """The session's records, a row of the table each."""
+    return request.config.stash[RECORDS]
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    if records := config.stash[RECORDS]:
+        console = Console(width=TABLE_WIDTH, force_terminal=False)
+        with console.capture() as text:
+            console.print(table(records))
+        terminalreporter.write("\n" + text.get())

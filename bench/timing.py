@@ -1,0 +1,108 @@
+"""How steps are timed: in rounds in which all take turns, and by CUDA graphs on a GPU."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import cycle, islice
+from typing import Any
+
+import torch
+
+from bench.cases import Inputs
+from bench.steps import Step
+
+ROUND_SECONDS = 0.005  # a step's share of a round at least, to drown the clock and a GPU's launch
+TEST_SECONDS = 2.0  # a test takes about this long, but for the fewest rounds
+FEWEST_ROUNDS, MOST_ROUNDS = 7, 50
+GRAPH_CALLS = 20  # a CUDA graph holds at least so many
+
+
+def clock() -> float:
+    """time.perf_counter, once the GPU has done what it was given."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+@dataclass
+class Timed:
+    """A step, ready to be timed.
+
+    Attributes:
+        run: makes ``calls`` calls of the step; on a GPU it does not wait for them.
+        calls: calls of the step in a run.
+        runs: runs in a round; `calibrate` finds it.
+        seconds: of one call, an entry a round.
+    """
+
+    run: Callable[[], Any]
+    calls: int
+    runs: int = 1
+    seconds: list[float] = field(default_factory=list)
+
+    def calibrate(self) -> float:
+        """Warms up, starts afresh, sets ``runs`` and returns the seconds that a round takes."""
+        self.seconds = []
+        self.run()
+        run_seconds = min(self._seconds_of(runs=1) for _ in range(3))
+        self.runs = max(1, round(ROUND_SECONDS / run_seconds))
+        return self.runs * run_seconds
+
+    def round(self) -> None:
+        self.run()  # untimed, so that no step finds caches and allocator as another left them
+        self.seconds.append(self._seconds_of(self.runs) / (self.runs * self.calls))
+
+    def _seconds_of(self, runs: int) -> float:
+        start = clock()
+        for _ in range(runs):
+            self.run()
+        return clock() - start
+
+
+def prepare(step: Step, inputs: list[Inputs], capturable: bool = True) -> Timed:
+    """On the CPU a run is a call; on a GPU a CUDA graph of calls that rotate through the inputs.
+
+    A step that reads back from the GPU is not capturable: a run is then a call there too.
+    """
+    if not (inputs[0].student.is_cuda and capturable):
+        return Timed(partial(step, inputs[0]), calls=1)
+    calls = max(GRAPH_CALLS, len(inputs))
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):  # a capture needs a warm-up on a side stream
+        step(inputs[0])
+    torch.cuda.current_stream().wait_stream(side)
+    # Held while the graph is captured: a gradient freed at once would be the next call's buffer,
+    # and never leave the L2 cache.
+    held: deque[Any] = deque(maxlen=len(inputs))
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        held.extend(step(x) for x in islice(cycle(inputs), calls))
+    return Timed(graph.replay, calls)
+
+
+def take_turns(benchmark: Any, ours: Timed, others: dict[str, Timed]) -> None:
+    """Times ``ours`` with pytest-benchmark and the others between its rounds.
+
+    pytest-benchmark times one test after the other, and on a shared machine the minutes differ more
+    than the peers do. So each of its rounds of ours is followed, in the teardown that it does not
+    time, by a round of every other step: a ratio is then taken within a round, and the median over
+    the rounds.
+    """
+    a_round = sum(timed.calibrate() for timed in (ours, *others.values()))
+    rounds = min(max(int(TEST_SECONDS / (2 * a_round)), FEWEST_ROUNDS), MOST_ROUNDS)
+
+    def rounds_of_the_others() -> None:
+        for timed in others.values():
+            timed.round()
+        ours.run()  # untimed, as in their rounds
+
+    benchmark.pedantic(ours.run, teardown=rounds_of_the_others, rounds=rounds, iterations=ours.runs)
+    if benchmark.enabled:
+        ours.seconds = [seconds / ours.calls for seconds in benchmark.stats.stats.data]
+        for timed in others.values():  # where runs > 1 pytest-benchmark tears down once more
+            del timed.seconds[rounds:]

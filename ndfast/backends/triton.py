@@ -1,1 +1,0 @@
-def unusable(device): return "not built"

@@ -1,0 +1,179 @@
+"""Random calls of nd_loss in every option, and how close to the definition a result must be."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import ndfast
+from ndfast.arguments import check_and_flatten
+from ndfast.backends import reference
+
+TEACHERS = ("features", "norms", "absent")
+TARGETS = ("indices", "mix", "mix by row", "probabilities", "a centre a row")
+REDUCTIONS = ("mean", "sum", "none")
+
+
+@dataclass(frozen=True)
+class Case:
+    """Arguments of nd_loss, and the upstream gradient to call backward with."""
+
+    student: Tensor
+    teacher: Tensor | None
+    class_means: Tensor
+    target: Any
+    options: dict[str, Any]
+    upstream: Tensor
+
+    def to(self, dtype: torch.dtype) -> Case:
+        """The same numbers in another dtype."""
+
+        def cast(value: Any) -> Any:
+            if isinstance(value, ndfast.Mix):
+                return replace(value, lam=cast(value.lam))
+            floating = isinstance(value, Tensor) and value.is_floating_point()
+            return value.detach().to(dtype) if floating else value
+
+        options = {name: cast(value) for name, value in self.options.items()}
+        tensors = [self.student, self.teacher, self.class_means, self.target]
+        return Case(*map(cast, tensors), options, cast(self.upstream))
+
+    def run(self, backend: str) -> dict[str, Tensor]:
+        """Loss and gradients through the public function."""
+        student = self.student.detach().requires_grad_()
+        class_means = self.class_means.detach().requires_grad_()
+        teacher = None if self.teacher is None else self.teacher.detach()
+        if teacher is not None and teacher.shape == student.shape:
+            teacher.requires_grad_()
+        loss = ndfast.nd_loss(
+            student, teacher, class_means, self.target, **self.options, backend=backend
+        )
+        loss.backward(self.upstream.to(loss.dtype))
+        results = {"loss": loss.detach(), "student": student.grad, "class_means": class_means.grad}
+        if teacher is not None and teacher.requires_grad:
+            results["teacher"] = teacher.grad
+        return results
+
+
+def draw(
+    N: int,
+    D: int,
+    K: int,
+    dtype: torch.dtype,
+    teacher: str = "features",
+    target: str = "indices",
+    reduction: str = "mean",
+    weighted: bool = False,
+    ignoring: bool = False,
+    means_dtype: torch.dtype = torch.float32,
+) -> Case:
+    """A random case from PyTorch's global generator."""
+    student, features = torch.randn(N, D).to(dtype), torch.randn(N, D).to(dtype)
+    norms = torch.linalg.vector_norm(features.float(), dim=1).to(dtype)
+    class_means = torch.randn(N if target == "a centre a row" else K, D).to(means_dtype)
+    labels = torch.randint(0, K, (N,))
+    others = torch.randint(0, K, (N,), dtype=torch.int32)
+    if ignoring:
+        labels[torch.rand(N) < 0.3] = 255
+    targets = {
+        "indices": labels,
+        "mix": ndfast.Mix(labels, others, 0.3),
+        "mix by row": ndfast.Mix(labels, others, torch.rand(N)),
+        "probabilities": torch.rand(N, K).softmax(1),
+        "a centre a row": None,
+    }
+    options = {"weight": 1.7, "reduction": reduction, "ignore_index": 255}
+    if weighted:
+        options["sample_weight"] = torch.rand(N) + 0.1
+    return Case(
+        student,
+        {"features": features, "norms": norms, "absent": None}[teacher],
+        class_means,
+        targets[target],
+        options,
+        torch.rand(N if reduction == "none" else ()) + 0.5,
+    )
+
+
+def every_option() -> Iterator[dict[str, Any]]:
+    """Keyword arguments of `draw` for each combination that differs."""
+    for teacher, target, reduction in itertools.product(TEACHERS, TARGETS, REDUCTIONS):
+        for weighted in (False, True):
+            for ignoring in (False, True) if target[:3] in ("ind", "mix") else (False,):
+                yield {
+                    "teacher": teacher,
+                    "target": target,
+                    "reduction": reduction,
+                    "weighted": weighted,
+                    "ignoring": ignoring,
+                }
+
+
+def natural_scales(case: Case) -> dict[str, Tensor]:
+    """How large each row's gradient is before its terms cancel, in float64.
+
+    An error is compared with this where cancellation makes the gradient itself a poor measure: few
+    features (D = 1 has gradient 0), and the teacher, whose gradient is a multiple of <s, c>.
+    """
+    exact = case.to(torch.float64)
+    defaults = {"sample_weight": None, "eps": 1e-8, "validate": False, "backend": None}
+    rows, _ = check_and_flatten(
+        exact.student, exact.teacher, exact.class_means, exact.target, **{**defaults, **exact.options}
+    )  # fmt: skip
+    coefficients = reference.forward(*rows, 4, False)[2]
+    centres = reference.gather_centres(rows[2], *rows[3:7], torch.float64)
+    alpha = (coefficients[0] * exact.upstream)[:, None]
+    norm = torch.linalg.vector_norm
+    n_s, n_c = norm(rows[0], dim=1, keepdim=True), norm(centres, dim=1, keepdim=True)
+    student = alpha.abs() * n_c
+    # p is at most ‖s‖: |gamma|·‖t‖ = p/m² is at most |alpha|·n_c·‖s‖/m, of which ‖s‖/m is at most 1
+    teacher = student * (n_s / n_s.clamp_min(norm(rows[1], dim=-1, keepdim=True).reshape(-1, 1))
+                         if rows[1] is not None else 1)  # fmt: skip
+    return {
+        "loss": torch.tensor(1.0, dtype=torch.float64),
+        "student": student,
+        "teacher": teacher,
+        "class_means": (alpha.abs() * n_s).sum(),
+    }
+
+
+def worst_error(got: Tensor, exact: Tensor, scale: Tensor | None) -> float:
+    """The largest error of a row relative to ``scale``, by default the row's own norm."""
+    if exact.numel() == 0:
+        return 0.0 if got.shape == exact.shape else float("inf")
+    if exact.dim() < 2:
+        got, exact = got.reshape(-1, 1), exact.reshape(-1, 1)
+    error = torch.linalg.vector_norm(got.double() - exact, dim=1, keepdim=True)
+    own = torch.linalg.vector_norm(exact, dim=1, keepdim=True)
+    scale = own if scale is None else torch.maximum(own, scale)
+    ratio = torch.where(error == 0, 0, error / scale)
+    return ratio.nan_to_num(nan=float("inf")).max().item()
+
+
+def assert_as_defined(case: Case, backend: str, what: Any) -> None:
+    """float32 within 1e-5; lower precision at most twice the error of the rounded reference."""
+    got = case.run(backend)
+    exact = case.to(torch.float64).run("reference")
+    dtype = case.student.dtype
+    rounded = None
+    if dtype in (torch.float16, torch.bfloat16):
+        rounded = case.to(torch.float32).run("reference")
+    scales = natural_scales(case)
+    for name, value in got.items():
+        of = {"student": case.student, "teacher": case.teacher, "class_means": case.class_means}
+        expected_dtype = of[name].dtype if name in of else torch.promote_types(dtype, torch.float32)
+        assert value.dtype == expected_dtype, (what, name, value.dtype)
+        assert value.shape == exact[name].shape, (what, name, value.shape)
+        strict = name in ("student", "class_means") and case.student.shape[1] >= 32
+        scale = None if strict else scales[name]
+        bound = 1e-12 if dtype == torch.float64 == case.class_means.dtype else 1e-5
+        if rounded is not None:
+            theirs = worst_error(rounded[name].to(value.dtype), exact[name], scale)
+            bound = max(bound, 2 * theirs)
+        error = worst_error(value, exact[name], scale)
+        assert error <= bound, f"{what}: {name} is off by {error:.2e}, more than {bound:.2e}"

@@ -1,0 +1,244 @@
+"""Values and shapes at the edge, on every backend that runs CPU tensors."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from cases import assert_as_defined, draw
+from torch import Tensor
+
+import ndfast
+from ndfast.backends import native
+
+BACKENDS = ["reference", "native", "triton"]
+pytestmark = pytest.mark.parametrize("backend", BACKENDS)
+
+
+@pytest.fixture(autouse=True)
+def usable(backend: str) -> None:
+    reason = ndfast.available_backends()[backend]
+    if reason is not None:
+        pytest.skip(f"{backend}: {reason}")
+
+
+def gradients(loss: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(loss, inputs)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("where", ["student", "teacher"])
+def test_nan_and_inf_stay_in_their_row(backend: str, where: str, value: float, seed: int) -> None:
+    student, teacher = torch.randn(6, 40), torch.randn(6, 40)
+    {"student": student, "teacher": teacher}[where][2, 7] = value
+    student.requires_grad_()
+    teacher.requires_grad_()
+    class_means, labels = torch.randn(3, 40), torch.tensor([0, 1, 2, 0, 1, 2])
+    loss = ndfast.nd_loss(student, teacher, class_means, labels, reduction="none", backend=backend)
+    grad_student, grad_teacher = gradients(loss.sum(), student, teacher)
+    others = [0, 1, 3, 4, 5]
+    assert loss[others].isfinite().all()
+    assert grad_student[others].isfinite().all()
+    assert grad_teacher[others].isfinite().all()
+    if where == "teacher" and math.isinf(value):
+        # 1 - p/∞: the formula itself gives a finite loss, and a gradient of zero
+        assert loss[2] == 1
+        assert (grad_student[2] == 0).all()
+    else:
+        assert loss[2].isnan()
+        assert grad_student[2].isnan().all()
+        # An infinite student leads, and a teacher that does not lead has gradient 0.
+        assert grad_teacher[2].isnan().all() if math.isnan(value) else (grad_teacher[2] == 0).all()
+
+
+def test_nan_class_mean_reaches_its_class_only(backend: str, seed: int) -> None:
+    student = torch.randn(4, 9, requires_grad=True)
+    class_means = torch.randn(2, 9)
+    class_means[1, 3] = math.nan
+    labels = torch.tensor([0, 1, 0, 1])
+    loss = ndfast.nd_loss(student, None, class_means, labels, reduction="none", backend=backend)
+    (grad,) = gradients(loss.sum(), student)
+    assert loss.isnan().tolist() == [False, True, False, True]
+    assert grad.isnan().all(dim=1).tolist() == [False, True, False, True]
+
+
+def test_ignored_rows_may_hold_anything(backend: str, seed: int) -> None:
+    student, teacher = torch.randn(4, 33), torch.randn(4, 33)
+    student[1], teacher[3] = math.nan, math.inf
+    student.requires_grad_()
+    teacher.requires_grad_()
+    class_means = torch.randn(3, 33, requires_grad=True)
+    labels = torch.tensor([0, -100, 2, -100])
+    inputs = (student, teacher, class_means)
+    loss = ndfast.nd_loss(*inputs, labels, backend=backend)
+    grad_student, grad_teacher, grad_means = gradients(loss, *inputs)
+    kept = ndfast.nd_loss(student[::2], teacher[::2], class_means, labels[::2], backend="reference")
+    torch.testing.assert_close(loss, kept)
+    assert (grad_student[1::2] == 0).all()
+    assert (grad_teacher[1::2] == 0).all()
+    assert grad_means.isfinite().all()
+    assert (grad_means[1] == 0).all()
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("N", [0, 3])
+def test_no_row_that_counts_is_loss_zero(backend: str, N: int, reduction: str) -> None:
+    student = torch.randn(N, 8, requires_grad=True)
+    class_means = torch.randn(4, 8, requires_grad=True)
+    labels = torch.full((N,), -100)
+    loss = ndfast.nd_loss(
+        student, student.detach(), class_means, labels, reduction=reduction, backend=backend
+    )
+    assert loss.shape == ((N,) if reduction == "none" else ())
+    grad_student, grad_means = gradients(loss.sum(), student, class_means)
+    assert (loss == 0).all()
+    assert grad_student.shape == (N, 8)
+    assert (grad_student == 0).all()
+    assert (grad_means == 0).all()
+
+
+def test_weights_that_sum_to_zero_give_loss_zero(backend: str, seed: int) -> None:
+    student = torch.randn(3, 8, requires_grad=True)
+    loss = ndfast.nd_loss(
+        student, None, torch.randn(2, 8), torch.tensor([0, 1, 1]), sample_weight=torch.zeros(3),
+        backend=backend,
+    )  # fmt: skip
+    assert loss == 0
+    assert (gradients(loss, student)[0] == 0).all()
+
+
+def test_zeros_are_finite(backend: str) -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        student = torch.zeros(2, 16, dtype=dtype, requires_grad=True)
+        teacher = torch.zeros(2, 16, dtype=dtype, requires_grad=True)
+        for class_means in (torch.zeros(1, 16), torch.ones(1, 16)):
+            class_means.requires_grad_()
+            inputs = (student, teacher, class_means)
+            loss = ndfast.nd_loss(*inputs, torch.tensor([0, 0]), backend=backend)
+            assert loss == 1
+            assert all(grad.isfinite().all() for grad in gradients(loss, *inputs))
+
+
+@pytest.mark.parametrize("size", [1e-20, 1e-12, 1e-6, 1e6, 1e15])
+def test_tiny_and_huge_features(backend: str, size: float, seed: int) -> None:
+    case = draw(5, 40, 3, torch.float32)
+    case.student.mul_(size)
+    case.teacher.mul_(size)
+    # The norms are below eps = 1e-8 at 1e-20 and 1e-12: m is eps then.
+    assert_as_defined(case, backend, size)
+
+
+def test_non_contiguous_inputs(backend: str, seed: int) -> None:
+    student, teacher = torch.randn(12, 80)[::2, ::2], torch.randn(40, 6).t()
+    class_means = torch.randn(4, 50)[:, 5:45]
+    labels = torch.tensor([0, 9, 1, 9, 2, 9, 3, 9, 0, 9, 1, 9])[::2]
+    for a, b in ((student, teacher), (student[:, 1:], teacher[:, 1:])):
+        s, t, c = (x.detach().requires_grad_() for x in (a, b, class_means[:, : a.shape[1]]))
+        loss = ndfast.nd_loss(s, t, c, labels, backend=backend)
+        S, T, C = (x.detach().double().contiguous().requires_grad_() for x in (s, t, c))
+        exact = ndfast.nd_loss(S, T, C, labels, backend="reference")
+        torch.testing.assert_close(loss.double(), exact, rtol=1e-5, atol=0)
+        for got, expected in zip(gradients(loss, s, t, c), gradients(exact, S, T, C), strict=True):
+            torch.testing.assert_close(got.double(), expected, rtol=1e-4, atol=1e-7)
+
+
+def test_trailing_dimensions_are_rows(backend: str, seed: int) -> None:
+    student = torch.randn(2, 7, 3, 2, requires_grad=True)
+    teacher, labels = torch.randn(2, 7, 3, 2), torch.randint(0, 4, (2, 3, 2))
+    class_means, weights = torch.randn(4, 7), torch.rand(2, 3, 2)
+    loss = ndfast.nd_loss(
+        student, teacher, class_means, labels, sample_weight=weights, reduction="none",
+        backend=backend,
+    )  # fmt: skip
+    assert loss.shape == (2, 3, 2)
+    (grad,) = gradients(loss.sum(), student)
+    for n in range(2):
+        for i in range(3):
+            for j in range(2):
+                row = student[n, :, i, j].detach()[None].requires_grad_()
+                one = weights[n, i, j] * ndfast.nd_loss(
+                    row, teacher[n, :, i, j][None], class_means, labels[n, i, j][None],
+                    backend="reference",
+                )  # fmt: skip
+                torch.testing.assert_close(loss[n, i, j], one)
+                torch.testing.assert_close(grad[n, :, i, j][None], gradients(one, row)[0])
+    norms = torch.linalg.vector_norm(teacher, dim=1)
+    by_norms = ndfast.nd_loss(
+        student, norms, class_means, labels, sample_weight=weights, reduction="none",
+        backend=backend,
+    )  # fmt: skip
+    torch.testing.assert_close(by_norms, loss)
+
+
+def test_pooled_features_are_rows(backend: str, seed: int) -> None:
+    student, teacher = torch.randn(3, 7, 1, 1), torch.randn(3, 7, 1, 1)
+    class_means, labels = torch.randn(4, 7), torch.tensor([0, 3, 1])
+    flat = ndfast.nd_loss(student.flatten(1), teacher.flatten(1), class_means, labels)
+    pooled = ndfast.nd_loss(student, teacher, class_means, labels, backend=backend)
+    torch.testing.assert_close(pooled, flat)
+    torch.testing.assert_close(
+        ndfast.nd_loss(student, teacher, class_means, labels.view(3, 1, 1), backend=backend), flat
+    )
+
+
+def test_inputs_are_not_written(backend: str, seed: int) -> None:
+    for dtype in (torch.float32, torch.float16):
+        case = draw(6, 33, 4, dtype, target="mix by row", weighted=True)
+        tensors = [
+            case.student, case.teacher, case.class_means, case.target.target_a,
+            case.target.target_b, case.target.lam, case.options["sample_weight"],
+        ]  # fmt: skip
+        before = [(x.clone(), x._version) for x in tensors]
+        case.run(backend)
+        for x, (copy, version) in zip(tensors, before, strict=True):
+            assert torch.equal(x, copy)
+            assert x._version == version
+
+
+def test_rows_further_apart_than_int32_counts(backend: str, seed: int) -> None:
+    # 2³¹ + 64 elements that are never touched: memory is committed a page at a time.
+    apart = 2**31 + 64
+    storage = torch.empty(0, dtype=torch.bfloat16)
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    storage = torch.empty(apart + 64, dtype=torch.bfloat16)
+    student = storage.as_strided((2, 64), (apart, 1))
+    student.copy_(torch.randn(2, 64))
+    student.requires_grad_()
+    class_means, labels = torch.randn(3, 64), torch.tensor([2, 1])
+    loss = ndfast.nd_loss(student, None, class_means, labels, backend=backend)
+    near = student.detach().clone(memory_format=torch.contiguous_format).requires_grad_()
+    expected = ndfast.nd_loss(near, None, class_means, labels, backend="reference")
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(gradients(loss, student), gradients(expected, near))
+
+
+def test_a_label_changed_after_forward_is_never_followed(backend: str, seed: int) -> None:
+    # PyTorch notices a changed tensor, but not one changed through .data or NumPy.
+    student = torch.randn(3, 8, dtype=torch.float16, requires_grad=True)
+    class_means = torch.randn(2, 8, requires_grad=True)
+    labels = torch.tensor([0, 1, 1])
+    loss = ndfast.nd_loss(student, None, class_means, labels, backend=backend)
+    labels.numpy()[2] = 1 << 40
+    grad_student, _ = gradients(loss, student, class_means)
+    assert grad_student[:2].isfinite().all()
+    assert grad_student[2].isnan().all()
+
+
+@pytest.mark.skipif(native.unusable(torch.device("cpu")) is not None, reason="not built")
+def test_more_than_int32_elements(backend: str, seed: int) -> None:
+    if backend != "native":
+        pytest.skip("the interpreter and the reference would take minutes for 2³¹ elements")
+    N, D = 2**15 + 1, 2**16
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    student = torch.ones(1, D, dtype=torch.bfloat16).expand(N, D).requires_grad_()
+    class_means, labels = torch.ones(1, D), torch.zeros(N, dtype=torch.uint8)
+    class_means[0, : D // 2] = 0
+    loss = ndfast.nd_loss(student, None, class_means, labels, backend=backend)
+    # ⟨s, c⟩ = D/2, ‖c‖ = √(D/2), ‖s‖ = √D
+    assert loss.item() == pytest.approx(1 - math.sqrt(0.5), rel=1e-5)
+    (grad,) = gradients(loss, student)
+    last, first = grad[-1, -1].item(), grad[0, 0].item()
+    m, n_c, p = math.sqrt(D), math.sqrt(D / 2), math.sqrt(D / 2)
+    assert first == pytest.approx(p / m**3 / N, rel=4e-3)
+    assert last == pytest.approx((-1 / (n_c * m) + p / m**3) / N, rel=4e-3)

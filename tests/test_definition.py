@@ -1,0 +1,141 @@
+"""The definition itself: numbers worked out by hand, autograd, and a loop written from the formula."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+import ndfast
+from ndfast.backends import reference
+
+DOUBLE = torch.float64
+
+
+def tensor(*rows: list[float], grad: bool = True) -> Tensor:
+    return torch.tensor(rows, dtype=DOUBLE, requires_grad=grad)
+
+
+# s, t, c -> loss, ∂s, ∂t, ∂c
+BY_HAND = {
+    # ‖s‖ = 5 leads, p = 4: 1 - 4/5; ∂s = -(0,1)/5 + 4/125·(3,4); ∂c = -(3,4)/10 + 4/20·(0,2)
+    "the student is longer": ([3, 4], [0, 1], [0, 2], 0.2, [0.096, -0.072], [0, 0], [-0.3, 0]),
+    # ‖t‖ = 10 leads: 1 - 4/10; ∂s = -(0,1)/10; ∂t = 4/1000·(0,10); ∂c = -(3,4)/20 + 4/40·(0,2)
+    "the teacher is longer": ([3, 4], [0, 10], [0, 2], 0.6, [0, -0.1], [0, 0.04], [-0.15, 0]),
+    # ‖s‖ = ‖t‖ = 5: all of it is the student's
+    "a tie": ([3, 4], [5, 0], [0, 2], 0.2, [0.096, -0.072], [0, 0], [-0.3, 0]),
+    # m = eps = 1e-8, p = 0: ∂s = -(0,1)·1e8; s and t at 0 have no direction to give
+    "zero student and teacher": ([0, 0], [0, 0], [0, 2], 1, [0, -1e8], [0, 0], [0, 0]),
+    # n_c = eps: p = 0 and c = 0, so that only ∂c = -(3,4)/(5·1e-8) is left
+    "zero class mean": ([3, 4], [0, 1], [0, 0], 1, [0, 0], [0, 0], [-0.6e8, -0.8e8]),
+    "zero student": ([0, 0], [3, 4], [0, 2], 1, [0, -0.2], [0, 0], [0, 0]),
+}
+
+
+@pytest.mark.parametrize("backend", ["reference", "native"])
+@pytest.mark.parametrize("name", BY_HAND)
+def test_by_hand(name: str, backend: str) -> None:
+    s, t, c, loss, *gradients = BY_HAND[name]
+    inputs = [tensor(row) for row in (s, t, c)]
+    result = ndfast.nd_loss(*inputs, torch.tensor([0]), backend=backend)
+    result.backward()
+    assert result.item() == pytest.approx(loss, rel=1e-12)
+    for x, expected in zip(inputs, gradients, strict=True):
+        assert x.grad[0].tolist() == pytest.approx(expected, rel=1e-12, abs=1e-15)
+
+
+def test_reductions_and_weights_by_hand() -> None:
+    # Row losses 0.2, 0.6 and, ignored, nothing; see BY_HAND.
+    s, t, c = tensor([3, 4], [3, 4], [3, 4]), tensor([0, 1], [0, 10], [0, 1]), tensor([0, 2])
+    target, weights = torch.tensor([0, 0, -100]), torch.tensor([1.0, 3.0, 7.0], dtype=DOUBLE)
+
+    def loss(**options: object) -> Tensor:
+        return ndfast.nd_loss(s, t, c, target, weight=2.0, **options)
+
+    assert loss().item() == pytest.approx(2 * (0.2 + 0.6) / 2)
+    assert loss(sample_weight=weights).item() == pytest.approx(2 * (0.2 + 3 * 0.6) / 4)
+    assert loss(reduction="sum").item() == pytest.approx(2 * (0.2 + 0.6))
+    assert loss(reduction="none", sample_weight=weights).tolist() == pytest.approx([0.4, 3.6, 0])
+
+
+def test_mix_and_probabilities_mix_before_they_normalise() -> None:
+    s, t = tensor([3, 4]), tensor([0, 1])
+    class_means = tensor([4, 0], [0, 4])
+    # 0.25·(4,0) + 0.75·(0,4) = (1,3): p = 15/√10, m = 5
+    expected = 1 - 15 / math.sqrt(10) / 5
+    mix = ndfast.Mix(torch.tensor([0]), torch.tensor([1]), 0.25)
+    for target in (mix, tensor([0.25, 0.75], grad=False)):
+        assert ndfast.nd_loss(s, t, class_means, target).item() == pytest.approx(expected)
+
+
+def per_sample_loop(
+    student: Tensor, teacher: Tensor, class_means: Tensor, labels: list[int]
+) -> Tensor:
+    """The formula, a row at a time, with Python's max."""
+    total = torch.zeros((), dtype=DOUBLE)
+    for s, t, label in zip(student, teacher, labels, strict=True):
+        c = class_means[label]
+        longest = max(s.norm(), t.norm())
+        total = total + 1 - torch.dot(s, c / c.norm()) / longest
+    return total / len(labels)
+
+
+@pytest.mark.parametrize("backend", ["reference", "native"])
+def test_against_a_loop_written_from_the_formula(backend: str, seed: int) -> None:
+    student, teacher = torch.randn(40, 13, dtype=DOUBLE), torch.randn(40, 13, dtype=DOUBLE)
+    class_means, labels = torch.randn(5, 13, dtype=DOUBLE), torch.randint(0, 5, (40,))
+    results = []
+    for loss in (
+        lambda s, t, c: per_sample_loop(s, t, c, labels.tolist()),
+        lambda s, t, c: ndfast.nd_loss(s, t, c, labels, backend=backend),
+    ):
+        inputs = [x.clone().requires_grad_() for x in (student, teacher, class_means)]
+        value = loss(*inputs)
+        value.backward()
+        results.append([value.detach(), *(x.grad for x in inputs)])
+    for theirs, ours in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-14)
+
+
+def test_closed_form_is_the_gradient_of_the_loss(seed: int) -> None:
+    inputs = [torch.randn(6, 5, dtype=DOUBLE, requires_grad=True) for _ in range(3)]
+    reference.row_loss(*inputs).sum().backward()
+    alpha, beta, gamma, delta = reference.row_coefficients(
+        reference.row_terms(*(x.detach() for x in inputs), 1e-8), 1e-8
+    )[:, :, None]
+    s, t, c = inputs
+    for gradient, x in (
+        (alpha * c + beta * s, s),
+        (gamma * t, t),
+        (alpha * s + delta * c, c),
+    ):
+        torch.testing.assert_close(gradient, x.grad, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("backend", ["reference", "native"])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_gradcheck(backend: str, reduction: str, seed: int) -> None:
+    s, t = (torch.randn(5, 4, dtype=DOUBLE, requires_grad=True) for _ in range(2))
+    c = torch.randn(3, 4, dtype=DOUBLE, requires_grad=True)
+    labels, others = torch.tensor([0, 2, -100, 1, 2]), torch.tensor([1, 2, 0, 0, 0])
+    weights = torch.rand(5, dtype=DOUBLE)
+    for target in (
+        labels,
+        ndfast.Mix(labels, others, 0.3),
+        ndfast.Mix(labels, others, torch.rand(5, dtype=DOUBLE)),
+        torch.rand(5, 3, dtype=DOUBLE),
+    ):
+        assert torch.autograd.gradcheck(
+            lambda s, t, c, target=target: ndfast.nd_loss(
+                s, t, c, target, weight=1.7, sample_weight=weights, reduction=reduction,
+                backend=backend,
+            ),
+            (s, t, c),
+        )  # fmt: skip
+    centres = torch.randn(5, 4, dtype=DOUBLE, requires_grad=True)
+    assert torch.autograd.gradcheck(
+        lambda s, c: ndfast.nd_loss(s, None, c, None, reduction=reduction, backend=backend),
+        (s, centres),
+    )

@@ -1,0 +1,119 @@
+"""Which backend runs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import ndfast
+from ndfast import dispatch
+from ndfast.backends import native, reference
+
+ARGUMENTS = (torch.randn(2, 3), None, torch.randn(4, 3), torch.tensor([0, 3]))
+
+
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the backends whose forward ran."""
+    names: list[str] = []
+    for module in (native, reference):
+        forward = module.forward
+
+        def spy(*arguments: object, forward=forward, name=module.__name__) -> object:
+            names.append(name.rsplit(".", 1)[1])
+            return forward(*arguments)
+
+        monkeypatch.setattr(module, "forward", spy)
+    return names
+
+
+def test_the_argument_wins_then_use_backend_then_the_fastest(ran: list[str]) -> None:
+    ndfast.nd_loss(*ARGUMENTS)
+    with ndfast.use_backend("reference"):
+        ndfast.nd_loss(*ARGUMENTS)
+        ndfast.nd_loss(*ARGUMENTS, backend="native")
+        with ndfast.use_backend(None):
+            ndfast.nd_loss(*ARGUMENTS)
+    ndfast.nd_loss(*ARGUMENTS)
+    assert ran == ["native", "reference", "native", "native", "native"]
+
+
+def test_use_backend_as_a_call_stays(ran: list[str]) -> None:
+    ndfast.use_backend("reference")
+    try:
+        ndfast.nd_loss(*ARGUMENTS)
+    finally:
+        ndfast.use_backend(None)
+    assert ran == ["reference"]
+    with pytest.raises(ValueError, match="name: 'cuda9000' is no backend"):
+        ndfast.use_backend("cuda9000")
+
+
+def test_one_asked_for_by_name_that_cannot_run_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    dispatch._choose.cache_clear()
+    monkeypatch.setattr(native, "unusable", lambda device: "it has been taken away")
+    try:
+        with pytest.raises(RuntimeError, match="'native' cannot run on a cpu tensor: it has been"):
+            ndfast.nd_loss(*ARGUMENTS, backend="native")
+        assert dispatch.choose(torch.device("cpu"), None) is reference
+        assert ndfast.available_backends()["native"] == "it has been taken away"
+    finally:
+        dispatch._choose.cache_clear()
+
+
+def test_every_backend_is_listed_and_the_reference_always_runs() -> None:
+    backends = ndfast.available_backends()
+    assert set(backends) == {"native", "triton", "reference"}
+    assert backends["reference"] is None
+
+
+def test_backward_stays_on_the_backend_of_its_forward(
+    ran: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called = []
+    for module in (native, reference):
+        monkeypatch.setattr(
+            module, "backward", lambda *_, name=module.__name__: called.append(name) or _grads()
+        )
+    student = ARGUMENTS[0].half().requires_grad_()
+    with ndfast.use_backend("reference"):
+        loss = ndfast.nd_loss(student, *ARGUMENTS[1:])
+    loss.backward()
+    assert called == ["ndfast.backends.reference"]
+
+
+def _grads() -> tuple[torch.Tensor, ...]:
+    return torch.zeros(2, 3, dtype=torch.float16), torch.empty(0), torch.empty(0)
+
+
+def run_python(code: str, **environment: str) -> SimpleNamespace:
+    result = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
+    return SimpleNamespace(code=result.returncode, out=result.stdout.strip(), err=result.stderr)
+
+
+PRINT_CHOICE = (
+    "import torch, ndfast.dispatch as d; print(d.choose(torch.device('cpu'), None).__name__)"
+)
+
+
+def test_environment_variables() -> None:
+    assert run_python(PRINT_CHOICE, NDFAST_BACKEND="reference").out == "ndfast.backends.reference"
+    assert run_python(PRINT_CHOICE, NDFAST_BACKEND="").out == "ndfast.backends.native"
+    wrong = run_python(PRINT_CHOICE, NDFAST_BACKEND="quick")
+    assert wrong.code != 0
+    assert "NDFAST_BACKEND: 'quick' is no backend" in wrong.err
+    lower = run_python(
+        "from ndfast.backends import native; print(native.capability())",
+        NDFAST_CPU_CAPABILITY="portable",
+    )
+    assert lower.out == "portable"
+    wrong = run_python("import ndfast.backends.native", NDFAST_CPU_CAPABILITY="mmx")
+    assert "'mmx' is no instruction set" in wrong.err

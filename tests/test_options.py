@@ -1,0 +1,83 @@
+"""Every option of nd_loss in every backend on the CPU, against the definition in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from cases import assert_as_defined, draw, every_option
+
+from ndfast.backends import native
+
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+needs_native = pytest.mark.skipif(
+    native.unusable(torch.device("cpu")) is not None, reason="the library is not built"
+)
+
+
+def capabilities() -> list[str]:
+    """The instruction sets of this processor."""
+    found = []
+    if native.unusable(torch.device("cpu")) is None:
+        for name in ("portable", "avx2", "avx512"):
+            try:
+                native.set_capability(name)
+            except ValueError:
+                continue
+            found.append(name)
+    return found
+
+
+@pytest.fixture(params=capabilities())
+def capability(request: pytest.FixtureRequest) -> str:
+    before = native.capability()
+    native.set_capability(request.param)
+    assert native.capability() == request.param
+    yield request.param
+    native.set_capability(before)
+
+
+def test_reference_in_float32_in_every_option(seed: int) -> None:
+    for option in every_option():
+        assert_as_defined(draw(9, 37, 4, torch.float32, **option), "reference", option)
+
+
+@needs_native
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_native_in_every_option(dtype: torch.dtype, seed: int) -> None:
+    for option in every_option():
+        assert_as_defined(draw(9, 37, 4, dtype, **option), "native", option)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_native_on_every_instruction_set(capability: str, dtype: torch.dtype, seed: int) -> None:
+    for D in (1, 2, 15, 16, 17, 31, 33, 64, 65, 127, 1000, 16_384):
+        for means_dtype in {torch.float32, dtype}:
+            for option in (
+                {},
+                {"target": "mix by row", "ignoring": True, "weighted": True, "teacher": "absent"},
+                {"target": "a centre a row", "reduction": "none", "teacher": "norms"},
+            ):
+                case = draw(3, D, 2, dtype, means_dtype=means_dtype, **option)
+                assert_as_defined(case, "native", (D, means_dtype, option))
+
+
+@needs_native
+def test_rows_spread_over_threads_give_the_same_bits(seed: int) -> None:
+    case = draw(700, 129, 20, torch.float32, target="mix by row", weighted=True)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = case.run("native")
+        torch.set_num_threads(4)
+        together = case.run("native")
+    finally:
+        torch.set_num_threads(threads)
+    for name, value in alone.items():
+        assert torch.equal(value, together[name]), name
+
+
+@needs_native
+def test_outputs_past_the_cache_are_streamed_and_right(capability: str, seed: int) -> None:
+    # 17 MiB, and a row that ends in the middle of a vector register
+    assert_as_defined(draw(2176, 2047, 10, torch.float32), "native", "unaligned rows")
+    assert_as_defined(draw(2176, 2048, 10, torch.float32), "native", "aligned rows")

@@ -1,0 +1,263 @@
+"""What PyTorch expects of an op: opcheck, compile, autocast, torch.func, threads, graphs kept."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import torch
+from cases import draw, every_option
+from torch import Tensor, nn
+
+import ndfast
+from ndfast import ops
+from ndfast.arguments import check_and_flatten
+
+BACKENDS = ["reference", "native"]
+
+
+def inputs(N: int = 6, D: int = 33, K: int = 4) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    labels = torch.randint(0, K, (N,))
+    return torch.randn(N, D), torch.randn(N, D), torch.randn(K, D), labels
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_opcheck(requires_grad: bool, backend: str, seed: int) -> None:
+    for option in every_option():
+        if option["reduction"] == "sum" or option["weighted"] != option["ignoring"]:
+            continue  # opcheck takes a while, and these change no shape
+        case = draw(4, 5, 3, torch.float32, **option)
+        defaults = {"sample_weight": None, "eps": 1e-8, "validate": False, "backend": None}
+        rows, _ = check_and_flatten(
+            case.student, case.teacher, case.class_means, case.target, **{**defaults, **case.options}
+        )  # fmt: skip
+        student, teacher, class_means, *rest = rows
+        student.requires_grad_(requires_grad)
+        forward = (student, teacher, class_means, *rest, 4, not requires_grad, backend)
+        torch.library.opcheck(ops.nd_loss_forward, forward)
+        _, scale, coefficients, _ = ops.nd_loss_forward(*forward)
+        needs_teacher = teacher is not None and teacher.dim() == 2
+        backward = (
+            case.upstream, scale, coefficients.detach(), student, teacher, class_means,
+            *rest[:4], True, needs_teacher, True, backend,
+        )  # fmt: skip
+        torch.library.opcheck(ops.nd_loss_backward, backward)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_compile_without_graph_breaks_and_with_dynamic_shapes(backend: str, seed: int) -> None:
+    torch._dynamo.reset()
+
+    def training_step(s: Tensor, t: Tensor, c: Tensor, labels: Tensor, **options: Any) -> Tensor:
+        return ndfast.nd_loss(2 * s, t, c, labels, weight=1.5, backend=backend, **options)
+
+    compiled = torch.compile(training_step, fullgraph=True, dynamic=True)
+    for N in (6, 6, 11, 3):
+        s, t, c, labels = inputs(N)
+        results = []
+        for step in (training_step, compiled):
+            leaves = [x.clone().requires_grad_() for x in (s, t, c)]
+            loss = step(*leaves, labels)
+            loss.backward()
+            results.append([loss.detach(), *(x.grad for x in leaves)])
+        for eager, graph in zip(*results, strict=True):
+            torch.testing.assert_close(graph, eager, rtol=1e-6, atol=1e-7)
+
+
+def test_compile_in_other_options(seed: int) -> None:
+    torch._dynamo.reset()
+    s, t, c, labels = inputs()
+    targets = {
+        "indices": labels,
+        "mix": ndfast.Mix(labels, labels.flip(0), 0.3),
+        "probabilities": torch.rand(6, 4).softmax(1),
+    }
+    for name, target in targets.items():
+        for options in ({"reduction": "none"}, {"sample_weight": torch.rand(6)}):
+
+            def step(s: Tensor, t: Tensor, target=target, options=options) -> Tensor:
+                return ndfast.nd_loss(s, t, c, target, **options).sum()
+
+            leaf, same = s.clone().requires_grad_(), s.clone().requires_grad_()
+            torch.compile(step, fullgraph=True)(leaf, t).backward()
+            step(same, t).backward()
+            torch.testing.assert_close(leaf.grad, same.grad, msg=name, rtol=1e-6, atol=1e-7)
+
+
+def test_compiled_label_out_of_range_is_an_index_error(seed: int) -> None:
+    torch._dynamo.reset()
+    s, t, c, labels = inputs()
+    labels[3] = 4
+    with pytest.raises(IndexError, match="class 4 in row 3"):
+        torch.compile(ndfast.nd_loss, fullgraph=True)(s, t, c, labels)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gradient_arrives_in_every_dtype(backend: str, seed: int) -> None:
+    # opcheck passes for an op that silently gives none
+    for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        s, t, c, labels = inputs()
+        leaf = s.to(dtype, copy=True).requires_grad_()
+        ndfast.nd_loss(leaf, t.to(dtype), c, labels, backend=backend).backward()
+        assert leaf.grad is not None
+        assert leaf.grad.dtype == dtype
+        assert leaf.grad.count_nonzero() > 0
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_graph_kept_for_a_second_backward(backend: str, dtype: torch.dtype, seed: int) -> None:
+    s, t, c, labels = inputs()
+    leaves = [x.to(dtype, copy=True).requires_grad_() for x in (s, t, c)]
+    loss = ndfast.nd_loss(*leaves, labels, backend=backend)
+    first = torch.autograd.grad(loss, leaves, retain_graph=True)
+    kept = [x.clone() for x in first]
+    for x in first:
+        x.zero_()  # what was handed out is the caller's
+    second = torch.autograd.grad(3 * loss, leaves, retain_graph=True)
+    third = torch.autograd.grad(loss, leaves)
+    for once, thrice, again in zip(kept, second, third, strict=True):
+        torch.testing.assert_close(thrice, 3 * once, rtol=2e-3 if dtype == torch.float16 else 1e-6,
+                                   atol=1e-6)  # fmt: skip
+        torch.testing.assert_close(again, once, rtol=1e-6, atol=1e-7)
+    leaf = s.clone().requires_grad_()
+    loss = ndfast.nd_loss(leaf, t, c, labels, backend=backend)
+    for _ in range(3):  # accumulation adds in place to what the first backward handed out
+        loss.backward(retain_graph=True)
+    torch.testing.assert_close(leaf.grad, 3 * kept[0].float(), rtol=5e-3, atol=1e-4)
+
+
+def test_no_grad_and_constants_make_no_graph(seed: int) -> None:
+    s, t, c, labels = inputs()
+    assert not ndfast.nd_loss(s, t, c, labels).requires_grad
+    s.requires_grad_()
+    with torch.no_grad():
+        assert not ndfast.nd_loss(s, t, c, labels).requires_grad
+    with torch.inference_mode():
+        assert ndfast.nd_loss(s, t, c, labels).isfinite()
+    t.requires_grad_()
+    c.requires_grad_()
+    for needed in (s, t, c):
+        loss = ndfast.nd_loss(*(x if x is needed else x.detach() for x in (s, t, c)), labels)
+        (grad,) = torch.autograd.grad(loss, needed)
+        assert grad.count_nonzero() > 0
+
+
+def test_gradients_of_other_inputs_do_not_change_the_students(seed: int) -> None:
+    s, t, c, labels = inputs()
+    results = []
+    for others in (False, True):
+        leaf = s.clone().requires_grad_()
+        rest = [x.clone().requires_grad_(others) for x in (t, c)]
+        ndfast.nd_loss(leaf, *rest, labels).backward()
+        results.append(leaf.grad)
+    torch.testing.assert_close(*results, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_double_backward_is_an_error(backend: str, seed: int) -> None:
+    s, t, c, labels = inputs()
+    s.requires_grad_()
+    loss = ndfast.nd_loss(s, t, c, labels, backend=backend)
+    (grad,) = torch.autograd.grad(loss, s, create_graph=True)
+    penalty = s.square().sum() + grad.square().sum()
+    with pytest.raises(RuntimeError, match="double backward"):
+        penalty.backward()
+
+    def gradient(x: Tensor) -> Tensor:
+        return torch.func.grad(lambda x: ndfast.nd_loss(x, t, c, labels, backend=backend))(x)
+
+    with pytest.raises(RuntimeError, match="double backward"):
+        torch.func.grad(lambda x: gradient(x).sum())(s.detach())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_torch_func_grad(backend: str, seed: int) -> None:
+    s, t, c, labels = inputs()
+    of_all = torch.func.grad(
+        lambda s, t, c: 3 * ndfast.nd_loss(s, t, c, labels, backend=backend), argnums=(0, 1, 2)
+    )(s, t, c)
+    leaves = [x.clone().requires_grad_() for x in (s, t, c)]
+    (3 * ndfast.nd_loss(*leaves, labels, backend="reference")).backward()
+    for got, leaf in zip(of_all, leaves, strict=True):
+        torch.testing.assert_close(got, leaf.grad)
+
+
+def test_autocast_leaves_the_loss_in_float32(seed: int) -> None:
+    s, t, c, labels = inputs()
+    probabilities = torch.rand(6, 4).softmax(1)
+    linear = nn.Linear(33, 33)
+    for target in (labels, probabilities):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            features = linear(s)
+            loss = ndfast.nd_loss(features, t, c, target)
+        assert features.dtype == torch.bfloat16
+        assert loss.dtype == torch.float32
+        exact = ndfast.nd_loss(features.double(), t.double(), c.double(), target)
+        torch.testing.assert_close(loss.double(), exact, rtol=1e-5, atol=0)
+        linear.zero_grad()
+        loss.backward()
+        assert linear.weight.grad.count_nonzero() > 0
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_grad_scaler_keeps_float16_gradients_from_underflow(backend: str, seed: int) -> None:
+    # Unscaled, most of these gradients are below float16's smallest number.
+    student, teacher = 40 * torch.randn(64, 256), torch.randn(64, 256)
+    class_means, labels = torch.randn(4, 256), torch.randint(0, 4, (64,))
+    leaf = student.half().requires_grad_()
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
+    options = {"weight": 1e-3, "backend": backend}
+    loss = ndfast.nd_loss(leaf, teacher.half(), class_means, labels, **options)
+    scaler.scale(loss).backward()
+    exact = leaf.detach().double().requires_grad_()
+    ndfast.nd_loss(
+        exact, teacher.half().double(), class_means.double(), labels, **options
+    ).backward()
+    error = (leaf.grad.double() / 2**16 - exact.grad).norm() / exact.grad.norm()
+    assert error < 1e-3
+    plain = student.half().requires_grad_()
+    ndfast.nd_loss(plain, teacher.half(), class_means, labels, **options).backward()
+    assert plain.grad.count_nonzero() < 0.5 * leaf.grad.count_nonzero()
+
+
+def test_gradient_accumulation_divides(seed: int) -> None:
+    s, t, c, labels = inputs()
+    for dtype in (torch.float32, torch.bfloat16):
+        leaf = s.to(dtype, copy=True).requires_grad_()
+        for _ in range(4):
+            (ndfast.nd_loss(leaf, t.to(dtype), c, labels) / 4).backward()
+        once = s.to(dtype, copy=True).requires_grad_()
+        ndfast.nd_loss(once, t.to(dtype), c, labels).backward()
+        torch.testing.assert_close(leaf.grad, once.grad)
+
+
+def test_threads_as_data_parallel_has_them(seed: int) -> None:
+    s, t, c, labels = inputs(64)
+
+    def part(rows: slice) -> Tensor:
+        leaf = s[rows].clone().requires_grad_()
+        loss = ndfast.nd_loss(leaf, t[rows], c, labels[rows], reduction="sum")
+        loss.backward()
+        return leaf.grad
+
+    rows = [slice(i, i + 8) for i in range(0, 64, 8)]
+    with ThreadPoolExecutor(8) as pool:
+        grads = torch.cat(list(pool.map(part, rows)))
+    torch.testing.assert_close(grads, part(slice(None)))
+
+
+def test_make_fx_records_the_functional_pair(seed: int) -> None:
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    s, t, c, labels = inputs()
+    for mode in ("real", "fake", "symbolic"):
+        graph = make_fx(
+            lambda s: torch.func.grad(lambda s: ndfast.nd_loss(s, t, c, labels))(s),
+            tracing_mode=mode, _allow_non_fake_inputs=True,
+        )(s)  # fmt: skip
+        called = {str(node.target) for node in graph.graph.nodes if node.op == "call_function"}
+        assert "ndfast.nd_loss_forward.default" in called
+        assert "ndfast.nd_loss_backward.default" in called

@@ -1,0 +1,168 @@
+"""The machine code of the Triton kernels, compiled ahead of time: no GPU is needed.
+
+A row is read and written in 16-byte pieces, all loads are on their way before the first shuffle
+waits for one, nothing is spilled, and an option that is not used leaves no instruction behind.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("triton", reason="the Triton backend needs triton")
+
+Call = tuple[int, dict[str, Any]]
+
+# At most this many registers for the 24 warps of a streaming multiprocessor that the launch table
+# counts on: 65,536 registers / (24 · 32), in steps of 8.
+FOR_24_WARPS = 80
+
+# (kernel, D, dtype): the most registers on sm_80, sm_90 and sm_100.
+REGISTERS = {
+    ("forward", 64, "float32"): FOR_24_WARPS,
+    ("forward", 512, "float32"): FOR_24_WARPS,
+    ("forward", 512, "bfloat16"): FOR_24_WARPS,
+    ("forward", 1000, "float32"): 56,
+    ("forward", 1000, "bfloat16"): FOR_24_WARPS,
+    ("forward", 2048, "float32"): 56,
+    ("forward", 2048, "bfloat16"): FOR_24_WARPS,
+    ("forward", 4096, "bfloat16"): FOR_24_WARPS,
+    ("backward", 1000, "float32"): 56,
+    ("backward", 1000, "bfloat16"): FOR_24_WARPS,
+    ("finish", 1000, "float32"): 48,
+    ("finish", 1000, "bfloat16"): 64,
+}
+CAPABILITIES = (80, 90, 100)
+ONE_DTYPE = [
+    (capability, {"kernel": kernel, "D": D, "dtype": dtype, "means_dtype": dtype})
+    for kernel, D, dtype in REGISTERS
+    # Every shape on one GPU, one shape on every GPU: a compilation takes about a second.
+    for capability in (CAPABILITIES if D == 1000 else (90,))
+]
+
+PLAIN = {
+    "kernel": "forward", "D": 1024, "dtype": "float32", "teacher": "absent",
+    "target": "a centre a row", "reduction": 0, "gradient": False,
+}  # fmt: skip
+# What an option adds to PLAIN, in instructions of PTX: loads, stores. A row of 1024 float32 on four
+# warps is two 16-byte pieces a thread.
+OPTIONS: list[tuple[dict[str, Any], int, int]] = [
+    ({"teacher": "norms"}, 1, 0),
+    ({"teacher": "features"}, 2, 0),
+    ({"target": "indices"}, 1, 0),
+    ({"target": "mix"}, 2 + 2, 0),
+    ({"target": "mix", "lam_by_row": True}, 2 + 2 + 1, 0),
+    ({"weighted": True}, 1, 0),
+    ({"num_coefficients": 2}, 0, 2),
+    ({"num_coefficients": 4}, 0, 4),
+    ({"gradient": True}, 0, 2),
+]
+LONG_ROW = (90, {"kernel": "forward", "D": 16_384, "dtype": "bfloat16"})
+MISALIGNED = (90, {"kernel": "forward", "D": 1000, "dtype": "float32", "offset": 1})
+ODD = (90, {"kernel": "forward", "D": 513, "dtype": "float32"})
+WIDE_MEANS = (90, {"kernel": "forward", "D": 2048, "dtype": "bfloat16"})
+CLASS_MEANS = (90, {"kernel": "class means", "D": 1000, "dtype": "float32"})
+DOUBLE = (90, {"kernel": "forward", "D": 512, "dtype": "float64", "means_dtype": "float64"})
+PLAIN_CALL = (90, PLAIN)
+
+ALL = [
+    *ONE_DTYPE,
+    *((90, {**PLAIN, **option}) for option, _, _ in OPTIONS),
+    LONG_ROW, MISALIGNED, ODD, WIDE_MEANS, CLASS_MEANS, DOUBLE, PLAIN_CALL,
+]  # fmt: skip
+
+
+def name(call: Call) -> str:
+    capability, arguments = call
+    return f"sm_{capability}-" + "-".join(str(value) for value in arguments.values())
+
+
+@pytest.fixture(scope="module")
+def found() -> dict[str, dict[str, Any]]:
+    """What aot_compile.py read, by the call's name."""
+    tests = Path(__file__).parent
+    paths = [str(tests.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    done = subprocess.run(
+        [sys.executable, str(tests / "aot_compile.py")],
+        input=json.dumps(ALL), capture_output=True, text=True, check=False,
+        env={**os.environ, "TRITON_INTERPRET": "0", "PYTHONPATH": os.pathsep.join(paths)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+    return dict(zip(map(name, ALL), json.loads(done.stdout), strict=True))
+
+
+@pytest.mark.parametrize("call", [*ONE_DTYPE, LONG_ROW, MISALIGNED, ODD, WIDE_MEANS, CLASS_MEANS,
+                                  DOUBLE], ids=name)  # fmt: skip
+def test_nothing_is_spilled(call: Call, found: dict[str, Any]) -> None:
+    code = found[name(call)]
+    assert (code["stack"], code["local"]) == (0, 0)
+
+
+@pytest.mark.parametrize("call", ONE_DTYPE, ids=name)
+def test_registers_are_within_their_bound(call: Call, found: dict[str, Any]) -> None:
+    _, arguments = call
+    bound = REGISTERS[arguments["kernel"], arguments["D"], arguments["dtype"]]
+    assert found[name(call)]["registers"] <= bound
+
+
+@pytest.mark.parametrize("call", ONE_DTYPE, ids=name)
+def test_rows_move_in_16_byte_pieces(call: Call, found: dict[str, Any]) -> None:
+    # The launch table gives a thread two pieces of each row.
+    tensors_read, tensors_written = {"forward": (3, 1), "backward": (3, 2), "finish": (2, 1)}[
+        call[1]["kernel"]
+    ]
+    code = found[name(call)]
+    assert (code["wide_loads"], code["wide_stores"]) == (2 * tensors_read, 2 * tensors_written)
+
+
+def test_float32_means_are_four_pieces_where_a_bfloat16_row_is_two(found: dict[str, Any]) -> None:
+    code = found[name(WIDE_MEANS)]
+    assert (code["wide_loads"], code["wide_stores"]) == (2 + 2 + 4, 2)
+
+
+def test_a_misaligned_student_is_read_in_narrow_pieces(found: dict[str, Any]) -> None:
+    code = found[name(MISALIGNED)]
+    assert (code["wide_loads"], code["wide_stores"]) == (2 + 2, 2)
+    assert found[name(ODD)]["wide_loads"] == 0
+
+
+@pytest.mark.parametrize("call", [c for c in ONE_DTYPE if c[1]["D"] >= 512], ids=name)
+def test_all_loads_of_a_row_come_before_the_first_shuffle(
+    call: Call, found: dict[str, Any]
+) -> None:
+    # Narrower rows share a thread, and the first may be summed before the last is asked for.
+    if call[1]["kernel"] != "forward":
+        pytest.skip("backward sums nothing")
+    assert found[name(call)]["wide_loads_after_shuffle"] == 0
+
+
+@pytest.mark.parametrize(("option", "loads", "stores"), OPTIONS, ids=str)
+def test_an_option_costs_what_it_moves(
+    option: dict[str, Any], loads: int, stores: int, found: dict[str, Any]
+) -> None:
+    plain, with_option = found[name(PLAIN_CALL)], found[name((90, {**PLAIN, **option}))]
+    assert with_option["loads"] - plain["loads"] == loads
+    assert with_option["stores"] - plain["stores"] == stores
+
+
+def test_without_options_only_student_and_centres_are_read(found: dict[str, Any]) -> None:
+    plain = found[name(PLAIN_CALL)]
+    assert plain["loads"] == 2 + 2
+    assert plain["stores"] == 1 + 1  # the rows' losses, and scale
+    assert plain["atomics"] == 0
+
+
+def test_products_and_sums_are_not_fused(found: dict[str, Any]) -> None:
+    # Fused, the norms of equal rows could differ, and a tie would not go to the student.
+    assert all(code["fused"] == 0 for code in found.values())
+
+
+def test_a_reduced_loss_takes_one_ticket(found: dict[str, Any]) -> None:
+    assert all(found[name(call)]["atomics"] == (call[1]["kernel"] == "forward")
+               for call in ONE_DTYPE)  # fmt: skip
