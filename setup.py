@@ -55,7 +55,7 @@ def native_extension() -> dict[str, Any]:
         # No -march=native: one binary for every processor, csrc/cpu/capability.cpp chooses.
         extra_compile_args=[
             "-O3", "-std=c++17", "-fvisibility=hidden", "-ffp-contract=fast", "-fno-math-errno",
-            "-Wall", "-Wextra", f"-ffile-prefix-map={os.getcwd()}/=",
+            "-Wall", "-Wextra", "-Wno-psabi", f"-ffile-prefix-map={os.getcwd()}/=",
         ],
     )  # fmt: skip
     return {

@@ -68,7 +68,7 @@ def load_class_means(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES
 
     Args:
         path: the file; its suffix tells the format.
-        max_bytes: a file larger than this, packed or unpacked, is refused.
+        max_bytes: a file larger than this, packed or unpacked, is refused; 1 GiB by default.
 
     Returns:
         [K, D] on the CPU; float32, or float64 where that was saved.
@@ -89,7 +89,7 @@ def load_class_means_metadata(
 
     Args:
         path: the file; its suffix tells the format.
-        max_bytes: a file larger than this, packed or unpacked, is refused.
+        max_bytes: a file larger than this, packed or unpacked, is refused; 1 GiB by default.
 
     Returns:
         "num_classes" and "dim", ints; "counts", int64 [K], where they were saved; "sha256", but for

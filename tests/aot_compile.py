@@ -60,7 +60,7 @@ def call(
     gradient: bool = True,
     offset: int = 0,
 ) -> None:
-    """One call of the launcher that launches ``kernel``; ``offset`` elements misalign the student."""
+    """One call of the launcher that launches ``kernel``; ``offset`` misaligns the student."""
     row_dtype = getattr(torch, dtype)
     student = torch.zeros(N * D + offset, dtype=row_dtype)[offset:].view(N, D)
     features, norms = torch.zeros(N, D, dtype=row_dtype), torch.zeros(N)
@@ -132,7 +132,9 @@ def main() -> None:
     launched: list[Any] = []
     run = JITFunction.run
 
-    def compile_instead(self: Any, *arguments: Any, grid: Any, warmup: bool, **options: Any) -> None:
+    def compile_instead(
+        self: Any, *arguments: Any, grid: Any, warmup: bool, **options: Any
+    ) -> None:
         launched.append(run(self, *arguments, grid=grid, warmup=True, **options))
 
     JITFunction.run = compile_instead

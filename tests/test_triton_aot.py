@@ -15,7 +15,12 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("triton", reason="the Triton backend needs triton")
+triton = pytest.importorskip("triton", reason="the Triton backend needs triton")
+
+# What ptxas makes of a kernel differs from release to release of Triton, which brings its own.
+by_compiler = pytest.mark.skipif(
+    not triton.__version__.startswith("3.9."), reason="the bounds are those of Triton 3.9"
+)
 
 Call = tuple[int, dict[str, Any]]
 
@@ -32,6 +37,7 @@ REGISTERS = {
     ("forward", 1000, "bfloat16"): FOR_24_WARPS,
     ("forward", 2048, "float32"): 56,
     ("forward", 2048, "bfloat16"): FOR_24_WARPS,
+    ("forward", 4096, "float32"): 56,
     ("forward", 4096, "bfloat16"): FOR_24_WARPS,
     ("backward", 1000, "float32"): 56,
     ("backward", 1000, "bfloat16"): FOR_24_WARPS,
@@ -104,6 +110,7 @@ def test_nothing_is_spilled(call: Call, found: dict[str, Any]) -> None:
     assert (code["stack"], code["local"]) == (0, 0)
 
 
+@by_compiler
 @pytest.mark.parametrize("call", ONE_DTYPE, ids=name)
 def test_registers_are_within_their_bound(call: Call, found: dict[str, Any]) -> None:
     _, arguments = call
@@ -132,16 +139,19 @@ def test_a_misaligned_student_is_read_in_narrow_pieces(found: dict[str, Any]) ->
     assert found[name(ODD)]["wide_loads"] == 0
 
 
-@pytest.mark.parametrize("call", [c for c in ONE_DTYPE if c[1]["D"] >= 512], ids=name)
+# Of narrower rows several share a thread, and one may be summed before the last is asked for.
+SUMMED = [call for call in ONE_DTYPE if call[1]["kernel"] == "forward" and call[1]["D"] >= 512]
+
+
+@by_compiler
+@pytest.mark.parametrize("call", SUMMED, ids=name)
 def test_all_loads_of_a_row_come_before_the_first_shuffle(
     call: Call, found: dict[str, Any]
 ) -> None:
-    # Narrower rows share a thread, and the first may be summed before the last is asked for.
-    if call[1]["kernel"] != "forward":
-        pytest.skip("backward sums nothing")
     assert found[name(call)]["wide_loads_after_shuffle"] == 0
 
 
+@by_compiler
 @pytest.mark.parametrize(("option", "loads", "stores"), OPTIONS, ids=str)
 def test_an_option_costs_what_it_moves(
     option: dict[str, Any], loads: int, stores: int, found: dict[str, Any]

@@ -18,9 +18,9 @@ struct Backward {
   const Matrix* teacher;
   const Matrix& class_means;
   const CentreIndex& index;
-  const Matrix* grad_student;  // each of these may be null
-  const Matrix* grad_teacher;
-  const Matrix* grad_centres;   // with one centre a row
+  Matrix* grad_student;  // each of these may be null
+  Matrix* grad_teacher;
+  Matrix* grad_centres;         // with one centre a row
   bool leave_finished = false;  // a row whose upstream gradient is 1 has its gradient already
 
   T alpha(int64_t i) const { return coefficients[i]; }
@@ -33,35 +33,37 @@ struct Backward {
 
   void rows(int64_t begin, int64_t end) const {
     const auto& kernels = row_kernels<T>();
-    const Matrix none;
-    RowReader<T> students(student, kernels), teachers(teacher ? *teacher : none, kernels);
     CentreReader<T> centres(class_means, index, kernels);
-    RowWriter<T> to_student(grad_student ? *grad_student : none, kernels);
-    RowWriter<T> to_teacher(grad_teacher ? *grad_teacher : none, kernels);
-    RowWriter<T> to_centres(grad_centres ? *grad_centres : none, kernels);
+    const bool stream = grad_student && is_streamed(*grad_student);
+    const int64_t D = student.D;
     for (int64_t i = begin; i < end; ++i) {
-      if (leave_finished && upstream(i) == 1) continue;
-      const bool dead = is_dead(i);
-      const T* s = dead ? nullptr : students[i];
-      const T* c = dead ? nullptr : centres[i];
       const T g = upstream(i);
-      if (dead || !c) {  // without a centre the labels have changed since forward
-        const T value = dead ? T(0) : std::numeric_limits<T>::quiet_NaN();
-        if (grad_student) to_student.fill(i, value);
-        if (grad_teacher) to_teacher.fill(i, value);
-        if (grad_centres) to_centres.fill(i, value);
+      if (leave_finished && g == 1) continue;
+      const bool dead = is_dead(i);
+      const T* c = dead ? nullptr : centres[i];
+      if (!c) {  // ignored, or the labels have changed since forward
+        const double value = dead ? 0 : std::numeric_limits<double>::quiet_NaN();
+        for (Matrix* grad : {grad_student, grad_teacher, grad_centres}) {
+          if (grad) grad->fill_row(i, value);
+        }
         continue;
       }
-      if (grad_student) to_student.combine(i, c, s, g * alpha(i), g * beta(i));
-      if (grad_teacher) to_teacher.scale(i, teachers[i], g * gamma(i));
-      if (grad_centres) to_centres.combine(i, s, c, g * alpha(i), g * delta(i));
+      const ConstRow s = student.row(i);
+      const T to_centre = g * alpha(i);
+      if (grad_student) {
+        kernels.combine(grad_student->row(i), c, s, to_centre, g * beta(i), D, stream);
+      }
+      if (grad_teacher) kernels.scale(grad_teacher->row(i), teacher->row(i), g * gamma(i), D);
+      if (grad_centres) {
+        kernels.combine(grad_centres->row(i), c, s, g * delta(i), to_centre, D, false);
+      }
     }
     kernels.fence();
   }
 
   // The rows of each class one after the other, a class a thread: no atomics, and the same order of
   // additions whatever the number of threads.
-  void class_gradient(const Matrix& grad_class_means) const {
+  void class_gradient(Matrix& grad_class_means) const {
     const int64_t K = class_means.N, D = class_means.D;
     const int64_t entries = index.target_b ? 2 * N : N;
     const auto label = [&](int64_t e) { return e < N ? index.target[e] : index.target_b[e - N]; };
@@ -82,9 +84,7 @@ struct Backward {
     const int64_t row_elements = D * std::max<int64_t>(1, entries / K);
     parallel_over_rows(K, row_elements, [&](int64_t begin, int64_t end) {
       const auto& kernels = row_kernels<T>();
-      RowReader<T> students(student, kernels);
       CentreReader<T> centres(class_means, index, kernels);
-      RowWriter<T> out(grad_class_means, kernels);
       std::vector<T> sum(D);
       for (int64_t k = begin; k < end; ++k) {
         std::fill(sum.begin(), sum.end(), T(0));
@@ -94,11 +94,10 @@ struct Backward {
           if (!c) continue;  // the other label of a mix is out of range
           const T share = !index.target_b ? T(1) : T(index.lam[i]);
           const T by = upstream(i) * (by_class[j] < N ? share : T(1) - share);
-          kernels.accumulate(sum.data(), students[i], c, by * alpha(i), by * delta(i), D);
+          kernels.accumulate(sum.data(), c, student.row(i), by * delta(i), by * alpha(i), D);
         }
-        out.scale(k, sum.data(), T(1));
+        kernels.scale(grad_class_means.row(k), {sum.data(), kDtypeOf<T>}, T(1), D);
       }
-      kernels.fence();
     });
   }
 };
@@ -132,8 +131,8 @@ std::tuple<Tensor, Tensor, Tensor> backward_in(const Tensor& grad_loss, const Te
     STD_TORCH_CHECK(t->N == N && t->D == s.D, "teacher does not fit student");
   }
   const auto output = [](bool needed, const Tensor& of, std::optional<MatrixOf>& matrix) {
-    if (!needed) return empty({0}, of.scalar_type(), of);
-    Tensor grad = empty({of.size(0), of.size(1)}, of.scalar_type(), of);
+    if (!needed) return empty({0}, of.scalar_type());
+    Tensor grad = empty({of.size(0), of.size(1)}, of.scalar_type());
     matrix.emplace(grad);
     return grad;
   };
@@ -161,7 +160,7 @@ std::tuple<Tensor, Tensor, Tensor> backward_in(const Tensor& grad_loss, const Te
 }
 
 template <class T>
-void finish_(const Matrix& grad_student, const Tensor& grad_loss, const Tensor& scale,
+void finish_(Matrix& grad_student, const Tensor& grad_loss, const Tensor& scale,
              const Tensor& coefficients, const Tensor& student, const Tensor& class_means,
              const CentreIndex& index) {
   const MatrixOf s(student), c(class_means);
@@ -198,7 +197,7 @@ void finish_gradient_(Tensor grad_student, Tensor grad_loss, Tensor scale, Tenso
                       OptionalTensor target_b, OptionalTensor lam, double lam_scalar) {
   const int64_t N = student.size(0);
   const CentreIndex index{Labels(target, N), Labels(target_b, N), Values(lam, N, lam_scalar)};
-  const MatrixOf grad(grad_student);
+  MatrixOf grad(grad_student);
   STD_TORCH_CHECK(grad.N == N && grad.D == student.size(1), "grad_student does not fit student");
   const auto run = student.scalar_type() == ScalarType::Double ? finish_<double> : finish_<float>;
   run(grad, grad_loss, scale, coefficients, student, class_means, index);

@@ -21,9 +21,9 @@ struct Forward {
   double eps;
   double factor;  // weight over the denominator
   int64_t num_coefficients;
-  T* loss;                     // [N]
-  T* coefficients;             // [num_coefficients, N]
-  const Matrix* grad_student;  // or null
+  T* loss;               // [N]
+  T* coefficients;       // [num_coefficients, N]
+  Matrix* grad_student;  // or null
 
   void write_coefficients(int64_t i, const RowTerms<T>& row, T by) const {
     const T values[] = {row.alpha, row.beta, row.gamma, row.delta};
@@ -32,27 +32,28 @@ struct Forward {
 
   void rows(int64_t begin, int64_t end) const {
     const auto& kernels = row_kernels<T>();
-    const Matrix none;
-    RowReader<T> students(student, kernels), teachers(teacher ? *teacher : none, kernels);
     CentreReader<T> centres(class_means, index, kernels);
-    RowWriter<T> gradients(grad_student ? *grad_student : none, kernels);
+    const bool stream = grad_student && is_streamed(*grad_student);
     for (int64_t i = begin; i < end; ++i) {
       if (index.is_ignored(i, ignore_index)) {
         loss[i] = 0;
         write_coefficients(i, {0, 0, 0, 0, 0}, T(0));
-        if (grad_student) gradients.fill(i, 0);
+        if (grad_student) grad_student->fill_row(i, 0);
         continue;
       }
-      const T* s = students[i];
+      const ConstRow s = student.row(i);
       const T* c = centres[i];
-      const auto sums = kernels.sums(s, teacher ? teachers[i] : nullptr, c, student.D);
+      const auto sums = kernels.sums(s, teacher ? teacher->row(i) : ConstRow{}, c, student.D);
       const T norm_t = teacher_norm ? T((*teacher_norm)[i]) : std::sqrt(sums.teacher_squared);
       const auto row = row_terms(std::sqrt(sums.student_squared), norm_t,
                                  std::sqrt(sums.centre_squared), sums.student_dot_centre, T(eps));
       const T by = T(factor * sample_weight[i]);
       loss[i] = by * row.loss;
       write_coefficients(i, row, by);
-      if (grad_student) gradients.combine(i, c, s, by * row.alpha, by * row.beta);
+      if (grad_student) {
+        kernels.combine(grad_student->row(i), c, s, by * row.alpha, by * row.beta, student.D,
+                        stream);
+      }
     }
     kernels.fence();
   }
@@ -94,10 +95,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward_in(
   const double denominator = denominator_of(index, sample_weight, N, c.N, ignore_index);
   const double mean_factor = denominator == 0 ? 0 : weight / denominator;
 
-  Tensor coefficients = empty({num_coefficients, N}, dtype, student);
-  Tensor grad_student = gradient ? empty({N, s.D}, student.scalar_type(), student)
-                                 : empty({0}, student.scalar_type(), student);
-  Tensor loss = reduction == kNone ? empty({N}, dtype, student) : empty({}, dtype, student);
+  Tensor coefficients = empty({num_coefficients, N}, dtype);
+  Tensor grad_student =
+      gradient ? empty({N, s.D}, student.scalar_type()) : empty({0}, student.scalar_type());
+  Tensor loss = reduction == kNone ? empty({N}, dtype) : empty({}, dtype);
   std::unique_ptr<T[]> row_loss(reduction == kNone ? nullptr : new T[N]);
   std::optional<MatrixOf> grad;
   if (gradient) grad.emplace(grad_student);
@@ -122,7 +123,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward_in(
     for (int64_t i = 0; i < N; ++i) sum += double(row_loss[i]);
     *static_cast<T*>(loss.data_ptr()) = T(sum);
   }
-  Tensor scale = empty({}, dtype, student);
+  Tensor scale = empty({}, dtype);
   *static_cast<T*>(scale.data_ptr()) = 1;
   return {loss, scale, coefficients, grad_student};
 }

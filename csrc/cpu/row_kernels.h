@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <string>
+#include <type_traits>
 
 #include "../row_math.h"
 
@@ -11,20 +12,27 @@ namespace ndfast::cpu {
 
 enum class Dtype { float16, bfloat16, float32, float64 };
 
-// T is the type of the sums, float or double.
+// A row in memory, in whatever type it has there.
+struct ConstRow {
+  const void* data;
+  Dtype dtype;
+};
+struct Row {
+  void* data;
+  Dtype dtype;
+};
+
+// T is the type of the sums, float or double. A student is float64 exactly where T is double.
 template <class T>
 struct RowKernels {
-  // Sums over s, t and c; `teacher` may be null.
-  RowSums<T> (*sums)(const T* student, const T* teacher, const T* centre, int64_t D);
-  // out = x*a + y*b. `stream` writes past the caches: for outputs larger than they are.
-  void (*combine)(T* out, const T* a, const T* b, T x, T y, int64_t D, bool stream);
-  // out += x*a + y*b.
-  void (*accumulate)(T* out, const T* a, const T* b, T x, T y, int64_t D);
-  // out = x*a; in place where out is a.
-  void (*scale)(T* out, const T* a, T x, int64_t D);
-  // From and to a row of another dtype.
-  void (*load)(T* out, const void* row, Dtype dtype, int64_t D);
-  void (*store)(void* row, Dtype dtype, const T* values, int64_t D);
+  // Sums over s, t and c; `teacher.data` may be null.
+  RowSums<T> (*sums)(ConstRow student, ConstRow teacher, const T* centre, int64_t D);
+  // out = x*centre + y*student. `stream` writes past the caches: for outputs larger than they are.
+  void (*combine)(Row out, const T* centre, ConstRow student, T x, T y, int64_t D, bool stream);
+  // out += x*centre + y*student.
+  void (*accumulate)(T* out, const T* centre, ConstRow student, T x, T y, int64_t D);
+  // out = x*row; also converts, with x = 1.
+  void (*scale)(Row out, ConstRow row, T x, int64_t D);
   // Makes streamed writes visible before the thread reports its rows as done.
   void (*fence)();
 };

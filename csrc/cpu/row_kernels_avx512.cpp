@@ -12,11 +12,11 @@
 #endif
 
 namespace {
-inline void stream_store(float* p, float __attribute__((vector_size(64))) v) {
-  _mm512_stream_ps(p, v);
+inline void stream_store(void* p, uint32_t __attribute__((vector_size(64))) v) {
+  _mm512_stream_si512(static_cast<__m512i*>(p), (__m512i)v);
 }
-inline void stream_store(double* p, double __attribute__((vector_size(64))) v) {
-  _mm512_stream_pd(p, v);
+inline void stream_store(void* p, uint32_t __attribute__((vector_size(32))) v) {
+  _mm256_stream_si256(static_cast<__m256i*>(p), (__m256i)v);
 }
 }  // namespace
 

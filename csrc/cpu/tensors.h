@@ -29,9 +29,15 @@ inline int64_t bytes_of(Dtype dtype) {
   return dtype == Dtype::float64 ? 8 : dtype == Dtype::float32 ? 4 : 2;
 }
 
-inline Tensor empty(std::initializer_list<int64_t> sizes, ScalarType dtype, const Tensor& like) {
-  const std::vector<int64_t> shape(sizes);
-  return torch::stable::new_empty(like, {shape.data(), shape.size()}, dtype);
+// By the C shim, not by the dispatcher: a small batch calls this four times.
+inline Tensor empty(std::initializer_list<int64_t> sizes, ScalarType dtype) {
+  const int64_t* size = sizes.begin();
+  const int64_t strides[] = {sizes.size() == 2 ? size[1] : 1, 1};
+  AtenTensorHandle handle = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(sizes.size(), size, strides,
+                                                  static_cast<int32_t>(dtype),
+                                                  aoti_torch_device_type_cpu(), 0, &handle));
+  return Tensor(handle);
 }
 
 // [N, D] floats, unit stride along D.
@@ -42,7 +48,15 @@ struct Matrix {
   int64_t D = 0;
   int64_t row_bytes = 0;
 
-  char* row(int64_t i) const { return data + i * row_bytes; }
+  Row row(int64_t i) { return {data + i * row_bytes, dtype}; }
+  ConstRow row(int64_t i) const { return {data + i * row_bytes, dtype}; }
+  void fill_row(int64_t i, double value) {
+    const ConstRow one{&value, Dtype::float64};
+    char* element = data + i * row_bytes;
+    for (int64_t j = 0; j < D; ++j, element += bytes_of(dtype)) {
+      portable::kernels<double>().scale({element, dtype}, one, 1, 1);
+    }
+  }
 };
 
 // Keeps the copy that a tensor without unit stride along D needs.
@@ -82,7 +96,7 @@ struct Values {
     if (!data) return absent;
     const char* p = data + i * stride * bytes_of(dtype);
     double value;
-    portable::kernels<double>().load(&value, p, dtype, 1);
+    portable::kernels<double>().scale({&value, Dtype::float64}, {p, dtype}, 1, 1);
     return value;
   }
 };

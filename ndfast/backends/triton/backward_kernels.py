@@ -63,8 +63,8 @@ def backward_kernel(
                     student, rows, student_stride, in_batch, start, D, BLOCK_D, ALIGN, dtype
                 )
                 c = load_centres(
-                    class_means, label, label_b, share, class_means_stride, in_range, start,
-                    D, BLOCK_D, ALIGN, dtype,
+                    class_means, label, target_b, label_b, share, class_means_stride, in_range,
+                    start, D, BLOCK_D, ALIGN, dtype,
                 )  # fmt: skip
             if grad_teacher is not None:
                 t = load_tile(
@@ -113,8 +113,8 @@ def class_means_backward_kernel(
         upstream = tl.load(grad_loss + rows * grad_loss_stride, mask=mask, other=0.0) * rest
         s = load_tile(student, rows, student_stride, mask, start, D, BLOCK_D, ALIGN, dtype)
         c = load_centres(
-            class_means, label, label_b, share, class_means_stride, in_range, start,
-            D, BLOCK_D, ALIGN, dtype,
+            class_means, label, target_b, label_b, share, class_means_stride, in_range,
+            start, D, BLOCK_D, ALIGN, dtype,
         )  # fmt: skip
         alpha_s = tl.where(in_range, upstream * alpha, float("nan"))[:, None] * s
         gradient = alpha_s + (upstream * delta)[:, None] * c

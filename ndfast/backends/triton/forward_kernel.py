@@ -67,8 +67,8 @@ def forward_kernel(
         else:
             row_weight = tl.full((ROWS,), 1.0, dtype)
         c = load_centres(
-            class_means, label, label_b, share, class_means_stride, in_range, 0,
-            D, BLOCK_D, ALIGN, dtype,
+            class_means, label, target_b, label_b, share, class_means_stride, in_range,
+            0, D, BLOCK_D, ALIGN, dtype,
         )  # fmt: skip
         ss, sc, cc = s * s, s * c, c * c
         for start in range(BLOCK_D, D, BLOCK_D):
@@ -81,14 +81,15 @@ def forward_kernel(
                 )
                 tt += t_i * t_i
             c_i = load_centres(
-                class_means, label, label_b, share, class_means_stride, in_range, start,
-                D, BLOCK_D, ALIGN, dtype,
+                class_means, label, target_b, label_b, share, class_means_stride, in_range,
+                start, D, BLOCK_D, ALIGN, dtype,
             )  # fmt: skip
             ss += s_i * s_i
             sc += s_i * c_i
             cc += c_i * c_i
 
-        # One reduction of a tuple has the barriers of one sum.
+        # One reduction of a tuple has the barriers of one sum. With Triton 3.9 the last sum is
+        # shuffled first: were it one without c, ptxas would put loads of c behind its shuffles.
         if teacher is not None:
             tt, ss, sc, cc = tl.reduce((tt, ss, sc, cc), 1, _add4)
             teacher_norm = tl.sqrt(tt)
@@ -148,8 +149,8 @@ def forward_kernel(
                         student, rows, student_stride, in_batch, start, D, BLOCK_D, ALIGN, dtype
                     )
                     c_i = load_centres(
-                        class_means, label, label_b, share, class_means_stride, in_range, start,
-                        D, BLOCK_D, ALIGN, dtype,
+                        class_means, label, target_b, label_b, share, class_means_stride, in_range,
+                        start, D, BLOCK_D, ALIGN, dtype,
                     )  # fmt: skip
                     gradient = tl.where(dead, 0, alpha[:, None] * c_i + beta[:, None] * s_i)
                     store_tile(grad_student, rows, in_batch, start, gradient, D, BLOCK_D)

@@ -12,10 +12,7 @@ from torch import Tensor
 
 from ndfast.backends.reference import MEAN, NONE, accumulation_dtype
 from ndfast.backends.triton import launch_table
-from ndfast.backends.triton.backward_kernels import (
-    backward_kernel,
-    class_means_backward_kernel,
-)
+from ndfast.backends.triton.backward_kernels import backward_kernel, class_means_backward_kernel
 from ndfast.backends.triton.forward_kernel import forward_kernel
 from ndfast.backends.triton.launch_table import LaunchConfig
 
@@ -107,7 +104,7 @@ def backward(
         )
         _launch_backward(
             grad_loss, scale, coefficients, student, features, class_means, labels, lam_scalar,
-            gradients, FINISHED=False,
+            gradients, finished=False,
         )  # fmt: skip
     if needs_class_means and not needs_centres:
         _launch_class_means_backward(
@@ -135,7 +132,7 @@ def finish_gradient_(
     _launch_backward(
         grad_loss, scale, coefficients, _rows(student), None, _rows(class_means),
         (_vector(target), _vector(target_b), _vector(lam)), lam_scalar,
-        (grad_student, None, None), FINISHED=True,
+        (grad_student, None, None), finished=True,
     )  # fmt: skip
 
 
@@ -149,7 +146,7 @@ def _launch_backward(
     labels: tuple[Tensor | None, Tensor | None, Tensor | None],
     lam_scalar: float,
     gradients: tuple[Tensor | None, Tensor | None, Tensor | None],
-    FINISHED: bool,
+    finished: bool,
 ) -> None:
     """``gradients``: of student, teacher and the rows' centres, None for those not wanted."""
     reads_centres = gradients[0] is not None or gradients[2] is not None
@@ -160,9 +157,9 @@ def _launch_backward(
         grad_loss, scale, coefficients, *gradients, *strides, _upstream_stride(grad_loss),
         N, K, lam_scalar,
     )  # fmt: skip
-    constants = {"ALIGN": alignment, "FINISHED": FINISHED}
+    constants = {"ALIGN": alignment, "FINISHED": finished}
     with torch.cuda.device_of(student):
-        if FINISHED:  # usually done at a glance, which is nothing to tune by
+        if finished:  # usually done at a glance, which is nothing to tune by
             config = launch_table.default_config(D, student.itemsize)
             _launch_with(config, backward_kernel, student, arguments, constants)
         else:

@@ -34,7 +34,7 @@ def store_tile(base, rows, mask, start, tile, D: tl.constexpr, BLOCK_D: tl.const
 @triton.jit
 def load_labels(target, target_b, lam, lam_scalar, rows, mask, K, dtype: tl.constexpr):
     """Where the rows' centres stand: (label, label_b, share of label, whether they are classes)."""
-    label, label_b, in_range = rows, None, mask
+    label, label_b, in_range = rows, rows, mask
     share = tl.full((), lam_scalar, dtype)
     if target is not None:
         label = tl.load(target + rows, mask=mask, other=0).to(tl.int64)
@@ -48,11 +48,12 @@ def load_labels(target, target_b, lam, lam_scalar, rows, mask, K, dtype: tl.cons
 
 
 @triton.jit
-def load_centres(class_means, label, label_b, share, stride, in_range, start, D: tl.constexpr,
-                 BLOCK_D: tl.constexpr, ALIGN: tl.constexpr, dtype: tl.constexpr):  # fmt: skip
+def load_centres(class_means, label, target_b, label_b, share, stride, in_range, start,
+                 D: tl.constexpr, BLOCK_D: tl.constexpr, ALIGN: tl.constexpr,
+                 dtype: tl.constexpr):  # fmt: skip
     """The rows' centres; zeros, and nothing read, where a label is no class."""
     c = load_tile(class_means, label, stride, in_range, start, D, BLOCK_D, ALIGN, dtype)
-    if label_b is not None:
+    if target_b is not None:
         b = load_tile(class_means, label_b, stride, in_range, start, D, BLOCK_D, ALIGN, dtype)
         c = share * c + (1 - share) * b
     return c

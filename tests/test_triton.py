@@ -1,0 +1,318 @@
+"""The Triton kernels through Triton's interpreter, and their launcher.
+
+Values at the edge (NaN, zeros, strides, N = 0) are in test_corners.py, for every backend.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import runpy
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from cases import assert_as_defined, draw, every_option, worst_error
+
+from ndfast.backends import reference
+
+pytest.importorskip("triton", reason="the Triton backend needs triton")
+
+import triton
+import triton.language as tl
+from triton.runtime import interpreter
+
+from ndfast.backends import triton as backend
+from ndfast.backends.triton import launch_table
+from ndfast.backends.triton.launch_table import LaunchConfig, default_config
+from ndfast.backends.triton.launcher import _workspace
+from ndfast.backends.triton.tiles import load_tile, store_tile
+
+CPU = torch.device("cpu")
+pytestmark = [
+    pytest.mark.skipif(
+        backend.unusable(CPU) is not None, reason="needs TRITON_INTERPRET=1, set where no GPU is"
+    ),
+    # Kernels divide first and select after; interpreted, NumPy speaks up.
+    pytest.mark.filterwarnings("ignore:.* encountered in :RuntimeWarning"),
+]
+
+# Rows in one block and rows in three; a program that takes several tiles in turn.
+LAYOUTS = {
+    "one block": LaunchConfig(rows=2, block_d=64, num_warps=1, programs_per_sm=2),
+    "three blocks": LaunchConfig(rows=4, block_d=16, num_warps=1, programs_per_sm=2),
+}
+
+
+@pytest.fixture
+def use_layout(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Sets the launch table's answer, a name of LAYOUTS."""
+
+    def use(name: str) -> None:
+        monkeypatch.setattr(launch_table, "default_config", lambda D, itemsize: LAYOUTS[name])
+
+    return use
+
+
+def test_every_option(use_layout: Callable[[str], None], seed: int) -> None:
+    use_layout("one block")
+    for option in every_option():
+        assert_as_defined(draw(3, 37, 2, torch.float32, **option), "triton", (seed, option))
+
+
+def test_rows_longer_than_a_block(use_layout: Callable[[str], None], seed: int) -> None:
+    use_layout("three blocks")
+    for option in some_options(seed, 20):
+        assert_as_defined(draw(5, 37, 3, torch.float32, **option), "triton", (seed, option))
+
+
+def some_options(seed: int, number: int) -> list[dict[str, Any]]:
+    return random.Random(seed).sample(list(every_option()), number)
+
+
+def _round_to_bfloat16(convert: Callable[..., Any]) -> Callable[..., Any]:
+    """The interpreter's conversion, with float32 to bfloat16 as a GPU has it: to nearest even.
+
+    Triton's interpreter cuts the lower half off, which is twice the error.
+    """
+
+    def rounded(data: Any, source: Any, result: Any, mode: Any) -> Any:
+        if (source, result) != (tl.float32, tl.bfloat16):
+            return convert(data, source, result, mode)
+        bits = torch.tensor(data).to(torch.bfloat16).view(torch.int16)
+        return bits.numpy().view(np.uint16)
+
+    return rounded
+
+
+MIXTURES = [
+    (torch.float64, torch.float64),
+    (torch.float64, torch.float32),
+    (torch.bfloat16, torch.float32),
+    (torch.bfloat16, torch.bfloat16),
+    (torch.float16, torch.float32),
+]
+
+
+@pytest.mark.parametrize(("dtype", "means_dtype"), MIXTURES, ids=str)
+def test_every_dtype(
+    dtype: torch.dtype,
+    means_dtype: torch.dtype,
+    use_layout: Callable[[str], None],
+    monkeypatch: pytest.MonkeyPatch,
+    seed: int,
+) -> None:
+    use_layout("one block")
+    monkeypatch.setattr(
+        interpreter, "_convert_float", _round_to_bfloat16(interpreter._convert_float)
+    )
+    for option in some_options(seed, 10):
+        case = draw(3, 37, 2, dtype, means_dtype=means_dtype, **option)
+        assert_as_defined(case, "triton", (seed, dtype, option))
+
+
+def test_teacher_and_class_means_may_be_narrower_than_the_student(seed: int) -> None:
+    case = draw(4, 37, 2, torch.float32, means_dtype=torch.bfloat16)
+    case = replace(case, teacher=case.teacher.to(torch.float16))
+    got, exact = case.run("triton"), case.to(torch.float64).run("reference")
+    assert worst_error(got["loss"], exact["loss"], None) < 1e-5, seed
+    assert worst_error(got["student"], exact["student"], None) < 1e-5, seed
+    for name, epsilon in (("teacher", 2**-10), ("class_means", 2**-7)):  # once rounded, or cut off
+        assert got[name].dtype == getattr(case, name).dtype
+        error = (got[name] - exact[name]).abs()
+        assert (error <= epsilon * exact[name].abs() + 1e-6).all(), (seed, name)
+
+
+@pytest.mark.parametrize("D", [1, 3, 64, 500, 1000, 16_384])
+def test_the_launch_table_serves_every_width(D: int, seed: int) -> None:
+    assert_as_defined(draw(3, D, 2, torch.float32), "triton", D)
+
+
+@pytest.mark.parametrize("target", ["indices", "mix by row"])
+def test_classes_of_many_rows_are_added_up(target: str, seed: int) -> None:
+    # More rows a class than a tile has (32), more columns (64), and a class without any row.
+    case = draw(90, 70, 2, torch.float32, target=target, ignoring=True)
+    assert_as_defined(case, "triton", target)
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_labels_that_are_no_class_give_nan_and_read_nothing(mixed: bool, seed: int) -> None:
+    # What nd_loss does on a GPU, where it cannot look; far labels would end the process.
+    student, teacher, class_means = torch.randn(6, 20), torch.randn(6, 20), torch.randn(3, 20)
+    labels = torch.tensor([0, 3, -1, 2, 2**40, -100])
+    others = torch.tensor([1, 1, 1, -(2**40), 1, 1]) if mixed else None
+    call = (student, teacher, class_means, labels, others, None, 0.25)
+    forward = (*call, None, 1.0, reference.NONE, -100, 1e-8, 4, True)
+    results, expected = backend.forward(*forward), reference.forward(*forward)
+    bad = [1, 2, 3, 4] if mixed else [1, 2, 4]
+    assert results[0].isnan().nonzero().flatten().tolist() == bad
+    assert results[3].isnan().all(dim=1).nonzero().flatten().tolist() == bad
+    upstream = torch.rand(6)
+    gradients = backend.backward(upstream, *results[1:3], *call, True, True, True)
+    expected += reference.backward(upstream, *expected[1:3], *call, True, True, True)
+    for got, wanted in zip((*results, *gradients), expected, strict=True):
+        torch.testing.assert_close(got, wanted, equal_nan=True, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("upstream", [1.0, 2.0, [1.0, 2.0, 1.0, -1.0]])
+def test_a_finished_gradient_is_written_only_where_it_changes(upstream: Any, seed: int) -> None:
+    student, class_means = torch.randn(4, 20), torch.randn(3, 20)
+    call = (student, None, class_means, torch.tensor([0, 1, 2, 0]), None, None, 1.0)
+    options = (None, 1.0, reference.NONE, -100, 1e-8, 4, False)
+    _, scale, coefficients, _ = backend.forward(*call, *options)
+    gradient = torch.full_like(student, 7.0)  # no gradient: shows which rows were left alone
+    factor = torch.tensor(upstream)
+    rows = (factor, scale, coefficients, student, *call[2:])
+    backend.finish_gradient_(gradient, *rows)
+    expected = torch.empty_like(student)
+    reference.finish_gradient_(expected, *rows)
+    expected[(factor == 1).expand(4)] = 7.0
+    torch.testing.assert_close(gradient, expected)
+    if factor.dim() == 0:  # the same factor, one a row by its shape
+        backend.finish_gradient_(gradient.fill_(7.0), factor.expand(4), *rows[1:])
+        torch.testing.assert_close(gradient, expected)
+
+
+def test_without_a_gradient_the_loss_is_the_same(seed: int) -> None:
+    case = draw(5, 37, 3, torch.float32)
+    call = (case.student, case.teacher, case.class_means, case.target, None, None, 1.0)
+    options = (None, 1.0, reference.MEAN, 255, 1e-8)
+    expected = backend.forward(*call, *options, 4, True)
+    for num_coefficients in (0, 2, 4):
+        loss, scale, coefficients, gradient = backend.forward(
+            *call, *options, num_coefficients, False
+        )
+        assert torch.equal(loss, expected[0])
+        assert torch.equal(scale, expected[1])
+        assert torch.equal(coefficients, expected[2][:num_coefficients])
+        assert gradient.numel() == 0
+
+
+def test_a_tie_of_norms_belongs_to_the_student(seed: int) -> None:
+    student, class_means = torch.randn(4, 700), torch.randn(4, 700)
+    call = (student, student.clone(), class_means, None, None, None, 1.0)
+    coefficients = backend.forward(*call, None, 1.0, reference.SUM, -100, 1e-8, 4, False)[2]
+    assert (coefficients[1] != 0).all()
+    assert (coefficients[2] == 0).all()
+
+
+def test_the_loss_is_bitwise_the_same_and_the_ticket_is_back(
+    use_layout: Callable[[str], None], seed: int
+) -> None:
+    use_layout("one block")
+    case = draw(9, 37, 3, torch.float32, weighted=True)
+    first = case.run("triton")
+    _, ticket = _workspace(CPU)
+    assert ticket == 0
+    for name, value in case.run("triton").items():
+        assert torch.equal(value, first[name]), name
+
+
+@triton.jit
+def _copy_row(out, matrix, row, stride, D: tl.constexpr, ALIGN: tl.constexpr):
+    rows = tl.arange(0, 1).to(tl.int64) + row
+    tile = load_tile(matrix, rows, stride, rows >= 0, 0, D, 16, ALIGN, tl.float32)
+    store_tile(out, rows, rows >= 0, 0, tile, D, 16)
+
+
+def test_offsets_pass_2_to_the_31_elements() -> None:
+    # Memory that is never touched is never there: only pages of the first and last row are.
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    row = 2**31 // 16 + 1
+    buffer = torch.empty(row + 1, 16, dtype=torch.bfloat16)
+    buffer[row] = torch.arange(16)
+    # What a 32-bit offset would come to lies before the buffer: the process would end.
+    _copy_row[(1,)](buffer, buffer, row, 1, D=16, ALIGN=16)
+    assert buffer[row].tolist() == list(range(16))
+
+
+class TestAutotuning:
+    @pytest.fixture(autouse=True)
+    def on(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(launch_table, "AUTOTUNE", True)
+        monkeypatch.setattr(launch_table, "_measured", {})
+
+    def test_the_fastest_candidate_is_taken_and_measured_once(
+        self, monkeypatch: pytest.MonkeyPatch, seed: int
+    ) -> None:
+        layouts = list(LAYOUTS.values())
+        monkeypatch.setattr(launch_table, "candidates", lambda D, itemsize: layouts)
+        timed = []
+
+        def timer(launch: Any) -> float:
+            launch()
+            timed.append(launch)
+            return 2.0 if len(timed) % 2 else 1.0  # the second candidate wins
+
+        monkeypatch.setattr(launch_table, "timer", timer)
+        case = draw(5, 37, 3, torch.float32)
+        assert_as_defined(case, "triton", "while timing")
+        kernels = len(launch_table._measured)
+        assert kernels == 2  # forward, and backward of the teacher
+        assert len(timed) == kernels * len(layouts)
+        assert set(launch_table._measured.values()) == {layouts[1]}
+        assert_as_defined(case, "triton", "once timed")
+        assert len(timed) == kernels * len(layouts)
+        draw(5, 37, 3, torch.bfloat16).run("triton")
+        assert len(launch_table._measured) == 2 * kernels
+
+    @pytest.mark.parametrize("D", [1, 64, 1000, 4096, 16_384])
+    @pytest.mark.parametrize("itemsize", [2, 4, 8])
+    def test_candidates_are_layouts_that_triton_takes(self, D: int, itemsize: int) -> None:
+        configs = launch_table.candidates(D, itemsize)
+        assert configs[0] == default_config(D, itemsize)
+        assert len(set(configs)) == len(configs) > 1
+        for config in configs:
+            for size in (config.rows, config.block_d, config.num_warps):
+                assert size == triton.next_power_of_2(size)
+            assert 1 <= config.num_warps <= 16
+            assert config.rows == 1 or config.block_d >= D
+            assert config.programs_per_sm >= 1
+
+
+@pytest.mark.parametrize(("value", "on"), [("", False), ("0", False), ("1", True)])
+def test_autotuning_is_off_unless_asked_for(
+    value: str, on: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NDFAST_TRITON_AUTOTUNE", value)
+    assert runpy.run_path(launch_table.__file__)["AUTOTUNE"] is on
+
+
+class TestUnusable:
+    def test_cpu_tensors_need_the_interpreter(self) -> None:
+        script = (
+            "import torch; from ndfast.backends import triton as t; "
+            "print(t.unusable(torch.device('cpu')))"
+        )
+        assert "TRITON_INTERPRET=1" in _python(script, TRITON_INTERPRET="0")
+        assert _python(script, TRITON_INTERPRET="1") == "None"
+
+    def test_triton_may_be_missing(self) -> None:
+        script = (
+            "import sys; sys.modules['triton'] = None; import torch; "
+            "from ndfast.backends import triton as t; print(t.unusable(torch.device('cuda')))"
+        )
+        assert _python(script).startswith("triton cannot be imported:")
+
+    def test_old_gpus_are_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(backend, "_interpreted", False)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+        assert "7.5" in str(backend.unusable(torch.device("cuda")))
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+        assert backend.unusable(torch.device("cuda")) is None
+
+
+def _python(script: str, **environment: str) -> str:
+    """What a fresh interpreter prints."""
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    paths = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True,
+        env={**os.environ, "PYTHONPATH": paths, **environment},
+    )  # fmt: skip
+    return done.stdout.strip()
