@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import ndfast
-from ndfast.arguments import check_and_flatten
+from ndfast.arguments import Rows, check_and_flatten
 from ndfast.backends import reference
 
 TEACHERS = ("features", "norms", "absent")
@@ -114,6 +114,14 @@ def every_option() -> Iterator[dict[str, Any]]:
                 }
 
 
+def rows_of(case: Case) -> Rows:
+    """The arguments as backends take them."""
+    options = {"sample_weight": None, "eps": 1e-8, "validate": False, "backend": None}
+    options |= case.options
+    inputs = (case.student, case.teacher, case.class_means, case.target)
+    return check_and_flatten(*inputs, **options)[0]
+
+
 def natural_scales(case: Case) -> dict[str, Tensor]:
     """How large each row's gradient is before its terms cancel, in float64.
 
@@ -121,10 +129,7 @@ def natural_scales(case: Case) -> dict[str, Tensor]:
     features (D = 1 has gradient 0), and the teacher, whose gradient is a multiple of <s, c>.
     """
     exact = case.to(torch.float64)
-    defaults = {"sample_weight": None, "eps": 1e-8, "validate": False, "backend": None}
-    rows, _ = check_and_flatten(
-        exact.student, exact.teacher, exact.class_means, exact.target, **{**defaults, **exact.options}
-    )  # fmt: skip
+    rows = rows_of(exact)
     coefficients = reference.forward(*rows, 4, False)[2]
     centres = reference.gather_centres(rows[2], *rows[3:7], torch.float64)
     alpha = (coefficients[0] * exact.upstream)[:, None]
@@ -132,8 +137,10 @@ def natural_scales(case: Case) -> dict[str, Tensor]:
     n_s, n_c = norm(rows[0], dim=1, keepdim=True), norm(centres, dim=1, keepdim=True)
     student = alpha.abs() * n_c
     # p is at most ‖s‖: |gamma|·‖t‖ = p/m² is at most |alpha|·n_c·‖s‖/m, of which ‖s‖/m is at most 1
-    teacher = student * (n_s / n_s.clamp_min(norm(rows[1], dim=-1, keepdim=True).reshape(-1, 1))
-                         if rows[1] is not None else 1)  # fmt: skip
+    teacher = student
+    if rows.teacher is not None:
+        n_t = norm(rows.teacher, dim=-1, keepdim=True).reshape(-1, 1)
+        teacher = student * n_s / torch.maximum(n_s, n_t)
     return {
         "loss": torch.tensor(1.0, dtype=torch.float64),
         "student": student,

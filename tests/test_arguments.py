@@ -97,7 +97,7 @@ def test_wrong_argument(argument: str, error: type, wrong: dict[str, Any], backe
 def test_messages_say_what_was_got_and_what_is_taken() -> None:
     with pytest.raises(ValueError, match=r"class_means: got shape \[3, 5\].*takes \[K, 6\]"):
         ndfast.nd_loss(S, S, C[:, :5], Y)
-    with pytest.raises(IndexError, match="target: class 3 in row 2 is out of bounds .* 3 classes"):
+    with pytest.raises(IndexError, match=r"target: class 3 in row 2 is out of bounds .* 3 classes"):
         ndfast.nd_loss(S, S, C, Y + 1)
     with pytest.raises(ValueError, match=r"'avg' is not a valid value.*'none', 'mean' or 'sum'"):
         ndfast.nd_loss(S, S, C, Y, reduction="avg")
@@ -118,7 +118,7 @@ def test_label_types_that_are_taken() -> None:
 def test_module_arguments() -> None:
     with pytest.raises(TypeError, match="class_means: got list"):
         ndfast.NDLoss([[1.0]])
-    with pytest.raises(TypeError, match="class_means: got torch.int64"):
+    with pytest.raises(TypeError, match=r"class_means: got torch\.int64"):
         ndfast.NDLoss(C.long())
     with pytest.raises(ValueError, match=r"class_means: got shape \[6\]"):
         ndfast.NDLoss(C[0])

@@ -1,4 +1,4 @@
-"""The definition itself: numbers worked out by hand, autograd, and a loop written from the formula."""
+"""The definition itself: numbers by hand, autograd, and a loop written from the formula."""
 
 from __future__ import annotations
 

@@ -102,7 +102,7 @@ DEFAULTS = {
     "mnist1d": TrainConfig(
         data="mnist1d",
         out=Path("runs/mnist1d"),
-        epochs=20,
+        epochs=12,
         batch_size=64,
         lr=0.02,
         teacher_channels=(32, 64, 128),
