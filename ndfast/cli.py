@@ -57,13 +57,15 @@ def _build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(
         title="commands", required=True, dest="name", metavar="COMMAND"
     )
-    _add_env(commands.add_parser("env", help="what is installed, and which backends can run"))
-    _add_class_means(commands.add_parser("class-means", help="show or convert a class-mean file"))
-    _add_train(
-        commands.add_parser(
-            "train", help="train a teacher, distil students from it, compare the methods"
+    for name, add_arguments, purpose in (
+        ("env", _add_env, "what is installed, and which backends can run"),
+        ("class-means", _add_class_means, "show or convert a class-mean file"),
+        ("train", _add_train, "train a teacher, distil students from it, compare the methods"),
+    ):
+        # No abbreviations: --seed 3 would be taken for --seeds 3.
+        add_arguments(
+            commands.add_parser(name, help=purpose, description=purpose, allow_abbrev=False)
         )
-    )
     return parser
 
 
@@ -101,18 +103,26 @@ def _class_means(given: argparse.Namespace) -> int:
     try:
         means = ndfast.load_class_means(given.file)
         metadata = ndfast.load_class_means_metadata(given.file)
-        counts = metadata.pop("counts", None)
-        norms = means.norm(dim=1)
-        print(f"classes K  {metadata.pop('num_classes')}")
-        print(f"features D {metadata.pop('dim')}")
-        print(f"norms      {norms.min():.4g} to {norms.max():.4g}, mean {norms.mean():.4g}")
-        if counts is not None:
-            print(f"rows       {counts.min()} to {counts.max()} a class, {counts.sum()} in all")
-        for name, value in metadata.items():
-            print(f"{name:<10} {value}")
-        if given.to is not None:
-            _convert(given.to, means, counts, metadata)
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        return _fail(given, f"cannot read {given.file}: {error.strerror}", MISUSED)
+    except ValueError as error:
+        return _fail(given, str(error), MISUSED)
+    counts = metadata.pop("counts", None)
+    norms = means.norm(dim=1)
+    print(f"classes K  {metadata.pop('num_classes')}")
+    print(f"features D {metadata.pop('dim')}")
+    print(f"norms      {norms.min():.4g} to {norms.max():.4g}, mean {norms.mean():.4g}")
+    if counts is not None:
+        print(f"rows       {counts.min()} to {counts.max()} a class, {counts.sum()} in all")
+    for name, value in metadata.items():
+        print(f"{name:<10} {value}")
+    if given.to is None:
+        return OK
+    try:
+        _convert(given.to, means, counts, metadata)
+    except OSError as error:
+        return _fail(given, f"cannot write {given.to}: {error.strerror}", MISUSED)
+    except ValueError as error:
         return _fail(given, str(error), MISUSED)
     return OK
 
@@ -134,31 +144,48 @@ def _convert(
 def _add_train(parser: argparse.ArgumentParser) -> None:
     def default(field: str) -> str:
         values = {name: getattr(config, field) for name, config in DEFAULTS.items()}
+        if len(set(values.values())) == 1:
+            return f"(default: {values['digits']})"
         shown = (f"{value} for {name}" for name, value in values.items())
         return f"(default: {', '.join(shown)})"
 
     what = parser.add_argument_group("what is trained")
-    what.add_argument("--data", choices=DEFAULTS, default="digits", help="(default: digits)")
+    what.add_argument(
+        "--data",
+        choices=DEFAULTS,
+        default="digits",
+        help="images of 8×8 from scikit-learn, or signals of 40 samples (default: digits)",
+    )
     what.add_argument(
         "--method",
         dest="methods",
         nargs="+",
         choices=METHODS,
-        help="cross entropy, Hinton's distillation, that and the ND loss (default: all)",
+        metavar="METHOD",
+        help="ce: cross entropy; kd: and Hinton's distillation; kd++: and the ND loss "
+        "(default: all)",
     )
-    what.add_argument("--seeds", type=int, help="students of each method (default: 5)")
+    what.add_argument(
+        "--seeds", type=int, metavar="N", help=f"students of each method {default('seeds')}"
+    )
     how = parser.add_argument_group("how")
     how.add_argument(
-        "--epochs", type=int, help=f"of the teacher and of each student {default('epochs')}"
+        "--epochs",
+        type=int,
+        metavar="N",
+        help=f"of the teacher and of each student {default('epochs')}",
     )
     how.add_argument(
-        "--batch-size", type=int, help=f"images a step and process {default('batch_size')}"
+        "--batch-size",
+        type=int,
+        metavar="N",
+        help=f"images a step and process {default('batch_size')}",
     )
     how.add_argument("--lr", type=float, help=f"learning rate at the start {default('lr')}")
     how.add_argument(
         "--backend",
         choices=("auto", *BACKENDS),
-        help="of the ND loss (default: auto, the fastest that can run)",
+        help="what computes the ND loss (default: auto, the fastest that can run)",
     )
     parser.add_argument_group("output").add_argument(
         "--out",
@@ -169,7 +196,8 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     )
     parser.epilog = (
         "Device and processes are what Hugging Face Accelerate finds: ACCELERATE_USE_CPU=true "
-        "keeps to the CPU, `accelerate launch -m ndfast train` starts several processes."
+        "keeps to the CPU; torchrun or `accelerate launch -m ndfast train` starts several "
+        "processes."
     )
     parser.set_defaults(command=_train)
 

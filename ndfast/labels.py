@@ -36,6 +36,7 @@ def check_label_range(
     for name, labels in (("target", target), ("target_b", target_b)):
         if labels is None or labels.numel() == 0:
             continue
+        labels = labels.long()  # -100 and 300 are 156 and 44 where uint8 is compared with them
         bad = ((labels < 0) | (labels >= K)) & (labels != ignore_index)
         if bad.any():
             row = int(bad.flatten().int().argmax())

@@ -12,6 +12,8 @@ if not torch.cuda.is_available():
     # Before ndfast is imported: Triton decides when a kernel is defined.
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+from ndfast.backends import native
+
 
 @pytest.fixture
 def seed() -> int:
@@ -29,3 +31,13 @@ def poisoned_outputs() -> Iterator[None]:
     torch.utils.deterministic.fill_uninitialized_memory = True
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(params=native.capabilities())
+def capability(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The native backend on each instruction set that this processor has."""
+    before = native.capability()
+    native.set_capability(request.param)
+    assert native.capability() == request.param
+    yield request.param
+    native.set_capability(before)

@@ -98,6 +98,18 @@ def test_no_row_that_counts_is_loss_zero(backend: str, N: int, reduction: str) -
     assert (grad_means == 0).all()
 
 
+def test_uint8_labels_do_not_wrap_around(backend: str, seed: int) -> None:
+    # As uint8, -100 is 156 and 300 is 44: neither may ignore a row or put it out of range.
+    student, class_means = torch.randn(3, 8), torch.randn(300, 8, requires_grad=True)
+    labels = torch.tensor([156, 44, 255])
+    losses = [
+        ndfast.nd_loss(student, None, class_means, target, backend=backend)
+        for target in (labels, labels.to(torch.uint8))
+    ]
+    assert losses[0] == losses[1]
+    assert torch.equal(*(gradients(loss, class_means)[0] for loss in losses))
+
+
 def test_weights_that_sum_to_zero_give_loss_zero(backend: str, seed: int) -> None:
     student = torch.randn(3, 8, requires_grad=True)
     loss = ndfast.nd_loss(
@@ -118,6 +130,20 @@ def test_zeros_are_finite(backend: str) -> None:
             loss = ndfast.nd_loss(*inputs, torch.tensor([0, 0]), backend=backend)
             assert loss == 1
             assert all(grad.isfinite().all() for grad in gradients(loss, *inputs))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_a_tie_of_norms_is_the_students(backend: str, dtype: torch.dtype, seed: int) -> None:
+    # Equal rows must have bitwise equal norms for this, whatever way their squares are summed.
+    for D in (1, 7, 33, 200):
+        student = torch.randn(20, D).to(dtype).requires_grad_()
+        teacher = student.detach().clone().requires_grad_()
+        class_means, labels = torch.randn(3, D), torch.randint(0, 3, (20,))
+        alone = ndfast.nd_loss(student, None, class_means, labels, backend=backend)
+        loss = ndfast.nd_loss(student, teacher, class_means, labels, backend=backend)
+        grad_student, grad_teacher = gradients(loss, student, teacher)
+        assert (grad_teacher == 0).all()
+        torch.testing.assert_close(grad_student, *gradients(alone, student))
 
 
 @pytest.mark.parametrize("size", [1e-20, 1e-12, 1e-6, 1e6, 1e15])

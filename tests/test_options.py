@@ -14,28 +14,6 @@ needs_native = pytest.mark.skipif(
 )
 
 
-def capabilities() -> list[str]:
-    """The instruction sets of this processor."""
-    found = []
-    if native.unusable(torch.device("cpu")) is None:
-        for name in ("portable", "avx2", "avx512"):
-            try:
-                native.set_capability(name)
-            except ValueError:
-                continue
-            found.append(name)
-    return found
-
-
-@pytest.fixture(params=capabilities())
-def capability(request: pytest.FixtureRequest) -> str:
-    before = native.capability()
-    native.set_capability(request.param)
-    assert native.capability() == request.param
-    yield request.param
-    native.set_capability(before)
-
-
 def test_reference_in_float32_in_every_option(seed: int) -> None:
     for option in every_option():
         assert_as_defined(draw(9, 37, 4, torch.float32, **option), "reference", option)

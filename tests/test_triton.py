@@ -1,15 +1,11 @@
-"""The Triton kernels through Triton's interpreter, and their launcher.
+"""The Triton kernels through Triton's interpreter.
 
 Values at the edge (NaN, zeros, strides, N = 0) are in test_corners.py, for every backend.
 """
 
 from __future__ import annotations
 
-import os
 import random
-import runpy
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -29,7 +25,7 @@ from triton.runtime import interpreter
 
 from ndfast.backends import triton as backend
 from ndfast.backends.triton import launch_table
-from ndfast.backends.triton.launch_table import LaunchConfig, default_config
+from ndfast.backends.triton.launch_table import LaunchConfig
 from ndfast.backends.triton.launcher import _workspace
 from ndfast.backends.triton.tiles import load_tile, store_tile
 
@@ -140,6 +136,19 @@ def test_classes_of_many_rows_are_added_up(target: str, seed: int) -> None:
     assert_as_defined(case, "triton", target)
 
 
+def test_uint8_labels_are_unsigned(seed: int) -> None:
+    student, class_means = torch.randn(3, 20), torch.randn(210, 20)
+    labels = torch.tensor([200, 255, 127], dtype=torch.uint8)
+    options = (None, 1.0, reference.NONE, 255, 1e-8, 0, True)
+    results = [
+        backend.forward(student, None, class_means, target, None, None, 1.0, *options)
+        for target in (labels, labels.long())
+    ]
+    assert results[0][0][0] != 0
+    for narrow, wide in zip(*results, strict=True):
+        assert torch.equal(narrow, wide), seed
+
+
 @pytest.mark.parametrize("mixed", [False, True])
 def test_labels_that_are_no_class_give_nan_and_read_nothing(mixed: bool, seed: int) -> None:
     # What nd_loss does on a GPU, where it cannot look; far labels would end the process.
@@ -229,90 +238,3 @@ def test_offsets_pass_2_to_the_31_elements() -> None:
     # What a 32-bit offset would come to lies before the buffer: the process would end.
     _copy_row[(1,)](buffer, buffer, row, 1, D=16, ALIGN=16)
     assert buffer[row].tolist() == list(range(16))
-
-
-class TestAutotuning:
-    @pytest.fixture(autouse=True)
-    def on(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(launch_table, "AUTOTUNE", True)
-        monkeypatch.setattr(launch_table, "_measured", {})
-
-    def test_the_fastest_candidate_is_taken_and_measured_once(
-        self, monkeypatch: pytest.MonkeyPatch, seed: int
-    ) -> None:
-        layouts = list(LAYOUTS.values())
-        monkeypatch.setattr(launch_table, "candidates", lambda D, itemsize: layouts)
-        timed = []
-
-        def timer(launch: Any) -> float:
-            launch()
-            timed.append(launch)
-            return 2.0 if len(timed) % 2 else 1.0  # the second candidate wins
-
-        monkeypatch.setattr(launch_table, "timer", timer)
-        case = draw(5, 37, 3, torch.float32)
-        assert_as_defined(case, "triton", "while timing")
-        kernels = len(launch_table._measured)
-        assert kernels == 2  # forward, and backward of the teacher
-        assert len(timed) == kernels * len(layouts)
-        assert set(launch_table._measured.values()) == {layouts[1]}
-        assert_as_defined(case, "triton", "once timed")
-        assert len(timed) == kernels * len(layouts)
-        draw(5, 37, 3, torch.bfloat16).run("triton")
-        assert len(launch_table._measured) == 2 * kernels
-
-    @pytest.mark.parametrize("D", [1, 64, 1000, 4096, 16_384])
-    @pytest.mark.parametrize("itemsize", [2, 4, 8])
-    def test_candidates_are_layouts_that_triton_takes(self, D: int, itemsize: int) -> None:
-        configs = launch_table.candidates(D, itemsize)
-        assert configs[0] == default_config(D, itemsize)
-        assert len(set(configs)) == len(configs) > 1
-        for config in configs:
-            for size in (config.rows, config.block_d, config.num_warps):
-                assert size == triton.next_power_of_2(size)
-            assert 1 <= config.num_warps <= 16
-            assert config.rows == 1 or config.block_d >= D
-            assert config.programs_per_sm >= 1
-
-
-@pytest.mark.parametrize(("value", "on"), [("", False), ("0", False), ("1", True)])
-def test_autotuning_is_off_unless_asked_for(
-    value: str, on: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("NDFAST_TRITON_AUTOTUNE", value)
-    assert runpy.run_path(launch_table.__file__)["AUTOTUNE"] is on
-
-
-class TestUnusable:
-    def test_cpu_tensors_need_the_interpreter(self) -> None:
-        script = (
-            "import torch; from ndfast.backends import triton as t; "
-            "print(t.unusable(torch.device('cpu')))"
-        )
-        assert "TRITON_INTERPRET=1" in _python(script, TRITON_INTERPRET="0")
-        assert _python(script, TRITON_INTERPRET="1") == "None"
-
-    def test_triton_may_be_missing(self) -> None:
-        script = (
-            "import sys; sys.modules['triton'] = None; import torch; "
-            "from ndfast.backends import triton as t; print(t.unusable(torch.device('cuda')))"
-        )
-        assert _python(script).startswith("triton cannot be imported:")
-
-    def test_old_gpus_are_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(backend, "_interpreted", False)
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
-        assert "7.5" in str(backend.unusable(torch.device("cuda")))
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
-        assert backend.unusable(torch.device("cuda")) is None
-
-
-def _python(script: str, **environment: str) -> str:
-    """What a fresh interpreter prints."""
-    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    paths = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True,
-        env={**os.environ, "PYTHONPATH": paths, **environment},
-    )  # fmt: skip
-    return done.stdout.strip()

@@ -12,7 +12,8 @@ constexpr const char* kNames[] = {"portable", "avx2", "avx512"};
 Capability highest() {
 #ifdef __x86_64__
   __builtin_cpu_init();
-  const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                        __builtin_cpu_supports("f16c");
   const bool has_avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   return has_avx2 && has_avx512 ? kAvx512 : has_avx2 ? kAvx2 : kPortable;

@@ -5,9 +5,9 @@
 #include "row_kernels.h"
 
 #ifdef __clang__
-#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx2,f16c,fma"))), apply_to = function)
 #else
-#pragma GCC target("avx2,fma")
+#pragma GCC target("avx2,f16c,fma")
 #endif
 
 namespace {
@@ -22,6 +22,21 @@ inline void stream_store(void* p, uint32_t __attribute__((vector_size(16))) v) {
 #define NDFAST_ISA avx2
 #define NDFAST_BYTES 32
 #define NDFAST_STREAM stream_store
+#include "vectors.h"
+
+namespace ndfast::cpu::NDFAST_ISA {
+namespace {
+template <>
+inline Vec<float, 8> widen<8>(Vec<uint16_t, 8> half, float16) {
+  return (Vec<float, 8>)_mm256_cvtph_ps((__m128i)half);
+}
+template <>
+inline Vec<uint16_t, 8> narrow<8>(Vec<float, 8> value, float16) {
+  return (Vec<uint16_t, 8>)_mm256_cvtps_ph((__m256)value, _MM_FROUND_TO_NEAREST_INT);
+}
+}  // namespace
+}  // namespace ndfast::cpu::NDFAST_ISA
+
 #include "row_kernels_impl.h"
 
 #ifdef __clang__

@@ -23,6 +23,24 @@ inline void stream_store(void* p, uint32_t __attribute__((vector_size(32))) v) {
 #define NDFAST_ISA avx512
 #define NDFAST_BYTES 64
 #define NDFAST_STREAM stream_store
+#include "vectors.h"
+
+namespace ndfast::cpu::NDFAST_ISA {
+namespace {
+// The plain forms make GCC 12 warn of a variable of its own header.
+constexpr __mmask16 kAll = 0xffff;
+
+template <>
+inline Vec<float, 16> widen<16>(Vec<uint16_t, 16> half, float16) {
+  return (Vec<float, 16>)_mm512_maskz_cvtph_ps(kAll, (__m256i)half);
+}
+template <>
+inline Vec<uint16_t, 16> narrow<16>(Vec<float, 16> value, float16) {
+  return (Vec<uint16_t, 16>)_mm512_maskz_cvtps_ph(kAll, (__m512)value, _MM_FROUND_TO_NEAREST_INT);
+}
+}  // namespace
+}  // namespace ndfast::cpu::NDFAST_ISA
+
 #include "row_kernels_impl.h"
 
 #ifdef __clang__

@@ -2,12 +2,11 @@
 // first sets the target and defines
 //   NDFAST_ISA    the namespace,
 //   NDFAST_BYTES  the width of a vector register, and, where there is one,
-//   NDFAST_STREAM a store past the caches.
+//   NDFAST_STREAM a store past the caches;
+// then includes vectors.h and says how else it widens and narrows float16.
 // Everything here has internal linkage. A function shared between these files would be compiled for
 // one of the instruction sets, and the linker would choose which; that is also why this includes
 // nothing that defines inline functions beyond what the including file had before its target.
-#include "vectors.h"
-
 namespace ndfast::cpu::NDFAST_ISA {
 namespace {
 

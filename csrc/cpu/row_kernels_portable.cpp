@@ -3,4 +3,6 @@
 
 #define NDFAST_ISA portable
 #define NDFAST_BYTES 16
+#include "vectors.h"
+
 #include "row_kernels_impl.h"

@@ -1,5 +1,5 @@
-// Vectors of the sums' type T and their loads and stores from every type of row. Included by
-// row_kernels_impl.h only, once for each instruction set, with internal linkage; see there.
+// Vectors of the sums' type T and their loads and stores from every type of row. Included
+// once for each instruction set, with internal linkage; see row_kernels_impl.h.
 
 namespace ndfast::cpu::NDFAST_ISA {
 namespace {

@@ -35,6 +35,14 @@ def capability() -> str:
     return torch.ops.ndfast_native.capability()
 
 
+def capabilities() -> list[str]:
+    """The instruction sets that this processor and this build have, the highest first."""
+    if _missing is not None:
+        return []
+    names = ("avx512", "avx2", "portable")
+    return list(names[names.index(_highest) :])
+
+
 def set_capability(name: str) -> None:
     """Uses another instruction set.
 
@@ -42,13 +50,17 @@ def set_capability(name: str) -> None:
         ValueError: this processor or this build lacks it.
     """
     if not torch.ops.ndfast_native.set_capability(name):
-        raise ValueError(f"name: {name!r} is no instruction set of this processor and build")
+        raise ValueError(
+            f"name: {name!r} is no instruction set of this processor and build, which have "
+            f"{', '.join(capabilities())}"
+        )
 
 
 if _missing is None:
     _forward = torch.ops.ndfast_native.forward.default
     backward = torch.ops.ndfast_native.backward.default
     finish_gradient_ = torch.ops.ndfast_native.finish_gradient_.default
+    _highest = capability()
     if os.environ.get("NDFAST_CPU_CAPABILITY"):
         set_capability(os.environ["NDFAST_CPU_CAPABILITY"])
 

@@ -82,6 +82,12 @@ def accumulation_dtype(student: Tensor) -> torch.dtype:
     return torch.float64 if student.dtype == torch.float64 else torch.float32
 
 
+def labels_in_range(labels: Tensor, K: int) -> tuple[Tensor, Tensor]:
+    """The labels as int64, for uint8 wraps what it is compared with, and which are in [0, K)."""
+    labels = labels.long()
+    return labels, (labels >= 0) & (labels < K)
+
+
 def gather_centres(
     class_means: Tensor,
     target: Tensor | None,
@@ -95,8 +101,8 @@ def gather_centres(
         return class_means.to(dtype)
 
     def gather(labels: Tensor) -> Tensor:
-        in_range = (labels >= 0) & (labels < class_means.shape[0])
-        centres = class_means[torch.where(in_range, labels, 0).long()].to(dtype)
+        labels, in_range = labels_in_range(labels, class_means.shape[0])
+        centres = class_means[torch.where(in_range, labels, 0)].to(dtype)
         return torch.where(in_range[:, None], centres, torch.nan)
 
     if target_b is None:
@@ -111,8 +117,8 @@ def rows_that_count(
     """[N] bool, False where the row is ignored; None where every row counts by its kind."""
     if target is None:
         return None
-    counts = target != ignore_index
-    return counts if target_b is None else counts & (target_b != ignore_index)
+    counts = target.long() != ignore_index
+    return counts if target_b is None else counts & (target_b.long() != ignore_index)
 
 
 def forward(
@@ -222,8 +228,8 @@ def _scatter(
     grad = grad_centres.new_zeros(K + 1, D)  # the last row takes labels that are no class
 
     def add(labels: Tensor, rows: Tensor) -> None:
-        in_range = (labels >= 0) & (labels < K)
-        grad.index_add_(0, torch.where(in_range, labels, K).long(), rows)
+        labels, in_range = labels_in_range(labels, K)
+        grad.index_add_(0, torch.where(in_range, labels, K), rows)
 
     if target_b is None:
         add(target, grad_centres)

@@ -8,13 +8,13 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import broadcast, set_seed
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import ndfast
-from ndfast.train.config import ConfigError, TrainConfig
-from ndfast.train.data import DATA
+from ndfast.train.config import TrainConfig
+from ndfast.train.data import Data
 from ndfast.train.loop import EVALUATION_BATCH, evaluate, fit
 from ndfast.train.losses import METHODS, kd_loss
 from ndfast.train.models import ConvNet, Student
@@ -35,6 +35,7 @@ class Experiment:
 
     Args:
         config: the run.
+        data: what to train and test on.
         accelerator: the device and the processes.
         after_epoch: is called after each epoch of the teacher.
 
@@ -45,22 +46,19 @@ class Experiment:
         counts: the images of each class in the training set, int64 [K].
 
     Raises:
-        ConfigError: the batch size is larger than a process's share of the training set.
-        FloatingPointError: the training diverged.
+        FloatingPointError: the teacher's training diverged.
     """
 
     def __init__(
-        self, config: TrainConfig, accelerator: Accelerator, after_epoch: Callable[[], None]
+        self,
+        config: TrainConfig,
+        data: Data,
+        accelerator: Accelerator,
+        after_epoch: Callable[[], None],
     ) -> None:
         self.config = config
+        self.data = data
         self.accelerator = accelerator
-        self.data = DATA[config.data]()
-        share = len(self.data.train) // accelerator.num_processes
-        if config.batch_size > share:
-            raise ConfigError(
-                f"batch_size: got {config.batch_size}; it takes at most {share}, the training "
-                "images of a process"
-            )
         self._train_teacher(after_epoch)
         self._take_class_means()
         self.teacher_metrics = evaluate(accelerator, self.teacher, self.data.test, self.class_means)
@@ -146,8 +144,10 @@ class Experiment:
             self.accelerator, teacher, self.data.train, loss_of, self.config, TEACHER_SEED
         ):
             after_epoch()
-        # Without the wrapper of several processes, which a frozen network has no use for.
+        # A frozen network has no use for the wrapper of several processes, which kept the running
+        # statistics of batch normalisation the same in all of them.
         teacher = self.accelerator.unwrap_model(teacher)
+        broadcast(list(teacher.buffers()))
         self.teacher = teacher.eval().requires_grad_(False)
         self.accelerator.free_memory()
 

@@ -29,6 +29,7 @@ from ndfast.train.comparison import (
     measure_step_times,
 )
 from ndfast.train.config import ConfigError, TrainConfig
+from ndfast.train.data import DATA, Data
 from ndfast.train.experiment import Experiment
 from ndfast.train.plot import plot_curves
 from ndfast.train.report import Results, build_table, summarise
@@ -58,6 +59,7 @@ def run(config: TrainConfig, console: Console) -> Results:
             f"mixed_precision: got {accelerator.mixed_precision!r}; the harness trains in float32"
         )
     backend = _resolve_backend(accelerator.device, config.backend)
+    data = _load_data(config, accelerator.num_processes)
     if accelerator.is_main_process:
         _check_writable(config.out)
     with (
@@ -72,7 +74,7 @@ def run(config: TrainConfig, console: Console) -> Results:
             disable=not accelerator.is_main_process,
         ) as progress,
     ):
-        experiment, results = _run_all(config, accelerator, backend, progress)
+        experiment, results = _run_all(config, data, accelerator, backend, progress)
     if accelerator.is_main_process:
         ndfast.save_class_means(
             config.out / "class_means.safetensors",
@@ -102,13 +104,13 @@ def _torch_settings(threads: int) -> Iterator[None]:
 
 
 def _run_all(
-    config: TrainConfig, accelerator: Accelerator, backend: str, progress: Progress
+    config: TrainConfig, data: Data, accelerator: Accelerator, backend: str, progress: Progress
 ) -> tuple[Experiment, Results]:
     def bar(description: str, total: int) -> Callable[[], None]:
         task = progress.add_task(description, total=total)
         return lambda: progress.advance(task)
 
-    experiment = Experiment(config, accelerator, bar("teacher", config.epochs))
+    experiment = Experiment(config, data, accelerator, bar("teacher", config.epochs))
     runs = {}
     for method in config.methods:
         advance = bar(f"{method}, {config.seeds} seeds", config.seeds * config.epochs)
@@ -133,6 +135,17 @@ def _resolve_backend(device: torch.device, name: str | None) -> str:
         return choose(device, name).__name__.rpartition(".")[2]
     except (RuntimeError, ValueError) as error:
         raise ConfigError(str(error)) from error
+
+
+def _load_data(config: TrainConfig, num_processes: int) -> Data:
+    data = DATA[config.data]()
+    share = len(data.train) // num_processes
+    if config.batch_size > share:
+        raise ConfigError(
+            f"batch_size: got {config.batch_size}; it takes at most {share}, a process's share of "
+            "the training images"
+        )
+    return data
 
 
 def _check_writable(folder: Path) -> None:

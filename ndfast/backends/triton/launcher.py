@@ -20,7 +20,7 @@ from ndfast.backends.triton.launch_table import LaunchConfig
 # multiplications and additions are not fused. Memory bounds the kernels, so this costs no time that
 # shows; and Triton's default changes in 3.10.
 _ENABLE_FP_FUSION = False
-_MAX_PROGRAMS_PER_SM = 32  # of one warp or more, on every GPU so far
+_MAX_PROGRAMS_PER_SM = 32  # more are not resident at once on sm_80 to sm_100
 _CLASS_MEANS_ROWS, _CLASS_MEANS_BLOCK_D = 32, 64  # summed over rows: columns spread over programs
 
 

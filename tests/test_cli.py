@@ -1,0 +1,149 @@
+"""The command line: what it prints, and one sentence with the right exit code for bad input."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import ndfast
+from ndfast.cli import main
+
+
+def run(*arguments: str) -> int:
+    try:
+        return main(arguments)
+    except SystemExit as stop:  # argparse's own way out
+        return int(str(stop.code))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "COMMAND"),
+        (["nothing"], "'nothing'"),
+        (["train", "--data", "cifar"], "--data: invalid choice: 'cifar'"),
+        (["train", "--method", "kd", "dkd"], "--method: invalid choice: 'dkd'"),
+        (["train", "--method"], "--method: expected at least one argument"),
+        (["train", "--backend", "cuda"], "--backend: invalid choice: 'cuda'"),
+        (["train", "--epochs", "0"], "epochs: got 0; it takes 1 or more"),
+        (["train", "--epochs", "many"], "--epochs: invalid int value: 'many'"),
+        (["train", "--seed", "3"], "--seed"),  # no abbreviation of --seeds
+        (["train", "--seeds", "0"], "seeds: got 0; it takes 1 or more"),
+        (["train", "--batch-size", "1"], "batch_size: got 1; it takes 2 or more"),
+        (["train", "--batch-size", "360"], "batch_size: got 360; it takes at most 359"),
+        (["train", "--lr", "0"], "lr: got 0.0; it takes a finite number above 0"),
+        (["train", "--lr", "nan"], "lr: got nan"),
+        (["train", "--lr", "inf"], "lr: got inf"),
+        (["train", "--out", __file__], "out: cannot write"),
+        (["class-means"], "file"),
+        (["class-means", "nowhere.json"], "cannot read nowhere.json"),
+        (["class-means", __file__], "unknown suffix '.py'"),
+    ],
+)
+def test_misuse_is_one_sentence_and_code_2(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture, tmp_path: Path
+) -> None:
+    if "train" in arguments:
+        pytest.importorskip("accelerate", reason="needs the extra [train]")
+        if "--out" not in arguments:
+            arguments = [*arguments, "--out", str(tmp_path)]
+    assert run(*arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("ndfast")
+    assert said in error
+    assert error.count("\n") == 1
+    assert not any(tmp_path.iterdir())
+
+
+def test_unusable_backend_says_why(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path
+) -> None:
+    pytest.importorskip("accelerate", reason="needs the extra [train]")
+
+    def refuse(device: torch.device, name: str) -> None:
+        raise RuntimeError(f"backend {name!r} cannot run: no reason")
+
+    monkeypatch.setattr("ndfast.train.run.choose", refuse)
+    assert run("train", "--backend", "triton", "--out", str(tmp_path)) == 2
+    assert "'triton' cannot run: no reason" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("package", "data"), [("rich", "digits"), ("sklearn", "digits"), ("mnist1d", "mnist1d")]
+)
+def test_a_missing_package_is_one_sentence(
+    package: str,
+    data: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    tmp_path: Path,
+) -> None:
+    pytest.importorskip("accelerate", reason="needs the extra [train]")
+    for name in [name for name in sys.modules if name.split(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)
+    assert run("train", "--data", data, "--out", str(tmp_path)) == 1
+    error = capsys.readouterr().err
+    assert f"the package {package}" in error
+    assert 'pip install "ndfast[train]"' in error
+    assert error.count("\n") == 1
+
+
+def test_env_as_text_and_as_json(capsys: pytest.CaptureFixture) -> None:
+    assert run("env", "--json") == 0
+    environment = json.loads(capsys.readouterr().out)
+    assert environment["torch"] == torch.__version__
+    assert environment["backends"] == ndfast.available_backends()
+    assert run("env") == 0
+    text = capsys.readouterr().out
+    for name in ("ndfast", "python", "torch", "triton", "numpy", "native", "reference"):
+        assert f"\n{name}" in f"\n{text}"
+
+
+def test_class_means_shown_and_converted(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    means = torch.tensor([[3.0, 4.0], [0.0, 1.0], [2.0, 0.0]])
+    source, middle, end = (
+        tmp_path / f"means{suffix}" for suffix in (".npz", ".safetensors", ".json")
+    )
+    ndfast.save_class_means(source, means, counts=[2, 3, 4], teacher="resnet56")
+    assert run("class-means", str(source), "--to", str(middle)) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for said in (
+        "K 3",
+        "D 2",
+        "1 to 5, mean 2.667",
+        "2 to 4 a class, 9 in all",
+        "teacher resnet56",
+    ):
+        assert said in text
+    metadata = ndfast.load_class_means_metadata(middle)
+    assert metadata["teacher"] == "resnet56"
+    assert metadata["counts"].tolist() == [2, 3, 4]
+    assert run("class-means", str(middle), "--to", str(end)) == 0
+    assert "without teacher, counts" in capsys.readouterr().out
+    for path in (source, middle, end):
+        assert torch.equal(ndfast.load_class_means(path), means)
+
+
+@pytest.mark.parametrize("target", ["means.txt", "nowhere/means.npz"])
+def test_conversion_that_fails_is_one_sentence(
+    target: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    source = tmp_path / "means.npz"
+    ndfast.save_class_means(source, torch.ones(2, 3))
+    assert run("class-means", str(source), "--to", str(tmp_path / target)) == 2
+    error = capsys.readouterr().err
+    assert target in error
+    assert error.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["means.npz"]
+
+
+def test_python_m_ndfast() -> None:
+    command = [sys.executable, "-m", "ndfast", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert (done.returncode, done.stdout.split()) == (0, ["ndfast", ndfast.__version__])
