@@ -54,17 +54,18 @@ def check_and_flatten(
         where it is right.
     """
     _check_float_tensor("student", student)
-    if student.dim() < 2 or student.shape[1] == 0:
+    shape = student.shape
+    if len(shape) < 2 or shape[1] == 0:
         raise ValueError(
             f"student: got shape {_shape(student)}; it takes [N, D] or [N, D, d1, ...] with D > 0"
         )
     _check_options(weight, reduction, ignore_index, eps, backend)
-    rows_shape = _rows_shape(student, target)
+    rows_shape = shape[:1] if len(shape) == 2 else _rows_shape(student, target)
     device = student.device
 
     if teacher is not None:
         _check_float_tensor("teacher", teacher, device)
-        if teacher.shape != student.shape:
+        if teacher.shape != shape:
             _check_norms(teacher, student, rows_shape)
     _check_float_tensor("class_means", class_means, device)
     if sample_weight is not None:
@@ -74,14 +75,14 @@ def check_and_flatten(
 
     target_b, lam, lam_scalar = None, None, 1.0
     if target is None:
-        _check_shape("class_means", class_means, student.shape, "one centre a row")
+        _check_shape("class_means", class_means, shape, "one centre a row")
         class_means = _flatten(class_means)
     else:
-        D = student.shape[1]
-        if class_means.dim() != 2 or class_means.shape[1] != D or len(class_means) == 0:
+        means_shape = class_means.shape
+        if len(means_shape) != 2 or means_shape[1] != shape[1] or means_shape[0] == 0:
             raise ValueError(
                 f"class_means: got shape {_shape(class_means)}; for student {_shape(student)} it "
-                f"takes [K, {D}] with K > 0"
+                f"takes [K, {shape[1]}] with K > 0"
             )
         if isinstance(target, Mix):
             target, target_b, lam, lam_scalar = _check_mix(target, rows_shape, device)
@@ -93,7 +94,7 @@ def check_and_flatten(
         if validate:
             check_label_range(target, target_b, class_means.shape[0], ignore_index)
 
-    if student.dim() > 2:
+    if len(shape) > 2:
         student = _flatten(student)
         if teacher is not None:
             teacher = _flatten(teacher) if teacher.shape != rows_shape else teacher.reshape(-1)
@@ -118,12 +119,10 @@ def _flatten(features: Tensor) -> Tensor:
 
 
 def _rows_shape(student: Tensor, target: Any) -> Any:
-    """The rows' shape: [N] for [N, D], [N, d1, ...] for [N, D, d1, ...].
+    """The rows' shape [N, d1, ...] of [N, D, d1, ...].
 
     [N, D, 1, 1], a pooled feature, has rows [N] unless the target says otherwise.
     """
-    if student.dim() == 2:
-        return student.shape[:1]
     shape = student.shape[:1] + student.shape[2:]
     if student.shape[2:].numel() == 1:
         labels = target.target_a if isinstance(target, Mix) else target

@@ -114,7 +114,9 @@ class _NDLoss(torch.autograd.Function):
             backend, (*inputs, *options, _num_coefficients(needs), gradient)
         )
         target, target_b, lam, ctx.lam_scalar = labels
-        ctx.save_for_backward(student, teacher, class_means, target, target_b, lam)
+        ctx.save_for_backward(
+            student, teacher if needs[TEACHER] else None, class_means, target, target_b, lam
+        )
         ctx.from_forward = scale, coefficients
         ctx.grad_student = grad_student if gradient else None
         ctx.backend = backend
@@ -123,29 +125,36 @@ class _NDLoss(torch.autograd.Function):
     @staticmethod
     @_once_differentiable
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
-        student, teacher, *centres = ctx.saved_tensors
-        centres.append(ctx.lam_scalar)
-        rows = (grad_loss, *ctx.from_forward, student)
         needs_student, needs_teacher, needs_class_means = ctx.needs_input_grad[:3]
+        scale, coefficients = ctx.from_forward
         # Handed out once, so that nobody else holds it and it may be written in place; a second
         # backward (retain_graph) makes its own from the coefficients.
         grad_student, ctx.grad_student = ctx.grad_student, None
-        if grad_student is not None:
-            ctx.backend.finish_gradient_(grad_student, *rows, *centres)
-            if not (needs_teacher or needs_class_means):
-                return grad_student, None, None, None, None, None
-            needs_student = False
-        grads = ctx.backend.backward(
-            *rows, teacher, *centres, needs_student, needs_teacher, needs_class_means
-        )
-        return (
-            grads[0] if needs_student else grad_student,
-            grads[1] if needs_teacher else None,
-            grads[2] if needs_class_means else None,
-            None,
-            None,
-            None,
-        )
+        is_finished = grad_student is not None and _is_one_on_the_cpu(grad_loss, scale)
+        grads: tuple[Tensor | None, ...] = (grad_student, None, None)
+        if not is_finished or needs_teacher or needs_class_means:
+            student, teacher, *centres = ctx.saved_tensors
+            centres.append(ctx.lam_scalar)
+            rows = (grad_loss, scale, coefficients, student)
+            if grad_student is not None:
+                if not is_finished:
+                    ctx.backend.finish_gradient_(grad_student, *rows, *centres)
+                needs_student = False
+            if needs_student or needs_teacher or needs_class_means:
+                needs = (needs_student, needs_teacher, needs_class_means)
+                grads = _wanted(ctx.backend.backward(*rows, teacher, *centres, *needs), needs)
+                if grad_student is not None:
+                    grads = (grad_student, *grads[1:])
+        return *grads, None, None, None
+
+
+def _is_one_on_the_cpu(grad_loss: Tensor, scale: Tensor) -> bool:
+    """Whether the gradient from forward is right as it is; False also where a look would wait."""
+    return grad_loss.is_cpu and grad_loss.dim() == 0 and grad_loss.item() * scale.item() == 1
+
+
+def _wanted(grads: tuple[Tensor, ...], needs: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
+    return tuple(grad if need else None for grad, need in zip(grads, needs, strict=True))
 
 
 class _TracedNDLoss(torch.autograd.Function):
@@ -181,5 +190,4 @@ class _TracedNDLoss(torch.autograd.Function):
         lam_scalar, backend = ctx.rest
         needs = ctx.needs_input_grad[:3]
         grads = ops.nd_loss_backward(grad_loss, *ctx.saved_tensors, lam_scalar, *needs, backend)
-        wanted = [grad if need else None for grad, need in zip(grads, needs, strict=True)]
-        return *wanted, None, None, None
+        return *_wanted(grads, needs), None, None, None

@@ -34,7 +34,7 @@ from ndfast.train.comparison import compare_trajectories
 from ndfast.train.config import DEFAULTS
 from ndfast.train.data import DATA
 from ndfast.train.experiment import Experiment, StudentRun
-from ndfast.train.loop import evaluate
+from ndfast.train.loop import evaluate, training_loader
 from ndfast.train.losses import kd_loss
 from ndfast.train.models import Student
 
@@ -103,6 +103,7 @@ def test_only_a_trained_projection_reaches_the_network(projection: str, reaches:
 def test_evaluate_by_hand() -> None:
     class Network(nn.Module):
         def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+            assert not self.training
             return images[:, :2], images[:, 2:]
 
     # Features of norms 5 and 2, of cosines 3/5 and -1; the first row is classified right.
@@ -177,15 +178,34 @@ def test_a_probe_teaches_the_student_nothing(
     assert trained["cross_entropy"] != probed["cross_entropy"]
 
 
-def test_compare_trajectories_by_hand() -> None:
+def test_the_order_of_images_depends_on_the_seed_alone(experiment: Experiment) -> None:
+    def labels(seed: int) -> list[list[int]]:
+        return [target.tolist() for _, target in training_loader(experiment.data.train, 32, seed)]
+
+    torch.manual_seed(0)
+    first = labels(5)
+    torch.manual_seed(1)
+    assert labels(5) == first
+    assert labels(6) != first
+
+
+@pytest.mark.parametrize(
+    ("losses", "parameters", "apart"),
+    [
+        ([2.0, 5.0], [3.0, 4.5], (0.25, 0.1)),
+        ([2.0, 5.0], [3.0, 4.0], (0.25, 0.0)),
+        ([2.0, 4.0], [3.0, 4.5], (0.0, 0.1)),
+        ([2.0, 4.0], [3.0, 4.0], (0.0, 0.0)),
+    ],
+)
+def test_compare_trajectories_by_hand(
+    losses: list[float], parameters: list[float], apart: tuple[float, float]
+) -> None:
     reference = StudentRun([2.0, 4.0], [], torch.tensor([3.0, 4.0]))
-    fused = StudentRun([2.0, 5.0], [], torch.tensor([3.0, 4.5]))
-    found = compare_trajectories(fused, reference)
+    found = compare_trajectories(StudentRun(losses, [], torch.tensor(parameters)), reference)
     assert found["steps"] == 2
-    assert found["max_loss_difference"] == pytest.approx(0.25)
-    assert found["parameter_difference"] == pytest.approx(0.1)
-    assert not found["agrees"]
-    assert compare_trajectories(reference, reference)["agrees"]
+    assert (found["max_loss_difference"], found["parameter_difference"]) == pytest.approx(apart)
+    assert found["agrees"] == (apart == (0.0, 0.0))
 
 
 @pytest.fixture(scope="module")

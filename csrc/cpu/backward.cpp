@@ -51,11 +51,11 @@ struct Backward {
       const ConstRow s = student.row(i);
       const T to_centre = g * alpha(i);
       if (grad_student) {
-        kernels.combine(grad_student->row(i), c, s, to_centre, g * beta(i), D, stream);
+        kernels.combine({grad_student->row(i), c, s, to_centre, g * beta(i), stream}, D);
       }
       if (grad_teacher) kernels.scale(grad_teacher->row(i), teacher->row(i), g * gamma(i), D);
       if (grad_centres) {
-        kernels.combine(grad_centres->row(i), c, s, g * delta(i), to_centre, D, false);
+        kernels.combine({grad_centres->row(i), c, s, g * delta(i), to_centre, false}, D);
       }
     }
     kernels.fence();

@@ -34,6 +34,8 @@ struct Forward {
     const auto& kernels = row_kernels<T>();
     CentreReader<T> centres(class_means, index, kernels);
     const bool stream = grad_student && is_streamed(*grad_student);
+    // A row's gradient is written while the next row is read.
+    std::optional<Combination<T>> pending;
     for (int64_t i = begin; i < end; ++i) {
       if (index.is_ignored(i, ignore_index)) {
         loss[i] = 0;
@@ -43,7 +45,8 @@ struct Forward {
       }
       const ConstRow s = student.row(i);
       const T* c = centres[i];
-      const auto sums = kernels.sums(s, teacher ? teacher->row(i) : ConstRow{}, c, student.D);
+      const auto sums = kernels.sums(s, teacher ? teacher->row(i) : ConstRow{}, c, student.D,
+                                     pending ? &*pending : nullptr);
       const T norm_t = teacher_norm ? T((*teacher_norm)[i]) : std::sqrt(sums.teacher_squared);
       const auto row = row_terms(std::sqrt(sums.student_squared), norm_t,
                                  std::sqrt(sums.centre_squared), sums.student_dot_centre, T(eps));
@@ -51,10 +54,10 @@ struct Forward {
       loss[i] = by * row.loss;
       write_coefficients(i, row, by);
       if (grad_student) {
-        kernels.combine(grad_student->row(i), c, s, by * row.alpha, by * row.beta, student.D,
-                        stream);
+        pending = {grad_student->row(i), c, s, by * row.alpha, by * row.beta, stream};
       }
     }
+    if (pending) kernels.combine(*pending, student.D);
     kernels.fence();
   }
 };
@@ -76,10 +79,11 @@ double denominator_of(const CentreIndex& index, const Values& sample_weight, int
 }
 
 template <class T>
-std::tuple<Tensor, Tensor, Tensor, Tensor> forward_in(
-    const Tensor& student, const OptionalTensor& teacher, const Tensor& class_means,
-    const CentreIndex& index, const Values& sample_weight, double weight, int64_t reduction,
-    int64_t ignore_index, double eps, int64_t num_coefficients, bool gradient) {
+std::tuple<Tensor, Tensor, Tensor> forward_in(const Tensor& student, const OptionalTensor& teacher,
+                                              const Tensor& class_means, const CentreIndex& index,
+                                              const Values& sample_weight, double weight,
+                                              int64_t reduction, int64_t ignore_index, double eps,
+                                              int64_t num_coefficients, bool gradient) {
   const ScalarType dtype = sizeof(T) == 8 ? ScalarType::Double : ScalarType::Float;
   const MatrixOf s(student), c(class_means);
   const int64_t N = s.N;
@@ -123,20 +127,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward_in(
     for (int64_t i = 0; i < N; ++i) sum += double(row_loss[i]);
     *static_cast<T*>(loss.data_ptr()) = T(sum);
   }
-  Tensor scale = empty({}, dtype);
-  *static_cast<T*>(scale.data_ptr()) = 1;
-  return {loss, scale, coefficients, grad_student};
+  return {loss, coefficients, grad_student};
 }
 
 }  // namespace
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> forward(Tensor student, OptionalTensor teacher,
-                                                   Tensor class_means, OptionalTensor target,
-                                                   OptionalTensor target_b, OptionalTensor lam,
-                                                   double lam_scalar, OptionalTensor sample_weight,
-                                                   double weight, int64_t reduction,
-                                                   int64_t ignore_index, double eps,
-                                                   int64_t num_coefficients, bool gradient) {
+std::tuple<Tensor, Tensor, Tensor> forward(Tensor student, OptionalTensor teacher,
+                                           Tensor class_means, OptionalTensor target,
+                                           OptionalTensor target_b, OptionalTensor lam,
+                                           double lam_scalar, OptionalTensor sample_weight,
+                                           double weight, int64_t reduction, int64_t ignore_index,
+                                           double eps, int64_t num_coefficients, bool gradient) {
   const int64_t N = student.size(0);
   const CentreIndex index{Labels(target, N), Labels(target_b, N), Values(lam, N, lam_scalar)};
   const Values weights(sample_weight, N);

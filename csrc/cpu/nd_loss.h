@@ -9,14 +9,13 @@ namespace ndfast::cpu {
 
 enum Reduction : int64_t { kNone = 0, kMean = 1, kSum = 2 };
 
-// -> loss, scale, coefficients, grad_student
-std::tuple<Tensor, Tensor, Tensor, Tensor> forward(Tensor student, OptionalTensor teacher,
-                                                   Tensor class_means, OptionalTensor target,
-                                                   OptionalTensor target_b, OptionalTensor lam,
-                                                   double lam_scalar, OptionalTensor sample_weight,
-                                                   double weight, int64_t reduction,
-                                                   int64_t ignore_index, double eps,
-                                                   int64_t num_coefficients, bool gradient);
+// -> loss, coefficients, grad_student; the scale is 1, for the labels are counted beforehand
+std::tuple<Tensor, Tensor, Tensor> forward(Tensor student, OptionalTensor teacher,
+                                           Tensor class_means, OptionalTensor target,
+                                           OptionalTensor target_b, OptionalTensor lam,
+                                           double lam_scalar, OptionalTensor sample_weight,
+                                           double weight, int64_t reduction, int64_t ignore_index,
+                                           double eps, int64_t num_coefficients, bool gradient);
 
 // -> grad_student, grad_teacher, grad_class_means
 std::tuple<Tensor, Tensor, Tensor> backward(Tensor grad_loss, Tensor scale, Tensor coefficients,

@@ -23,12 +23,28 @@ struct Row {
 };
 
 // T is the type of the sums, float or double. A student is float64 exactly where T is double.
+
+// x*centre + y*student, to be written to `out`. `stream` writes past the caches, for outputs larger
+// than they are.
+template <class T>
+struct Combination {
+  Row out;
+  const T* centre;
+  ConstRow student;
+  T x;
+  T y;
+  bool stream;
+};
+
 template <class T>
 struct RowKernels {
-  // Sums over s, t and c; `teacher.data` may be null.
-  RowSums<T> (*sums)(ConstRow student, ConstRow teacher, const T* centre, int64_t D);
-  // out = x*centre + y*student. `stream` writes past the caches: for outputs larger than they are.
-  void (*combine)(Row out, const T* centre, ConstRow student, T x, T y, int64_t D, bool stream);
+  // Sums over s, t and c; `teacher.data` may be null. On its way writes `previous`, where not null,
+  // whose output has the student's type: sums wait for memory to be read and a combination for it
+  // to be written, so that the two overlap. Medians of 4096x2048 on two cores: float32 3.12 ms, one
+  // after the other 3.38; bfloat16 2.51 and 2.86.
+  RowSums<T> (*sums)(ConstRow student, ConstRow teacher, const T* centre, int64_t D,
+                     const Combination<T>* previous);
+  void (*combine)(const Combination<T>& combination, int64_t D);
   // out += x*centre + y*student.
   void (*accumulate)(T* out, const T* centre, ConstRow student, T x, T y, int64_t D);
   // out = x*row; also converts, with x = 1.

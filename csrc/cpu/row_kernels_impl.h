@@ -10,12 +10,48 @@
 namespace ndfast::cpu::NDFAST_ISA {
 namespace {
 
-template <class T, class S, class Q>
-RowSums<T> sums_of(const S* student, const Q* teacher, const T* centre, int64_t D) {
+// Writes a combination piece by piece.
+template <class T, class O, class S>
+struct Combiner {
+  using Out = Access<T, O>;
+
+  explicit Combiner(const Combination<T>& c)
+      : out(static_cast<O*>(c.out.data)),
+        centre(c.centre),
+        student(static_cast<const S*>(c.student.data)),
+        x(c.x),
+        y(c.y),
+        stream(c.stream && reinterpret_cast<uintptr_t>(out) % (Out::n * sizeof(O)) == 0) {}
+
+  inline void write(int64_t i) const {
+    const auto value = x * Access<T, T>::load(centre + i) + y * Access<T, S>::load(student + i);
+    if (stream) {
+      Out::stream(out + i, value);
+    } else {
+      Out::store(out + i, value);
+    }
+  }
+  inline void write(int64_t i, int64_t count) const {
+    const auto c = Access<T, T>::load(centre + i, count);
+    Out::store(out + i, x * c + y * Access<T, S>::load(student + i, count), count);
+  }
+
+  O* out;
+  const T* centre;
+  const S* student;
+  T x;
+  T y;
+  bool stream;
+};
+
+template <class T, class S, class Q, bool HasTeacher, bool HasPrevious>
+RowSums<T> sums_of(const S* student, const Q* teacher, const T* centre, int64_t D,
+                   const Combination<T>* previous) {
   using Student = Access<T, S>;
   using Teacher = Access<T, Q>;
   using Centre = Access<T, T>;
   constexpr int n = Student::n;
+  const Combiner<T, S, S> combiner(HasPrevious ? *previous : Combination<T>{});
   // Two accumulators a sum: with four sums that is as many independent additions as the units take.
   typename Student::V ss[2] = {}, tt[2] = {}, cc[2] = {}, sc[2] = {};
   const auto add = [&](int u, auto s, auto c) {
@@ -26,22 +62,23 @@ RowSums<T> sums_of(const S* student, const Q* teacher, const T* centre, int64_t 
   int64_t i = 0;
   for (; i + 2 * n <= D; i += 2 * n) {
     for (int u = 0; u < 2; ++u) {
-      add(u, Student::load(student + i + u * n), Centre::load(centre + i + u * n));
-    }
-    if (teacher) {
-      for (int u = 0; u < 2; ++u) {
-        const auto t = Teacher::load(teacher + i + u * n);
+      const int64_t at = i + u * n;
+      add(u, Student::load(student + at), Centre::load(centre + at));
+      if constexpr (HasTeacher) {
+        const auto t = Teacher::load(teacher + at);
         tt[u] += t * t;
       }
+      if constexpr (HasPrevious) combiner.write(at);
     }
   }
   for (; i < D; i += n) {
     const int64_t count = D - i < n ? D - i : n;
     add(0, Student::load(student + i, count), Centre::load(centre + i, count));
-    if (teacher) {
+    if constexpr (HasTeacher) {
       const auto t = Teacher::load(teacher + i, count);
       tt[0] += t * t;
     }
+    if constexpr (HasPrevious) combiner.write(i, count);
   }
   return {Student::sum(ss[0] + ss[1]), Student::sum(tt[0] + tt[1]), Student::sum(cc[0] + cc[1]),
           Student::sum(sc[0] + sc[1])};
@@ -72,43 +109,34 @@ inline auto with_student_type(Dtype dtype, const F& f) {
 }
 
 template <class T>
-RowSums<T> sums(ConstRow student, ConstRow teacher, const T* centre, int64_t D) {
-  return with_student_type<T>(student.dtype, [&](auto* s) {
-    return with_type<T>(teacher.dtype, [&](auto* t) {
-      return sums_of<T>(static_cast<decltype(s)>(const_cast<void*>(student.data)),
-                        static_cast<decltype(t)>(const_cast<void*>(teacher.data)), centre, D);
+RowSums<T> sums(ConstRow student, ConstRow teacher, const T* centre, int64_t D,
+                const Combination<T>* previous) {
+  return with_student_type<T>(student.dtype, [&](auto* type_s) {
+    using S = std::remove_pointer_t<decltype(type_s)>;
+    const S* s = static_cast<const S*>(student.data);
+    if (!teacher.data) {
+      const auto f = previous ? sums_of<T, S, S, false, true> : sums_of<T, S, S, false, false>;
+      return f(s, nullptr, centre, D, previous);
+    }
+    return with_type<T>(teacher.dtype, [&](auto* type_t) {
+      using Q = std::remove_pointer_t<decltype(type_t)>;
+      const auto f = previous ? sums_of<T, S, Q, true, true> : sums_of<T, S, Q, true, false>;
+      return f(s, static_cast<const Q*>(teacher.data), centre, D, previous);
     });
   });
 }
 
-template <class T, class O, class S>
-void combine_as(O* out, const T* centre, const S* student, T x, T y, int64_t D, bool stream) {
-  using Out = Access<T, O>;
-  constexpr int n = Out::n;
-  int64_t i = 0;
-  const auto at = [&](int64_t i) {
-    return x * Access<T, T>::load(centre + i) + y * Access<T, S>::load(student + i);
-  };
-  if (stream && reinterpret_cast<uintptr_t>(out) % (n * sizeof(O)) == 0) {
-    for (; i + n <= D; i += n) Out::stream(out + i, at(i));
-  } else {
-    for (; i + n <= D; i += n) Out::store(out + i, at(i));
-  }
-  if (i < D) {
-    const int64_t count = D - i;
-    Out::store(
-        out + i,
-        x * Access<T, T>::load(centre + i, count) + y * Access<T, S>::load(student + i, count),
-        count);
-  }
-}
-
 template <class T>
-void combine(Row out, const T* centre, ConstRow student, T x, T y, int64_t D, bool stream) {
-  with_type<T>(out.dtype, [&](auto* o) {
-    with_student_type<T>(student.dtype, [&](auto* s) {
-      combine_as<T>(static_cast<decltype(o)>(out.data), centre,
-                    static_cast<decltype(s)>(const_cast<void*>(student.data)), x, y, D, stream);
+void combine(const Combination<T>& c, int64_t D) {
+  with_type<T>(c.out.dtype, [&](auto* type_o) {
+    with_student_type<T>(c.student.dtype, [&](auto* type_s) {
+      using O = std::remove_pointer_t<decltype(type_o)>;
+      using S = std::remove_pointer_t<decltype(type_s)>;
+      const Combiner<T, O, S> combiner(c);
+      constexpr int n = Access<T, O>::n;
+      int64_t i = 0;
+      for (; i + n <= D; i += n) combiner.write(i);
+      if (i < D) combiner.write(i, D - i);
     });
   });
 }
@@ -116,9 +144,10 @@ void combine(Row out, const T* centre, ConstRow student, T x, T y, int64_t D, bo
 template <class T>
 void accumulate(T* out, const T* centre, ConstRow student, T x, T y, int64_t D) {
   using Sum = Access<T, T>;
-  with_student_type<T>(student.dtype, [&](auto* type) {
-    const auto* s = static_cast<decltype(type)>(const_cast<void*>(student.data));
-    using Student = Access<T, std::remove_const_t<std::remove_pointer_t<decltype(s)>>>;
+  with_student_type<T>(student.dtype, [&](auto* type_s) {
+    using S = std::remove_pointer_t<decltype(type_s)>;
+    using Student = Access<T, S>;
+    const S* s = static_cast<const S*>(student.data);
     int64_t i = 0;
     for (; i + Sum::n <= D; i += Sum::n) {
       Sum::store(out + i,
@@ -134,20 +163,18 @@ void accumulate(T* out, const T* centre, ConstRow student, T x, T y, int64_t D) 
   });
 }
 
-template <class T, class O, class S>
-void scale_as(O* out, const S* row, T x, int64_t D) {
-  constexpr int n = Access<T, S>::n;
-  int64_t i = 0;
-  for (; i + n <= D; i += n) Access<T, O>::store(out + i, x * Access<T, S>::load(row + i));
-  if (i < D) Access<T, O>::store(out + i, x * Access<T, S>::load(row + i, D - i), D - i);
-}
-
 template <class T>
 void scale(Row out, ConstRow row, T x, int64_t D) {
-  with_type<T>(out.dtype, [&](auto* o) {
-    with_type<T>(row.dtype, [&](auto* r) {
-      scale_as<T>(static_cast<decltype(o)>(out.data),
-                  static_cast<decltype(r)>(const_cast<void*>(row.data)), x, D);
+  with_type<T>(out.dtype, [&](auto* type_o) {
+    with_type<T>(row.dtype, [&](auto* type_s) {
+      using O = std::remove_pointer_t<decltype(type_o)>;
+      using S = std::remove_pointer_t<decltype(type_s)>;
+      O* o = static_cast<O*>(out.data);
+      const S* s = static_cast<const S*>(row.data);
+      constexpr int n = Access<T, S>::n;
+      int64_t i = 0;
+      for (; i + n <= D; i += n) Access<T, O>::store(o + i, x * Access<T, S>::load(s + i));
+      if (i < D) Access<T, O>::store(o + i, x * Access<T, S>::load(s + i, D - i), D - i);
     });
   });
 }

@@ -27,44 +27,57 @@ template <class T>
 class CentreReader {
  public:
   CentreReader(const Matrix& class_means, const CentreIndex& index, const RowKernels<T>& kernels)
-      : class_means_(class_means),
-        index_(index),
-        kernels_(kernels),
-        first_(class_means.dtype == kDtypeOf<T> ? 0 : class_means.D),
-        second_(index.target_b ? first_.size() : 0),
-        mixed_(index.target_b ? class_means.D : 0) {}
+      : class_means_(class_means), index_(index), kernels_(kernels) {
+    const size_t D = class_means.D, converted = class_means.dtype == kDtypeOf<T> ? 0 : D;
+    for (Scratch& scratch : scratches_) {
+      scratch.first.resize(converted);
+      scratch.second.resize(index.target_b ? converted : 0);
+      scratch.mixed.resize(index.target_b ? D : 0);
+    }
+  }
 
-  // Null where a label is out of range: nothing is read there.
+  // Valid until the call after the next. Null where a label is out of range: nothing is read there.
   const T* operator[](int64_t i) {
-    if (!index_.target) return class_mean(i, first_);
+    std::swap(scratches_[0], scratches_[1]);
+    Scratch& scratch = scratches_[0];
+    if (!index_.target) return class_mean(i, scratch.first);
     const int64_t a = index_.target[i];
     if (!in_range(a)) return nullptr;
-    if (!index_.target_b) return class_mean(a, first_);
+    if (!index_.target_b) return class_mean(a, scratch.first);
     const int64_t b = index_.target_b[i];
     if (!in_range(b)) return nullptr;
     const T share = T(index_.lam[i]);
-    kernels_.combine({mixed_.data(), kDtypeOf<T>}, class_mean(a, first_),
-                     {class_mean(b, second_), kDtypeOf<T>}, share, T(1) - share, class_means_.D,
-                     false);
-    return mixed_.data();
+    const ConstRow second{class_mean(b, scratch.second), kDtypeOf<T>};
+    kernels_.combine({{scratch.mixed.data(), kDtypeOf<T>},
+                      class_mean(a, scratch.first),
+                      second,
+                      share,
+                      T(1) - share,
+                      false},
+                     class_means_.D);
+    return scratch.mixed.data();
   }
 
  private:
+  struct Scratch {
+    std::vector<T> first;
+    std::vector<T> second;
+    std::vector<T> mixed;
+  };
+
   bool in_range(int64_t label) const { return label >= 0 && label < class_means_.N; }
 
-  const T* class_mean(int64_t k, std::vector<T>& scratch) {
+  const T* class_mean(int64_t k, std::vector<T>& converted) {
     const ConstRow row = class_means_.row(k);
     if (row.dtype == kDtypeOf<T>) return static_cast<const T*>(row.data);
-    kernels_.scale({scratch.data(), kDtypeOf<T>}, row, T(1), class_means_.D);
-    return scratch.data();
+    kernels_.scale({converted.data(), kDtypeOf<T>}, row, T(1), class_means_.D);
+    return converted.data();
   }
 
   const Matrix& class_means_;
   const CentreIndex& index_;
   const RowKernels<T>& kernels_;
-  std::vector<T> first_;
-  std::vector<T> second_;
-  std::vector<T> mixed_;
+  Scratch scratches_[2];
 };
 
 // Past this size an output does not stay in any cache until it is read again, and writing past the

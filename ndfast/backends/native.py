@@ -56,6 +56,9 @@ def set_capability(name: str) -> None:
         )
 
 
+# The library counts the rows before it passes over them, so that its results lack no factor.
+_ONE = {dtype: torch.ones((), dtype=dtype) for dtype in (torch.float32, torch.float64)}
+
 if _missing is None:
     _forward = torch.ops.ndfast_native.forward.default
     backward = torch.ops.ndfast_native.backward.default
@@ -72,7 +75,8 @@ def forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         IndexError: a label is out of range.
     """
     try:
-        return _forward(*arguments)
+        loss, coefficients, grad_student = _forward(*arguments)
+        return loss, _ONE[loss.dtype], coefficients, grad_student
     except RuntimeError:
         # The library looks at every label and cannot raise an IndexError itself.
         _, _, class_means, target, target_b = arguments[:5]
