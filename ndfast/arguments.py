@@ -138,13 +138,12 @@ def _check_float_tensor(name: str, value: Any, device: torch.device | None = Non
         raise TypeError(
             f"{name}: got dtype {value.dtype}; it takes float16, bfloat16, float32 or float64"
         )
-    if device is not None:
-        _check_device(name, value, device)
+    if device is not None and value.device != device:
+        raise _wrong_device(name, value, device)
 
 
-def _check_device(name: str, value: Tensor, device: torch.device) -> None:
-    if value.device != device:
-        raise ValueError(f"{name}: is on {value.device}, but student on {device}")
+def _wrong_device(name: str, value: Tensor, device: torch.device) -> ValueError:
+    return ValueError(f"{name}: is on {value.device}, but student on {device}")
 
 
 def _check_constant(name: str, value: Tensor) -> None:
@@ -169,9 +168,10 @@ def _check_norms(teacher: Tensor, student: Tensor, rows_shape: Any) -> None:
 def _check_options(
     weight: float, reduction: str, ignore_index: int, eps: float, backend: str | None
 ) -> None:
-    for name, value in (("weight", weight), ("eps", eps)):
-        if not isinstance(value, (float, int)):
-            raise TypeError(f"{name}: got {type(value).__name__}; it takes a number")
+    if not isinstance(weight, (float, int)):
+        raise TypeError(f"weight: got {type(weight).__name__}; it takes a number")
+    if not isinstance(eps, (float, int)):
+        raise TypeError(f"eps: got {type(eps).__name__}; it takes a number")
     if not 0 <= eps < math.inf:
         raise ValueError(f"eps: got {eps}; it takes a finite number, 0 or more")
     if reduction not in _REDUCTIONS:
@@ -199,7 +199,8 @@ def _check_labels(name: str, labels: Any, rows_shape: Any, device: torch.device)
         raise ValueError(
             f"{name}: got shape {_shape(labels)}; it takes {list(rows_shape)}, a class index a row"
         )
-    _check_device(name, labels, device)
+    if labels.device != device:
+        raise _wrong_device(name, labels, device)
     return labels if labels.dim() == 1 else labels.reshape(-1)
 
 

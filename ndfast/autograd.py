@@ -35,7 +35,7 @@ def nd_loss_rows(rows: Rows, backend: str | None) -> Tensor:
     module = dispatch.choose(student.device, backend)
     if not needs_gradient:
         return dispatch.run_forward(module, (*rows, 0, False))[0]
-    return _NDLoss.apply(*inputs, labels, options, module)
+    return _apply_eagerly(*inputs, labels, options, module)
 
 
 def _is_traced(student: Tensor) -> bool:
@@ -146,6 +146,11 @@ class _NDLoss(torch.autograd.Function):
                 if grad_student is not None:
                     grads = (grad_student, *grads[1:])
         return *grads, None, None, None
+
+
+# Function.apply without its look for what torch.func left behind, which `_is_traced` has taken:
+# 3 of 58 µs of a small batch's forward and backward on a CPU.
+_apply_eagerly = super(torch.autograd.Function, _NDLoss).apply
 
 
 def _is_one_on_the_cpu(grad_loss: Tensor, scale: Tensor) -> bool:
