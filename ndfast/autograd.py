@@ -23,10 +23,9 @@ STUDENT, TEACHER, CLASS_MEANS = 0, 1, 2
 
 def nd_loss_rows(rows: Rows, backend: str | None) -> Tensor:
     """The loss of checked rows, with its gradients."""
-    student, teacher, class_means = inputs = rows[:3]
-    labels, options = rows[3:7], rows[7:]
+    student, teacher, class_means = rows[:3]
     if _is_traced(student):
-        return _TracedNDLoss.apply(*inputs, labels, options, backend)[0]
+        return _TracedNDLoss.apply(*rows[:3], rows[3:7], rows[7:], backend)[0]
     needs_gradient = torch.is_grad_enabled() and (
         student.requires_grad
         or class_means.requires_grad
@@ -35,7 +34,7 @@ def nd_loss_rows(rows: Rows, backend: str | None) -> Tensor:
     module = dispatch.choose(student.device, backend)
     if not needs_gradient:
         return dispatch.run_forward(module, (*rows, 0, False))[0]
-    return _apply_eagerly(*inputs, labels, options, module)
+    return _apply_eagerly(student, teacher, class_means, rows, module)
 
 
 def _is_traced(student: Tensor) -> bool:
@@ -103,17 +102,15 @@ class _NDLoss(torch.autograd.Function):
         student: Tensor,
         teacher: Tensor | None,
         class_means: Tensor,
-        labels: tuple[Any, ...],
-        options: tuple[Any, ...],
+        rows: Rows,  # these three among them: autograd follows no tensor in a tuple
         backend: Any,
     ) -> Tensor:
         needs = ctx.needs_input_grad
         gradient = needs[STUDENT] and student.dtype != torch.float16
-        inputs = (student, teacher, class_means, *labels)
         loss, scale, coefficients, grad_student = dispatch.run_forward(
-            backend, (*inputs, *options, _num_coefficients(needs), gradient)
+            backend, (*rows, _num_coefficients(needs), gradient)
         )
-        target, target_b, lam, ctx.lam_scalar = labels
+        target, target_b, lam, ctx.lam_scalar = rows[3:7]
         ctx.save_for_backward(
             student, teacher if needs[TEACHER] else None, class_means, target, target_b, lam
         )
@@ -145,7 +142,7 @@ class _NDLoss(torch.autograd.Function):
                 grads = _wanted(ctx.backend.backward(*rows, teacher, *centres, *needs), needs)
                 if grad_student is not None:
                     grads = (grad_student, *grads[1:])
-        return *grads, None, None, None
+        return *grads, None, None
 
 
 # Function.apply without its look for what torch.func left behind, which `_is_traced` has taken:
