@@ -44,7 +44,8 @@ NDFAST_HOST_DEVICE RowTerms<T> row_terms(T student_norm, T teacher_norm, T centr
 
   RowTerms<T> row;
   row.loss = T(1) - cosine_like;
-  row.alpha = T(-1) / (n_c * m);
+  // NaN with the loss, so that the row is not taken for an ignored one, whose alpha and beta are 0.
+  row.alpha = row.loss == row.loss ? T(-1) / (n_c * m) : row.loss;
   // p / m^2 is taken as (p / m) / m: m^2 leaves float's range where m does not.
   const T shrink = cosine_like / m;
   row.beta =

@@ -174,7 +174,7 @@ def _check_options(
         raise TypeError(f"eps: got {type(eps).__name__}; it takes a number")
     if not 0 <= eps < math.inf:
         raise ValueError(f"eps: got {eps}; it takes a finite number, 0 or more")
-    if reduction not in _REDUCTIONS:
+    if not isinstance(reduction, str) or reduction not in _REDUCTIONS:
         raise ValueError(
             f"reduction: {reduction!r} is not a valid value; it takes 'none', 'mean' or 'sum'"
         )

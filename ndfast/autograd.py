@@ -1,8 +1,7 @@
-"""The autograd Functions, the same for every backend.
+"""Autograd, the same for every backend: the fast way of eager calls.
 
-There are two because PyTorch makes one form fast and another form transformable: measured on torch
-2.13, CPU, the form with `setup_context` costs a small batch about 30 µs more, but torch.func and
-torch.compile need it.
+torch.compile, torch.func and whoever else watches the ops get the ops' own autograd (`ndfast.ops`),
+which is slower to call: measured on torch 2.13, CPU, 8x64, by about 30 µs.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from ndfast import dispatch, ops
 from ndfast.arguments import Rows
@@ -24,25 +24,28 @@ STUDENT, TEACHER, CLASS_MEANS = 0, 1, 2
 def nd_loss_rows(rows: Rows, backend: str | None) -> Tensor:
     """The loss of checked rows, with its gradients."""
     student, teacher, class_means = rows[:3]
-    if _is_traced(student):
-        return _TracedNDLoss.apply(*rows[:3], rows[3:7], rows[7:], backend)[0]
+    if torch._C._are_functorch_transforms_active() and not torch.compiler.is_compiling():
+        return _TransformableNDLoss.apply(*rows, 4, False, backend)[0]
+    if _is_watched(student):
+        return ops.nd_loss_forward(*rows, 4, False, backend)[0]
     needs_gradient = torch.is_grad_enabled() and (
         student.requires_grad
         or class_means.requires_grad
         or (teacher is not None and teacher.requires_grad)
     )
+    if forward_ad._current_level >= 0:  # the Function raises, a plain call would drop tangents
+        needs_gradient = True
     module = dispatch.choose(student.device, backend)
     if not needs_gradient:
         return dispatch.run_forward(module, (*rows, 0, False))[0]
     return _apply_eagerly(student, teacher, class_means, rows, module)
 
 
-def _is_traced(student: Tensor) -> bool:
-    """Whether someone watches the ops: torch.compile, torch.func, a tensor subclass or a mode."""
+def _is_watched(student: Tensor) -> bool:
+    """Whether someone must see the op: torch.compile, a tensor subclass or a dispatch mode."""
     return (
         torch.compiler.is_compiling()
         or type(student) not in (Tensor, torch.nn.Parameter)
-        or torch._C._are_functorch_transforms_active()
         or torch._C._len_torch_dispatch_stack() > 0
     )
 
@@ -65,7 +68,7 @@ class _DeadEnd(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *_: Any) -> Any:
-        raise RuntimeError("nd_loss: its gradient cannot be differentiated again (double backward)")
+        raise RuntimeError(ops.DOUBLE_BACKWARD)
 
 
 def _once_differentiable(
@@ -127,6 +130,10 @@ class _NDLoss(torch.autograd.Function):
         # Handed out once, so that nobody else holds it and it may be written in place; a second
         # backward (retain_graph) makes its own from the coefficients.
         grad_student, ctx.grad_student = ctx.grad_student, None
+        if torch._C._functorch.is_legacy_batchedtensor(
+            grad_loss
+        ):  # is_grads_batched: several gradients
+            grad_student = None
         is_finished = grad_student is not None and _is_one_on_the_cpu(grad_loss, scale)
         grads: tuple[Tensor | None, ...] = (grad_student, None, None)
         if not is_finished or needs_teacher or needs_class_means:
@@ -145,7 +152,7 @@ class _NDLoss(torch.autograd.Function):
         return *grads, None, None
 
 
-# Function.apply without its look for what torch.func left behind, which `_is_traced` has taken:
+# Function.apply without its look for what torch.func left behind, which has been taken:
 # 3 of 58 µs of a small batch's forward and backward on a CPU.
 _apply_eagerly = super(torch.autograd.Function, _NDLoss).apply
 
@@ -159,37 +166,12 @@ def _wanted(grads: tuple[Tensor, ...], needs: tuple[bool, ...]) -> tuple[Tensor 
     return tuple(grad if need else None for grad, need in zip(grads, needs, strict=True))
 
 
-class _TracedNDLoss(torch.autograd.Function):
-    """For torch.compile and torch.func: functional ops, two or four scalars a row saved."""
+class _TransformableNDLoss(torch.autograd.Function):
+    """The op's autograd in the form that torch.func takes, which that of torch.library is not."""
 
     @staticmethod
-    def forward(
-        student: Tensor,
-        teacher: Tensor | None,
-        class_means: Tensor,
-        labels: tuple[Any, ...],
-        options: tuple[Any, ...],
-        backend: str | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        # What needs a gradient is not known in this form: four coefficients serve every case.
-        inputs = (student, teacher, class_means, *labels)
-        return ops.nd_loss_forward(*inputs, *options, 4, False, backend)[:3]
+    def forward(*inputs: Any) -> tuple[Tensor, ...]:
+        return ops.nd_loss_forward(*inputs)
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        student, teacher, class_means, labels, _, backend = inputs
-        target, target_b, lam, lam_scalar = labels
-        _, scale, coefficients = output
-        ctx.mark_non_differentiable(scale, coefficients)
-        ctx.save_for_backward(
-            scale, coefficients, student, teacher, class_means, target, target_b, lam
-        )
-        ctx.rest = lam_scalar, backend
-
-    @staticmethod
-    @_once_differentiable
-    def backward(ctx: Any, grad_loss: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-        lam_scalar, backend = ctx.rest
-        needs = ctx.needs_input_grad[:3]
-        grads = ops.nd_loss_backward(grad_loss, *ctx.saved_tensors, lam_scalar, *needs, backend)
-        return *_wanted(grads, needs), None, None, None
+    setup_context = staticmethod(ops.save_for_backward)
+    backward = staticmethod(_once_differentiable(ops.gradients))

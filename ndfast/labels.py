@@ -33,7 +33,8 @@ def check_label_range(
     Raises:
         IndexError: a label is not in [0, K) and not ``ignore_index``; names the first such row.
     """
-    for name, labels in (("target", target), ("target_b", target_b)):
+    first = "target" if target_b is None else "target.target_a"
+    for name, labels in ((first, target), ("target.target_b", target_b)):
         if labels is None or labels.numel() == 0:
             continue
         labels = labels.long()  # -100 and 300 are 156 and 44 where uint8 is compared with them

@@ -6,11 +6,15 @@ chosen inside, on real tensors, so the graph does not depend on the choice.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from ndfast import dispatch
 from ndfast.backends.reference import NONE, accumulation_dtype
+
+DOUBLE_BACKWARD = "nd_loss: its gradient cannot be differentiated again (double backward)"
 
 _INPUTS = (
     "Tensor student, Tensor? teacher, Tensor class_means, Tensor? target, Tensor? target_b, "
@@ -32,9 +36,6 @@ _library.define(
 
 _library.impl("nd_loss_forward", dispatch.forward, "CompositeExplicitAutograd")
 _library.impl("nd_loss_backward", dispatch.backward, "CompositeExplicitAutograd")
-# Autograd is ndfast.autograd, outside the ops; without a kernel here PyTorch would warn.
-for _name in ("nd_loss_forward", "nd_loss_backward"):
-    _library.impl(_name, torch.library.fallthrough_kernel, "Autograd")
 
 
 @torch.library.register_fake("ndfast::nd_loss_forward", lib=_library)
@@ -94,3 +95,30 @@ def _backward_fake(
 
 nd_loss_forward = torch.ops.ndfast.nd_loss_forward.default
 nd_loss_backward = torch.ops.ndfast.nd_loss_backward.default
+
+
+def save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    """What `gradients` needs; the setup_context of nd_loss_forward."""
+    *tensors, ctx.lam_scalar = inputs[:7]
+    _, scale, coefficients, _ = output
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.save_for_backward(scale, coefficients, *tensors)
+    ctx.num_inputs, ctx.backend = len(inputs), inputs[-1]
+
+
+def gradients(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    """The backward of nd_loss_forward."""
+    needs = ctx.needs_input_grad[:3]
+    grads = nd_loss_backward(grad_loss, *ctx.saved_tensors, ctx.lam_scalar, *needs, ctx.backend)
+    wanted = [grad if need else None for grad, need in zip(grads, needs, strict=True)]
+    return *wanted, *[None] * (ctx.num_inputs - len(wanted))
+
+
+def _no_second_derivative(ctx: Any, *_: Tensor) -> Any:
+    raise RuntimeError(DOUBLE_BACKWARD)
+
+
+torch.library.register_autograd(
+    "ndfast::nd_loss_forward", gradients, setup_context=save_for_backward, lib=_library
+)
+torch.library.register_autograd("ndfast::nd_loss_backward", _no_second_derivative, lib=_library)

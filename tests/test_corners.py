@@ -63,6 +63,39 @@ def test_nan_class_mean_reaches_its_class_only(backend: str, seed: int) -> None:
     assert grad.isnan().all(dim=1).tolist() == [False, True, False, True]
 
 
+def test_a_row_whose_loss_is_nan_is_not_taken_for_an_ignored_one(backend: str, seed: int) -> None:
+    student, teacher = torch.randn(2, 9, requires_grad=True), torch.randn(2, 9)
+    teacher.mul_(10).requires_grad_()  # longer, and so the student's beta is 0
+    class_means = torch.randn(2, 9)
+    class_means[1, 3] = math.inf
+    class_means.requires_grad_()
+    inputs = (student, teacher, class_means)
+    loss = ndfast.nd_loss(*inputs, torch.tensor([0, 1]), reduction="none", backend=backend)
+    assert loss.isnan().tolist() == [False, True]
+    for upstream in (1.0, 2.0):
+        grads = torch.autograd.grad(upstream * loss.sum(), inputs, retain_graph=True)
+        for grad in grads:
+            assert grad.isnan().any(dim=1).tolist() == [False, True]
+
+
+def test_sums_of_many_equal_terms_keep_their_precision(backend: str) -> None:
+    # Rounding errors of equal terms do not cancel; a long row adds thousands.
+    if backend != "native":
+        pytest.skip("these sum as torch and Triton do")
+    D = 16_384
+    s, t, c = (torch.full((1, D), value) for value in (0.1, 0.2, 0.1))
+    labels = torch.tensor([0])
+    for name in native.capabilities():
+        native.set_capability(name)
+        try:
+            leaf, exact = s.clone().requires_grad_(), s.double().requires_grad_()
+            ndfast.nd_loss(leaf, t, c, labels, backend=backend).backward()
+            ndfast.nd_loss(exact, t.double(), c.double(), labels, backend="reference").backward()
+        finally:
+            native.set_capability(native.capabilities()[0])
+        assert (leaf.grad - exact.grad).norm() < 1e-5 * exact.grad.norm(), name
+
+
 def test_ignored_rows_may_hold_anything(backend: str, seed: int) -> None:
     student, teacher = torch.randn(4, 33), torch.randn(4, 33)
     student[1], teacher[3] = math.nan, math.inf

@@ -54,6 +54,16 @@ def test_use_backend_as_a_call_stays(ran: list[str]) -> None:
         ndfast.use_backend("cuda9000")
 
 
+def test_use_backend_may_be_entered_again(ran: list[str]) -> None:
+    reference_for_a_while = ndfast.use_backend("reference")
+    with reference_for_a_while:
+        ndfast.nd_loss(*ARGUMENTS)
+    with reference_for_a_while:
+        ndfast.nd_loss(*ARGUMENTS)
+    ndfast.nd_loss(*ARGUMENTS)
+    assert ran == ["reference", "reference", "native"]
+
+
 def test_one_asked_for_by_name_that_cannot_run_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     dispatch._choose.cache_clear()
     monkeypatch.setattr(native, "unusable", lambda device: "it has been taken away")
@@ -116,4 +126,4 @@ def test_environment_variables() -> None:
     )
     assert lower.out == "portable"
     wrong = run_python("import ndfast.backends.native", NDFAST_CPU_CAPABILITY="mmx")
-    assert "'mmx' is no instruction set" in wrong.err
+    assert "NDFAST_CPU_CAPABILITY: 'mmx' is no instruction set" in wrong.err

@@ -9,6 +9,7 @@ import pytest
 import torch
 from cases import draw, every_option, rows_of
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 import ndfast
 from ndfast import ops
@@ -35,7 +36,7 @@ def test_opcheck(requires_grad: bool, backend: str, seed: int) -> None:
         _, scale, coefficients, _ = ops.nd_loss_forward(*forward)
         needs_teacher = teacher is not None and teacher.dim() == 2
         backward = (
-            case.upstream, scale, coefficients.detach(), student, teacher, class_means,
+            case.upstream, scale, coefficients, student.detach(), teacher, class_means,
             *rest[:4], True, needs_teacher, True, backend,
         )  # fmt: skip
         torch.library.opcheck(ops.nd_loss_backward, backward)
@@ -178,6 +179,30 @@ def test_torch_func_grad(backend: str, seed: int) -> None:
     (3 * ndfast.nd_loss(*leaves, labels, backend="reference")).backward()
     for got, leaf in zip(of_all, leaves, strict=True):
         torch.testing.assert_close(got, leaf.grad)
+
+
+def test_transforms_that_are_not_supported_raise(seed: int) -> None:
+    # Each of these gave a zero or lost a tangent without a word at first.
+    torch._dynamo.reset()
+    s, t, c, labels = inputs()
+    gradient = torch.func.grad(lambda s: ndfast.nd_loss(s, t, c, labels))
+    with pytest.raises(Exception, match=r"nd_loss_forward"):
+        torch.compile(gradient, backend="eager")(s)
+    with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="jvp"):
+        ndfast.nd_loss(forward_ad.make_dual(s, t), t, c, labels)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_several_upstream_gradients_at_once(reduction: str, backend: str, seed: int) -> None:
+    s, t, c, labels = inputs()
+    s.requires_grad_()
+    loss = ndfast.nd_loss(s, t, c, labels, reduction=reduction, backend=backend)
+    upstream = torch.randn(3, *loss.shape)
+    batched = torch.autograd.grad(loss, s, upstream, is_grads_batched=True, retain_graph=True)[0]
+    for got, one in zip(batched, upstream, strict=True):
+        expected = torch.autograd.grad(loss, s, one, retain_graph=True)[0]
+        torch.testing.assert_close(got, expected)
 
 
 def test_autocast_leaves_the_loss_in_float32(seed: int) -> None:

@@ -43,7 +43,7 @@ def capabilities() -> list[str]:
     return list(names[names.index(_highest) :])
 
 
-def set_capability(name: str) -> None:
+def set_capability(name: str, argument: str = "name") -> None:
     """Uses another instruction set.
 
     Raises:
@@ -51,7 +51,7 @@ def set_capability(name: str) -> None:
     """
     if not torch.ops.ndfast_native.set_capability(name):
         raise ValueError(
-            f"name: {name!r} is no instruction set of this processor and build, which have "
+            f"{argument}: {name!r} is no instruction set of this processor and build, which have "
             f"{', '.join(capabilities())}"
         )
 
@@ -65,7 +65,7 @@ if _missing is None:
     finish_gradient_ = torch.ops.ndfast_native.finish_gradient_.default
     _highest = capability()
     if os.environ.get("NDFAST_CPU_CAPABILITY"):
-        set_capability(os.environ["NDFAST_CPU_CAPABILITY"])
+        set_capability(os.environ["NDFAST_CPU_CAPABILITY"], "NDFAST_CPU_CAPABILITY")
 
 
 def forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -77,8 +77,9 @@ def forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     try:
         loss, coefficients, grad_student = _forward(*arguments)
         return loss, _ONE[loss.dtype], coefficients, grad_student
-    except RuntimeError:
-        # The library looks at every label and cannot raise an IndexError itself.
-        _, _, class_means, target, target_b = arguments[:5]
-        check_label_range(target, target_b, class_means.shape[0], arguments[10])
-        raise
+    except RuntimeError as error:
+        failed = error
+    # The library looks at every label and cannot raise an IndexError itself.
+    _, _, class_means, target, target_b = arguments[:5]
+    check_label_range(target, target_b, class_means.shape[0], arguments[10])
+    raise failed

@@ -70,7 +70,8 @@ def row_coefficients(terms: RowTerms, eps: float) -> Tensor:
     n_c = centre_norm.clamp_min(eps)
     zero = torch.zeros_like(p)
     shrink = p / m / m
-    alpha = -1 / (n_c * m)
+    # NaN with the loss, so that the row is not taken for an ignored one, where both are 0.
+    alpha = torch.where((p / m).isnan(), torch.nan, -1 / (n_c * m))
     beta = torch.where(~(n_s < n_t) & ~(n_s <= eps), shrink / n_s, zero)
     gamma = torch.where(~(n_t <= n_s) & ~(n_t <= eps), shrink / n_t, zero)
     delta = torch.where(~(centre_norm <= eps), p / m / n_c / n_c, zero)

@@ -126,7 +126,9 @@ def forward_kernel(
             shrink = cosine / m
             student_is_m = ~(student_norm < teacher_norm) & ~(student_norm <= least)
             beta = tl.where(student_is_m, shrink / student_norm, 0)
-            alpha = tl.where(counts, row_factor * (-1 / (n_c * m)), 0)
+            # NaN with the loss, so that the row is not taken for an ignored one.
+            alpha = tl.where(cosine == cosine, -1 / (n_c * m), cosine)
+            alpha = tl.where(counts, row_factor * alpha, 0)
             beta = tl.where(counts, row_factor * beta, 0)
             if NUM_COEFFICIENTS > 0:
                 tl.store(coefficients + rows, alpha, mask=in_batch)

@@ -28,6 +28,8 @@ def load_tile(base, rows, stride, mask, start, D: tl.constexpr, BLOCK_D: tl.cons
 def store_tile(base, rows, mask, start, tile, D: tl.constexpr, BLOCK_D: tl.constexpr):
     """Writes rows of the contiguous matrix ``base`` in the matrix's dtype."""
     cols = start + tl.arange(0, BLOCK_D)[None, :]
+    if base.dtype.element_ty == tl.bfloat16:
+        tile = tile.to(tl.float32)  # from float64 the interpreter writes garbage
     tl.store(base + rows[:, None] * D + cols, tile, mask=mask[:, None] & (cols < D))
 
 
