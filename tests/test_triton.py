@@ -112,13 +112,21 @@ def test_every_dtype(
         assert_as_defined(case, "triton", (seed, dtype, option))
 
 
-def test_teacher_and_class_means_may_be_narrower_than_the_student(seed: int) -> None:
-    case = draw(4, 37, 2, torch.float32, means_dtype=torch.bfloat16)
-    case = replace(case, teacher=case.teacher.to(torch.float16))
+@pytest.mark.parametrize(
+    ("dtype", "teacher_dtype"),
+    [(torch.float32, torch.float16), (torch.float64, torch.bfloat16)],
+    ids=str,
+)
+def test_teacher_and_class_means_may_be_narrower_than_the_student(
+    dtype: torch.dtype, teacher_dtype: torch.dtype, seed: int
+) -> None:
+    case = draw(4, 37, 2, dtype, means_dtype=torch.bfloat16)
+    case = replace(case, teacher=case.teacher.to(teacher_dtype))
     got, exact = case.run("triton"), case.to(torch.float64).run("reference")
     assert worst_error(got["loss"], exact["loss"], None) < 1e-5, seed
     assert worst_error(got["student"], exact["student"], None) < 1e-5, seed
-    for name, epsilon in (("teacher", 2**-10), ("class_means", 2**-7)):  # once rounded, or cut off
+    for name in ("teacher", "class_means"):
+        epsilon = torch.finfo(got[name].dtype).eps  # once rounded, or cut off
         assert got[name].dtype == getattr(case, name).dtype
         error = (got[name] - exact[name]).abs()
         assert (error <= epsilon * exact[name].abs() + 1e-6).all(), (seed, name)

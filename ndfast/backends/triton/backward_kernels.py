@@ -5,7 +5,14 @@
 import triton
 import triton.language as tl
 
-from ndfast.backends.triton.tiles import is_dead, load_centres, load_labels, load_tile, store_tile
+from ndfast.backends.triton.tiles import (
+    is_dead,
+    load_centres,
+    load_labels,
+    load_tile,
+    storable,
+    store_tile,
+)
 
 # Their values bring the compiler nothing that ALIGN does not, and each kind would be compiled anew.
 _PLAIN_INTEGERS = [
@@ -123,4 +130,4 @@ def class_means_backward_kernel(
         total += tl.where(is_dead(alpha, beta), 0, gradient)
     cols = start + tl.arange(0, BLOCK_D)
     grad_row = grad_class_means + tl.cast(k, tl.int64) * D
-    tl.store(grad_row + cols, tl.sum(total, 0), mask=cols < D)
+    tl.store(grad_row + cols, storable(tl.sum(total, 0), grad_row), mask=cols < D)

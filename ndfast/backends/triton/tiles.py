@@ -25,12 +25,18 @@ def load_tile(base, rows, stride, mask, start, D: tl.constexpr, BLOCK_D: tl.cons
 
 
 @triton.jit
+def storable(values, pointer):
+    """The values as they may be stored: from float64 to bfloat16 the interpreter writes garbage."""
+    if pointer.dtype.element_ty == tl.bfloat16:
+        values = values.to(tl.float32)
+    return values
+
+
+@triton.jit
 def store_tile(base, rows, mask, start, tile, D: tl.constexpr, BLOCK_D: tl.constexpr):
     """Writes rows of the contiguous matrix ``base`` in the matrix's dtype."""
     cols = start + tl.arange(0, BLOCK_D)[None, :]
-    if base.dtype.element_ty == tl.bfloat16:
-        tile = tile.to(tl.float32)  # from float64 the interpreter writes garbage
-    tl.store(base + rows[:, None] * D + cols, tile, mask=mask[:, None] & (cols < D))
+    tl.store(base + rows[:, None] * D + cols, storable(tile, base), mask=mask[:, None] & (cols < D))
 
 
 @triton.jit
