@@ -39,9 +39,8 @@ struct Combination {
 template <class T>
 struct RowKernels {
   // Sums over s, t and c; `teacher.data` may be null. On its way writes `previous`, where not null,
-  // whose output has the student's type: sums wait for memory to be read and a combination for it
-  // to be written, so that the two overlap. Medians of 4096x2048 on two cores: float32 3.12 ms, one
-  // after the other 3.38; bfloat16 2.51 and 2.86.
+  // whose output has the student's type: sums wait for memory to be read and a combination for it to
+  // be written, so that the two overlap. bench/NOTES.md says what that brings.
   RowSums<T> (*sums)(ConstRow student, ConstRow teacher, const T* centre, int64_t D,
                      const Combination<T>* previous);
   void (*combine)(const Combination<T>& combination, int64_t D);
