@@ -39,8 +39,8 @@ struct Combination {
 template <class T>
 struct RowKernels {
   // Sums over s, t and c; `teacher.data` may be null. On its way writes `previous`, where not null,
-  // whose output has the student's type: sums wait for memory to be read and a combination for it to
-  // be written, so that the two overlap. bench/NOTES.md says what that brings.
+  // whose output has the student's type: sums wait for memory to be read and a combination for it
+  // to be written, so that the two overlap. bench/NOTES.md says what that brings.
   RowSums<T> (*sums)(ConstRow student, ConstRow teacher, const T* centre, int64_t D,
                      const Combination<T>* previous);
   void (*combine)(const Combination<T>& combination, int64_t D);
