@@ -40,19 +40,22 @@ NDFAST_HOST_DEVICE RowTerms<T> row_terms(T student_norm, T teacher_norm, T centr
   T m = teacher_is_larger ? teacher_norm : student_norm;
   m = m < eps ? eps : m;
   const T n_c = centre_norm < eps ? eps : centre_norm;
-  const T cosine_like = student_dot_centre / n_c / m;  // p / m
+  // Two divisions in all: a GPU's threads each do this for their row, and a division is ten
+  // instructions.
+  const T by_m = T(1) / m;
+  const T by_n_c = T(1) / n_c;
+  const T cosine_like = student_dot_centre * by_n_c * by_m;  // p / m
 
   RowTerms<T> row;
   row.loss = T(1) - cosine_like;
   // NaN with the loss, so that the row is not taken for an ignored one, whose alpha and beta are 0.
-  row.alpha = row.loss == row.loss ? T(-1) / (n_c * m) : row.loss;
-  // p / m^2 is taken as (p / m) / m: m^2 leaves float's range where m does not.
-  const T shrink = cosine_like / m;
-  row.beta =
-      !(student_norm < teacher_norm) && !(student_norm <= eps) ? shrink / student_norm : T(0);
-  row.gamma =
-      !(teacher_norm <= student_norm) && !(teacher_norm <= eps) ? shrink / teacher_norm : T(0);
-  row.delta = !(centre_norm <= eps) ? cosine_like / n_c / n_c : T(0);
+  row.alpha = row.loss == row.loss ? -by_n_c * by_m : row.loss;
+  // p / (m^2 n), where n, the larger norm, is m: else it has no part in the loss. Not by m^3, which
+  // leaves float's range where m does not.
+  const T shrink = cosine_like * by_m * by_m;
+  row.beta = !(student_norm < teacher_norm) && !(student_norm <= eps) ? shrink : T(0);
+  row.gamma = !(teacher_norm <= student_norm) && !(teacher_norm <= eps) ? shrink : T(0);
+  row.delta = !(centre_norm <= eps) ? cosine_like * by_n_c * by_n_c : T(0);
   return row;
 }
 

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from ndfast.labels import check_label_range
 
-BACKENDS = ("native", "triton", "reference")
-_FASTEST_FIRST = {"cpu": ("native", "reference"), "cuda": ("triton", "reference")}
+BACKENDS = ("native", "cuda", "triton", "reference")
+_FASTEST_FIRST = {"cpu": ("native", "reference"), "cuda": ("cuda", "triton", "reference")}
 
 _default: str | None = os.environ.get("NDFAST_BACKEND") or None
 
@@ -37,7 +37,7 @@ class use_backend:
     """Sets the backend for the whole process, as a call or as a context manager.
 
     Args:
-        name: "native", "triton", "reference", or None for the default order.
+        name: "native", "cuda", "triton", "reference", or None for the default order.
 
     Raises:
         ValueError: ``name`` is no backend's.

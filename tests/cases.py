@@ -1,4 +1,4 @@
-"""Random calls of nd_loss in every option, and how close to the definition a result must be."""
+"""Random calls of the loss in every option, and how close to the definition a result must be."""
 
 from __future__ import annotations
 
@@ -7,21 +7,32 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+import pytest
 import torch
+import torch._inductor.config
 from torch import Tensor
 
 import ndfast
 from ndfast.arguments import Rows, check_and_flatten
-from ndfast.backends import reference
+from ndfast.backends import native, reference
 
 TEACHERS = ("features", "norms", "absent")
 TARGETS = ("indices", "mix", "mix by row", "probabilities", "a centre a row")
 REDUCTIONS = ("mean", "sum", "none")
 
+# Inductor keeps backward's graph on disk, as it was when the code last gave the same forward.
+compiles_anew = torch._inductor.config.patch(force_disable_caches=True)
+needs_native = pytest.mark.skipif(
+    native.unusable(torch.device("cpu")) is not None, reason="the library is not built"
+)
+
 
 @dataclass(frozen=True)
 class Case:
-    """Arguments of nd_loss, and the upstream gradient to call backward with."""
+    """Arguments of nd_loss, and the upstream gradients to call backward with.
+
+    With ``grad_features``, which stands for the classifier's gradient, it is attach_nd_loss's.
+    """
 
     student: Tensor
     teacher: Tensor | None
@@ -29,6 +40,7 @@ class Case:
     target: Any
     options: dict[str, Any]
     upstream: Tensor
+    grad_features: Tensor | None = None
 
     def to(self, dtype: torch.dtype) -> Case:
         """The same numbers in another dtype."""
@@ -41,19 +53,30 @@ class Case:
 
         options = {name: cast(value) for name, value in self.options.items()}
         tensors = [self.student, self.teacher, self.class_means, self.target]
-        return Case(*map(cast, tensors), options, cast(self.upstream))
+        return Case(*map(cast, tensors), options, cast(self.upstream), cast(self.grad_features))
 
-    def run(self, backend: str) -> dict[str, Tensor]:
-        """Loss and gradients through the public function."""
+    def run(self, backend: str, *, separately: bool = False) -> dict[str, Tensor]:
+        """Loss and gradients through the public function.
+
+        Args:
+            backend: the backend's name.
+            separately: with ``grad_features``, call nd_loss and have autograd add the gradients up.
+        """
         student = self.student.detach().requires_grad_()
         class_means = self.class_means.detach().requires_grad_()
         teacher = None if self.teacher is None else self.teacher.detach()
         if teacher is not None and teacher.shape == student.shape:
             teacher.requires_grad_()
-        loss = ndfast.nd_loss(
-            student, teacher, class_means, self.target, **self.options, backend=backend
-        )
-        loss.backward(self.upstream.to(loss.dtype))
+        arguments = (student, teacher, class_means, self.target)
+        options = {**self.options, "backend": backend}
+        if self.grad_features is None or separately:
+            features, loss = student, ndfast.nd_loss(*arguments, **options)
+        else:
+            features, loss = ndfast.attach_nd_loss(*arguments, **options)
+        upstream = {loss: self.upstream.to(loss.dtype)}
+        if self.grad_features is not None:
+            upstream[features] = self.grad_features
+        torch.autograd.backward(tuple(upstream), tuple(upstream.values()))
         results = {"loss": loss.detach(), "student": student.grad, "class_means": class_means.grad}
         if teacher is not None and teacher.requires_grad:
             results["teacher"] = teacher.grad
@@ -71,6 +94,7 @@ def draw(
     weighted: bool = False,
     ignoring: bool = False,
     means_dtype: torch.dtype = torch.float32,
+    attached: bool = False,
 ) -> Case:
     """A random case from PyTorch's global generator."""
     student, features = torch.randn(N, D).to(dtype), torch.randn(N, D).to(dtype)
@@ -97,6 +121,8 @@ def draw(
         targets[target],
         options,
         torch.rand(N if reduction == "none" else ()) + 0.5,
+        # About as large as the loss's own gradient, so that an error of neither hides in the other.
+        (0.02 * torch.randn(N, D)).to(dtype) if attached else None,
     )
 
 
@@ -165,11 +191,12 @@ def worst_error(got: Tensor, exact: Tensor, scale: Tensor | None) -> float:
 def assert_as_defined(case: Case, backend: str, what: Any) -> None:
     """float32 within 1e-5; lower precision at most twice the error of the rounded reference."""
     got = case.run(backend)
-    exact = case.to(torch.float64).run("reference")
+    exact = case.to(torch.float64).run("reference", separately=True)
     dtype = case.student.dtype
     rounded = None
-    if dtype in (torch.float16, torch.bfloat16):
-        rounded = case.to(torch.float32).run("reference")
+    given = [x.dtype for x in (case.student, case.teacher, case.class_means) if x is not None]
+    if not {torch.float16, torch.bfloat16}.isdisjoint(given):
+        rounded = case.to(torch.float32).run("reference", separately=True)
     scales = natural_scales(case)
     for name, value in got.items():
         of = {"student": case.student, "teacher": case.teacher, "class_means": case.class_means}
@@ -178,7 +205,7 @@ def assert_as_defined(case: Case, backend: str, what: Any) -> None:
         assert value.shape == exact[name].shape, (what, name, value.shape)
         strict = name in ("student", "class_means") and case.student.shape[1] >= 32
         scale = None if strict else scales[name]
-        bound = 1e-12 if dtype == torch.float64 == case.class_means.dtype else 1e-5
+        bound = 1e-12 if {*given} == {torch.float64} else 1e-5
         if rounded is not None:
             theirs = worst_error(rounded[name].to(value.dtype), exact[name], scale)
             bound = max(bound, 2 * theirs)

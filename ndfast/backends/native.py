@@ -17,9 +17,9 @@ from ndfast.labels import check_label_range
 try:
     from ndfast import _C  # type: ignore[attr-defined]  # noqa: F401  (registers the ops)
 
-    _missing = None
+    missing = None
 except ImportError as error:
-    _missing = (
+    missing = (
         f"the compiled library is not there ({error}); install ndfast with --no-build-isolation "
         "where a C++ compiler and torch are"
     )
@@ -27,7 +27,7 @@ except ImportError as error:
 
 def unusable(device: torch.device) -> str | None:
     """Needs the compiled library and CPU tensors."""
-    return _missing if device.type == "cpu" else "the compiled library is for the CPU"
+    return missing if device.type == "cpu" else "the compiled library is for the CPU"
 
 
 def capability() -> str:
@@ -37,7 +37,7 @@ def capability() -> str:
 
 def capabilities() -> list[str]:
     """The instruction sets that this processor and this build have, the highest first."""
-    if _missing is not None:
+    if missing is not None:
         return []
     names = ("avx512", "avx2", "portable")
     return list(names[names.index(_highest) :])
@@ -59,7 +59,7 @@ def set_capability(name: str, argument: str = "name") -> None:
 # The library counts the rows before it passes over them, so that its results lack no factor.
 _ONE = {dtype: torch.ones((), dtype=dtype) for dtype in (torch.float32, torch.float64)}
 
-if _missing is None:
+if missing is None:
     _forward = torch.ops.ndfast_native.forward.default
     backward = torch.ops.ndfast_native.backward.default
     finish_gradient_ = torch.ops.ndfast_native.finish_gradient_.default

@@ -1,0 +1,107 @@
+// What the kernels take, as plain structs: raw pointers, no checks. Filled by forward.cpp and
+// backward.cpp.
+#pragma once
+
+#include <cstdint>
+
+namespace ndfast::cuda {
+
+inline constexpr int kTickets = 4096;         // of each kernel's translation unit
+inline constexpr int kMaxBlockThreads = 512;  // of a forward kernel
+inline constexpr int kMaxBlockRows = 16;      // that it has in hand at once
+inline constexpr int kMaxBlocksPerSm = 32;    // more are not resident at once, on any GPU so far
+
+enum class Dtype : int32_t { float16, bfloat16, float32, float64 };
+enum class LabelDtype : int32_t { int64, int32, uint8 };
+enum Reduction : int32_t { kNone = 0, kMean = 1, kSum = 2 };
+
+// [N, D] floats, unit stride along D. Null data: absent.
+struct Matrix {
+  char* data = nullptr;
+  int64_t row_bytes = 0;
+  Dtype dtype = Dtype::float32;
+};
+
+// [N] floats, stride 0 where one stands for all. Null data: absent.
+struct Values {
+  const void* data = nullptr;
+  int64_t stride = 0;
+  Dtype dtype = Dtype::float32;
+};
+
+// [N] class indices. Null data: absent.
+struct Labels {
+  const void* data = nullptr;
+  int64_t stride = 0;
+  LabelDtype dtype = LabelDtype::int64;
+};
+
+// What says where a row's centre is: a label, two labels and a share, or the row itself.
+struct Centres {
+  Matrix class_means;  // [K, D]
+  int64_t K = 0;
+  Labels target;
+  Labels target_b;
+  Values lam;
+  double lam_scalar = 1;
+};
+
+// T is the type of the sums, float or double.
+template <class T>
+struct ForwardArguments {
+  int64_t N;
+  int32_t D;
+  Matrix student;
+  Matrix teacher;
+  Values teacher_norm;
+  Centres centres;
+  Values sample_weight;
+  int64_t ignore_index;
+  T eps;
+  // weight, for the mean over N: a row's gradient is written before the denominator is known, and
+  // `scale` makes up for it.
+  double factor;
+  Reduction reduction;
+  int32_t num_coefficients;
+  T* loss;          // [N] or []
+  T* scale;         // []
+  T* coefficients;  // [num_coefficients, N]
+  Matrix grad_student;
+  double* partials;  // [2, blocks]: each block's sums of losses and of weights
+  // Which of the kernel's own tickets counts the blocks that have stored theirs; where these are
+  // used up, `own_ticket` is one that the host has set to 0.
+  int32_t ticket;
+  unsigned* own_ticket;
+};
+
+template <class T>
+struct BackwardArguments {
+  int64_t N;
+  int32_t D;
+  Values grad_loss;
+  const T* scale;
+  const T* coefficients;  // [2 or 4, N]
+  Matrix student;
+  Matrix teacher;
+  Centres centres;
+  Matrix grad_features;  // added to the student's gradient
+  // The gradients that are wanted.
+  Matrix grad_student;
+  Matrix grad_teacher;
+  Matrix grad_centres;  // with one centre a row
+  // grad_student holds what is right for an upstream gradient of 1.
+  bool is_finished;
+};
+
+// The gradient of class means that rows share.
+template <class T>
+struct ClassMeansArguments {
+  BackwardArguments<T> rows;  // without gradients wanted
+  // Rows in the order of their labels: i for row i's first label, N + i for its second, and where
+  // each class begins, [K + 1].
+  const int64_t* order;
+  const int64_t* bounds;
+  Matrix grad_class_means;  // [K, D]
+};
+
+}  // namespace ndfast::cuda

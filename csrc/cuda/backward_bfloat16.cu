@@ -1,0 +1,6 @@
+#include "backward_launch.cuh"
+
+namespace ndfast::cuda {
+template bool backward_rows<__nv_bfloat16>(const BackwardArguments<float>&, const Launch&);
+template bool class_means_rows<__nv_bfloat16>(const ClassMeansArguments<float>&, const Launch&);
+}  // namespace ndfast::cuda

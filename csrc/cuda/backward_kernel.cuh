@@ -1,0 +1,150 @@
+// The backward kernels: gradients from the rows' coefficients. Rows are independent, nothing is
+// summed over their elements.
+#pragma once
+
+#include "rows.cuh"
+
+namespace ndfast::cuda {
+
+// A row's coefficients, times its upstream gradient.
+template <class T>
+struct Coefficients {
+  T alpha;
+  T beta;
+  bool is_dead;  // an ignored row: its gradient is 0 even where it holds NaN
+};
+
+template <class T>
+__device__ __forceinline__ T upstream_of(const BackwardArguments<T>& p, int64_t i) {
+  return value_or(p.grad_loss, i, T(1)) * *p.scale;
+}
+
+template <class T>
+__device__ __forceinline__ Coefficients<T> student_coefficients(const BackwardArguments<T>& p,
+                                                                int64_t i, T upstream,
+                                                                bool in_range) {
+  const T alpha = p.coefficients[i], beta = p.coefficients[p.N + i];
+  // A label that is no class has the centre NaN.
+  return {in_range ? upstream * alpha : T(NAN), upstream * beta, alpha == T(0) && beta == T(0)};
+}
+
+inline constexpr int kBackwardThreads = 256;
+
+// Threads of a block: x along a row, y over rows. In a round a thread takes kPieces pieces, all read
+// before the first is written.
+template <class T, class S, class C, int kPieces, bool kMix>
+__global__ void __launch_bounds__(kBackwardThreads, kMix ? 3 : 4)
+    backward_kernel(const __grid_constant__ BackwardArguments<T> p) {
+  constexpr int n = kElements<S>;
+  if (p.is_finished && p.grad_loss.stride == 0 && upstream_of(p, 0) == T(1)) return;
+  const int pieces = p.D / n;
+  const int64_t step = int64_t(gridDim.x) * blockDim.y;
+  for (int64_t i = int64_t(blockIdx.x) * blockDim.y + threadIdx.y; i < p.N; i += step) {
+    const T upstream = upstream_of(p, i);
+    if (p.is_finished && upstream == T(1)) continue;
+    const RowLabels labels = load_labels<kMix>(p.centres, i, true, 0);
+    const T share = load_share<T, kMix>(p.centres, i, true);
+    const Coefficients<T> by = student_coefficients(p, i, upstream, labels.in_range);
+    if (p.grad_student.data || p.grad_centres.data) {
+      for (int begin = threadIdx.x; begin < pieces; begin += kPieces * blockDim.x) {
+        Piece<T, S, n> s[kPieces], g[kPieces];
+        CentrePiece<T, C, n, kMix> c[kPieces];
+#pragma unroll
+        for (int k = 0; k < kPieces; ++k) {
+          const int col = begin + k * blockDim.x;
+          s[k].load(p.student, i, col, col < pieces);
+          g[k].load(p.grad_features, i, col, col < pieces && p.grad_features.data);
+        }
+#pragma unroll
+        for (int k = 0; k < kPieces; ++k) {
+          const int col = begin + k * blockDim.x;
+          c[k].load(p.centres, i, labels, col, col < pieces);
+        }
+        if (p.grad_student.data) {
+#pragma unroll
+          for (int k = 0; k < kPieces; ++k) {
+            const int col = begin + k * blockDim.x;
+            Piece<T, S, n> gradient;
+            gradient.fill([&](int e) {
+              const T nd = fma(by.alpha, c[k].get(e, share), by.beta * s[k][e]);
+              return g[k][e] + (by.is_dead ? T(0) : nd);
+            });
+            if (col < pieces) gradient.store(p.grad_student, i, col);
+          }
+        }
+        if (p.grad_centres.data) {
+          const T delta = upstream * p.coefficients[3 * p.N + i];
+#pragma unroll
+          for (int k = 0; k < kPieces; ++k) {
+            const int col = begin + k * blockDim.x;
+            Piece<T, C, n> gradient;
+            gradient.fill([&](int e) {
+              return by.is_dead ? T(0) : fma(by.alpha, s[k][e], delta * c[k].get(e, share));
+            });
+            if (col < pieces) gradient.store(p.grad_centres, i, col);
+          }
+        }
+      }
+    }
+    if (p.grad_teacher.data) {
+      const T gamma = upstream * p.coefficients[2 * p.N + i];
+#pragma unroll 1
+      for (int col = threadIdx.x; col < pieces; col += blockDim.x) {
+        Piece<T, S, n> t, gradient;
+        t.load(p.teacher, i, col, true);
+        gradient.fill([&](int e) { return by.is_dead ? T(0) : gamma * t[e]; });
+        gradient.store(p.grad_teacher, i, col);
+      }
+    }
+  }
+}
+
+inline constexpr int kColumns = 32, kClassRows = 8;
+
+// The gradient of the class mean that rows share: a block a class and a stretch of columns, threads x
+// along the columns, y over the class's rows, whose sums are added in a fixed order. No atomics.
+template <class T, class S, class C, bool kMix>
+__global__ void __launch_bounds__(kColumns* kClassRows, 4)
+    class_means_kernel(const __grid_constant__ ClassMeansArguments<T> p) {
+  constexpr int n = kElements<S>;
+  __shared__ T sums[kClassRows][kColumns][n];
+  const BackwardArguments<T>& rows = p.rows;
+  const int64_t k = blockIdx.x;
+  const int col = blockIdx.y * kColumns + threadIdx.x;
+  const bool has_column = col < rows.D / n;
+  T sum[n] = {};
+  const int64_t end = p.bounds[k + 1];
+#pragma unroll 2
+  for (int64_t j = p.bounds[k] + threadIdx.y; j < end; j += kClassRows) {
+    const bool is_first = p.order[j] < rows.N;
+    const int64_t i = is_first ? p.order[j] : p.order[j] - rows.N;
+    const RowLabels labels = load_labels<kMix>(rows.centres, i, true, 0);
+    const T share = load_share<T, kMix>(rows.centres, i, true);
+    const T upstream = upstream_of(rows, i);
+    const Coefficients<T> by = student_coefficients(rows, i, upstream, labels.in_range);
+    const T delta = upstream * rows.coefficients[3 * rows.N + i];
+    const T own_share = !kMix || is_first ? share : T(1) - share;
+    Piece<T, S, n> s;
+    CentrePiece<T, C, n, kMix> c;
+    s.load(rows.student, i, col, has_column);
+    c.load(rows.centres, i, labels, col, has_column);
+#pragma unroll
+    for (int e = 0; e < n; ++e) {
+      const T gradient = fma(by.alpha, s[e], delta * c.get(e, share));
+      sum[e] += by.is_dead ? T(0) : own_share * gradient;
+    }
+  }
+#pragma unroll
+  for (int e = 0; e < n; ++e) sums[threadIdx.y][threadIdx.x][e] = sum[e];
+  __syncthreads();
+  if (threadIdx.y != 0 || !has_column) return;
+  Piece<T, C, n> gradient;
+  gradient.fill([&](int e) {
+    T total = sums[0][threadIdx.x][e];
+    for (int y = 1; y < kClassRows; ++y) total += sums[y][threadIdx.x][e];
+    return total;
+  });
+  gradient.store(p.grad_class_means, k, col);
+}
+
+}  // namespace ndfast::cuda

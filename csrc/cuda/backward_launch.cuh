@@ -1,0 +1,65 @@
+// How the backward's rows are spread over threads.
+#pragma once
+
+#include "alignment.cuh"
+#include "backward_kernel.cuh"
+#include "kernels.h"
+
+namespace ndfast::cuda {
+
+inline constexpr int kBackwardPieces = 2;
+
+// Threads x along a row, as many as its pieces ask for, y over rows.
+inline dim3 backward_threads(int pieces) {
+  unsigned x = 4;
+  while (x < kBackwardThreads && x * kBackwardPieces < unsigned(pieces)) x *= 2;
+  return {x, x < 128 ? 128 / x : 1};
+}
+
+template <class T, class S, class C>
+void launch_backward(const BackwardArguments<T>& p, const Launch& launch) {
+  const dim3 threads = backward_threads(p.D / kElements<S>);
+  const auto kernel = p.centres.target_b.data
+                          ? backward_kernel<T, S, C, kBackwardPieces, true>
+                          : backward_kernel<T, S, C, kBackwardPieces, false>;
+  launch_over_rows(launch, kernel, threads, p.N, threads.y, p);
+}
+
+template <class T, class S, class C>
+void launch_class_means(const ClassMeansArguments<T>& p, const Launch& launch) {
+  const int pieces = p.rows.D / kElements<S>;
+  const dim3 blocks(static_cast<unsigned>(p.rows.centres.K), (pieces + kColumns - 1) / kColumns);
+  const auto kernel = p.rows.centres.target_b.data ? class_means_kernel<T, S, C, true>
+                                                   : class_means_kernel<T, S, C, false>;
+  launch_kernel(launch, kernel, blocks, dim3(kColumns, kClassRows), p);
+}
+
+template <class S>
+bool backward_rows(const BackwardArguments<float>& p, const Launch& launch) {
+  for (const Matrix& matrix : {p.student, p.teacher, p.grad_features}) {
+    if (!is_in_pieces<S>(matrix, p.D)) return false;
+  }
+  return with_class_mean_type<S>(p.centres.class_means, [&](auto* type) {
+    launch_backward<float, S, std::remove_pointer_t<decltype(type)>>(p, launch);
+  });
+}
+
+template <class S>
+bool class_means_rows(const ClassMeansArguments<float>& p, const Launch& launch) {
+  if (!is_in_pieces<S>(p.rows.student, p.rows.D)) return false;
+  return with_class_mean_type<S>(p.rows.centres.class_means, [&](auto* type) {
+    launch_class_means<float, S, std::remove_pointer_t<decltype(type)>>(p, launch);
+  });
+}
+
+template <class T>
+void backward_plain(const BackwardArguments<T>& p, const Launch& launch) {
+  launch_backward<T, AnyType, AnyType>(p, launch);
+}
+
+template <class T>
+void class_means_plain(const ClassMeansArguments<T>& p, const Launch& launch) {
+  launch_class_means<T, AnyType, AnyType>(p, launch);
+}
+
+}  // namespace ndfast::cuda

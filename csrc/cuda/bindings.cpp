@@ -1,0 +1,33 @@
+// Registration of the ops of ndfast/backends/cuda.py, nothing else.
+#include "nd_loss.h"
+
+// The tests' emulator registers them under another name, for CPU tensors.
+#ifndef NDFAST_CUDA_LIBRARY
+#define NDFAST_CUDA_LIBRARY ndfast_cuda
+#define NDFAST_CUDA_KEY CUDA
+#endif
+
+#define NDFAST_CENTRES \
+  "Tensor class_means, Tensor? target, Tensor? target_b, Tensor? lam, float lam_scalar"
+
+STABLE_TORCH_LIBRARY(NDFAST_CUDA_LIBRARY, m) {
+  m.def("forward(Tensor student, Tensor? teacher, " NDFAST_CENTRES
+        ", Tensor? sample_weight, float weight, int reduction, int ignore_index, float eps, "
+        "int num_coefficients, bool gradient) -> "
+        "(Tensor loss, Tensor scale, Tensor coefficients, Tensor grad_student)");
+  m.def(
+      "backward(Tensor grad_loss, Tensor scale, Tensor coefficients, Tensor student, "
+      "Tensor? teacher, " NDFAST_CENTRES
+      ", Tensor? grad_features, Tensor? order, Tensor? bounds, "
+      "bool needs_student, bool needs_teacher, bool needs_class_means) -> "
+      "(Tensor grad_student, Tensor grad_teacher, Tensor grad_class_means)");
+  m.def(
+      "finish_gradient_(Tensor(a!) grad_student, Tensor grad_loss, Tensor scale, "
+      "Tensor coefficients, Tensor student, " NDFAST_CENTRES ") -> ()");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(NDFAST_CUDA_LIBRARY, NDFAST_CUDA_KEY, m) {
+  m.impl("forward", TORCH_BOX(&ndfast::cuda::forward));
+  m.impl("backward", TORCH_BOX(&ndfast::cuda::backward));
+  m.impl("finish_gradient_", TORCH_BOX(&ndfast::cuda::finish_gradient_));
+}

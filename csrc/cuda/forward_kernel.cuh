@@ -1,0 +1,176 @@
+// The forward kernels: loss, coefficients and gradient of the student in one launch. s, t and ds
+// move through memory once, class means through L2.
+#pragma once
+
+#include "finish_loss.cuh"
+#include "rows.cuh"
+
+namespace ndfast::cuda {
+
+template <class T>
+struct Row {
+  RowTerms<T> terms;
+  T factor;  // of its loss and coefficients
+  bool counts;
+};
+
+// From a row's sums, and its loss into `totals`.
+template <class T, class Group>
+__device__ __forceinline__ Row<T> finish_row(const ForwardArguments<T>& p, int64_t i, bool valid,
+                                             const RowSums<T>& sums, const RowLabels& labels,
+                                             const Group& group, GroupTotals& totals) {
+  const T norm_t = p.teacher_norm.data && valid ? value_or(p.teacher_norm, i, T(0))
+                                                : sqrt(sums.teacher_squared);
+  const T norm_c = labels.in_range ? sqrt(sums.centre_squared) : T(NAN);
+  Row<T> row;
+  row.terms = row_terms(sqrt(sums.student_squared), norm_t, norm_c, sums.student_dot_centre, p.eps);
+  row.counts = valid && !labels.is_ignored;
+  const T weight = row.counts ? value_or(p.sample_weight, i, T(1)) : T(0);
+  row.factor = weight * T(p.factor);
+  if (group.lane() == 0 && valid) {
+    const T loss = row.counts ? row.terms.loss : T(0);  // an ignored row may hold NaN
+    if (p.reduction == kNone) {
+      p.loss[i] = row.factor * loss;
+    } else {
+      totals.add(group.row(), double(weight * loss), double(weight));
+    }
+    if (p.num_coefficients >= 2) {
+      p.coefficients[i] = row.counts ? row.factor * row.terms.alpha : T(0);
+      p.coefficients[p.N + i] = row.counts ? row.factor * row.terms.beta : T(0);
+    }
+    if (p.num_coefficients == 4) {
+      p.coefficients[2 * p.N + i] = row.counts ? row.factor * row.terms.gamma : T(0);
+      p.coefficients[3 * p.N + i] = row.counts ? row.factor * row.terms.delta : T(0);
+    }
+  }
+  return row;
+}
+
+template <class T, class S, class Centre, int n>
+__device__ __forceinline__ void add_products(RowSums<T>& sums, const Piece<T, S, n>& s,
+                                             const Piece<T, S, n>& t, const Centre& c, T share) {
+#pragma unroll
+  for (int i = 0; i < n; ++i) {
+    // Student and teacher in the same way: equal rows have bitwise equal norms, for a tie belongs
+    // to the student.
+    const T s_i = s[i], t_i = t[i], c_i = c.get(i, share);
+    sums.student_squared = fma(s_i, s_i, sums.student_squared);
+    sums.teacher_squared = fma(t_i, t_i, sums.teacher_squared);
+    sums.centre_squared = fma(c_i, c_i, sums.centre_squared);
+    sums.student_dot_centre = fma(s_i, c_i, sums.student_dot_centre);
+  }
+}
+
+template <class T, class S, class Centre, int n>
+__device__ __forceinline__ Piece<T, S, n> gradient_of(const Row<T>& row, const Piece<T, S, n>& s,
+                                                      const Centre& c, T share) {
+  const T alpha = row.factor * row.terms.alpha, beta = row.factor * row.terms.beta;
+  Piece<T, S, n> gradient;
+  gradient.fill(
+      [&](int i) { return row.counts ? fma(alpha, c.get(i, share), beta * s[i]) : T(0); });
+  return gradient;
+}
+
+// Registers that a thread's pieces of s, t and c take, and what mixing takes beside them.
+template <class S, class C, int kPieces, bool kMix>
+inline constexpr int kWords = kPieces* kElements<S> *
+                                  (2 * sizeof(S) + (kMix ? 2 : 1) * sizeof(C)) / 4 +
+                              (kMix ? 4 : 0);
+
+// A row is held in registers, kPieces pieces of each of its three vectors a thread.
+template <class T, class S, class C, int kPieces, class Group, bool kMix>
+__global__ void __launch_bounds__(Group::max_threads(kWords<S, C, kPieces, kMix>),
+                                  Group::min_blocks(kWords<S, C, kPieces, kMix>))
+    forward_kernel(const __grid_constant__ ForwardArguments<T> p) {
+  constexpr int n = kElements<S>;
+  Group group;
+  __shared__ GroupTotals totals;
+  totals.clear();
+  const int64_t step = int64_t(gridDim.x) * group.rows();
+  int64_t i = int64_t(blockIdx.x) * group.rows() + group.row();
+  // A row's centre waits for its label, which is therefore read one row ahead.
+  RowLabels next = load_labels<kMix>(p.centres, i, i < p.N, p.ignore_index);
+  // All threads of a block go round equally often, for they meet in the sums.
+  for (int64_t first = i - group.row(); first < p.N; first += step, i += step) {
+    const bool valid = i < p.N;
+    const RowLabels labels = next;
+    const T share = load_share<T, kMix>(p.centres, i, valid);
+    Piece<T, S, n> s[kPieces], t[kPieces];
+    CentrePiece<T, C, n, kMix> c[kPieces];
+#pragma unroll
+    for (int k = 0; k < kPieces; ++k) {
+      const int col = group.lane() + k * group.size();
+      s[k].load(p.student, i, col, valid && col * n < p.D);
+    }
+#pragma unroll
+    for (int k = 0; k < kPieces; ++k) {
+      const int col = group.lane() + k * group.size();
+      t[k].load(p.teacher, i, col, valid && col * n < p.D && p.teacher.data);
+    }
+#pragma unroll
+    for (int k = 0; k < kPieces; ++k) {
+      const int col = group.lane() + k * group.size();
+      c[k].load(p.centres, i, labels, col, col * n < p.D);
+    }
+    next = load_labels<kMix>(p.centres, i + step, i + step < p.N, p.ignore_index);
+
+    RowSums<T> sums{0, 0, 0, 0};
+#pragma unroll
+    for (int k = 0; k < kPieces; ++k) {
+      add_products(sums, s[k], t[k], c[k], share);
+    }
+    sums = group.sum(sums);
+    const Row<T> row = finish_row(p, i, valid, sums, labels, group, totals);
+    if (p.grad_student.data) {
+#pragma unroll
+      for (int k = 0; k < kPieces; ++k) {
+        const int col = group.lane() + k * group.size();
+        if (valid && col * n < p.D) {
+          gradient_of(row, s[k], c[k], share).store(p.grad_student, i, col);
+        }
+      }
+    }
+  }
+  finish_loss(p, totals);
+}
+
+// A row goes piece by piece through a block: one longer than registers hold, and, with AnyType, rows
+// of whatever types and alignments. Student and centre are read once more for the gradient.
+template <class T, class S, class C, bool kMix>
+__global__ void __launch_bounds__(kMaxBlockThreads, 2)
+    forward_loop_kernel(const __grid_constant__ ForwardArguments<T> p) {
+  constexpr int n = kElements<S>;
+  BlockGroup<T> group;
+  __shared__ GroupTotals totals;
+  totals.clear();
+  const int pieces = p.D / n;
+  for (int64_t i = blockIdx.x; i < p.N; i += gridDim.x) {
+    const RowLabels labels = load_labels<kMix>(p.centres, i, true, p.ignore_index);
+    const T share = load_share<T, kMix>(p.centres, i, true);
+    RowSums<T> sums{0, 0, 0, 0};
+#pragma unroll 2
+    for (int col = group.lane(); col < pieces; col += group.size()) {
+      Piece<T, S, n> s, t;
+      CentrePiece<T, C, n, kMix> c;
+      s.load(p.student, i, col, true);
+      t.load(p.teacher, i, col, p.teacher.data);
+      c.load(p.centres, i, labels, col, true);
+      add_products(sums, s, t, c, share);
+    }
+    sums = group.sum(sums);
+    const Row<T> row = finish_row(p, i, true, sums, labels, group, totals);
+    if (p.grad_student.data) {
+#pragma unroll 2
+      for (int col = group.lane(); col < pieces; col += group.size()) {
+        Piece<T, S, n> s;
+        CentrePiece<T, C, n, kMix> c;
+        s.load(p.student, i, col, true);
+        c.load(p.centres, i, labels, col, true);
+        gradient_of(row, s, c, share).store(p.grad_student, i, col);
+      }
+    }
+  }
+  finish_loss(p, totals);
+}
+
+}  // namespace ndfast::cuda

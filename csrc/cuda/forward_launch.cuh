@@ -1,0 +1,56 @@
+// How the forward's rows are spread over threads.
+#pragma once
+
+#include "alignment.cuh"
+#include "forward_kernel.cuh"
+#include "kernels.h"
+
+namespace ndfast::cuda {
+
+template <class S, class C, bool kMix>
+void launch_forward(const ForwardArguments<float>& p, const Launch& launch) {
+  const int pieces = p.D / kElements<S>;
+  const auto on_lanes = [&](auto group, auto kernel) {
+    using Group = decltype(group);
+    const int rows = Group::kBlockThreads / Group::kThreads;
+    launch_over_rows(launch, kernel, Group::kBlockThreads, p.N, rows, p);
+  };
+  // One or two pieces a thread and vector. More would cost the registers of further warps, which have
+  // as many loads on their way.
+  if (pieces <= 8) {
+    on_lanes(LaneGroup<8>(), forward_kernel<float, S, C, 1, LaneGroup<8>, kMix>);
+  } else if (pieces <= 16) {
+    on_lanes(LaneGroup<16>(), forward_kernel<float, S, C, 1, LaneGroup<16>, kMix>);
+  } else if (pieces <= 32) {
+    on_lanes(LaneGroup<32>(), forward_kernel<float, S, C, 1, LaneGroup<32>, kMix>);
+  } else if (pieces <= 64) {
+    on_lanes(LaneGroup<32>(), forward_kernel<float, S, C, 2, LaneGroup<32>, kMix>);
+  } else if (pieces <= 2 * BlockGroup<float>::max_threads(kWords<S, C, 2, kMix>)) {
+    const int threads = (pieces + 2 * kWarp - 1) / (2 * kWarp) * kWarp;
+    const auto kernel = forward_kernel<float, S, C, 2, BlockGroup<float>, kMix>;
+    launch_over_rows(launch, kernel, threads, p.N, 1, p);
+  } else {
+    launch_over_rows(launch, forward_loop_kernel<float, S, C, kMix>, kMaxBlockThreads, p.N, 1, p);
+  }
+}
+
+template <class S>
+bool forward_rows(const ForwardArguments<float>& p, const Launch& launch) {
+  if (!is_in_pieces<S>(p.student, p.D) || !is_in_pieces<S>(p.teacher, p.D)) return false;
+  return with_class_mean_type<S>(p.centres.class_means, [&](auto* type) {
+    using C = std::remove_pointer_t<decltype(type)>;
+    const auto run = p.centres.target_b.data ? launch_forward<S, C, true>
+                                             : launch_forward<S, C, false>;
+    run(p, launch);
+  });
+}
+
+template <class T>
+void forward_plain(const ForwardArguments<T>& p, const Launch& launch) {
+  const auto kernel = p.centres.target_b.data ? forward_loop_kernel<T, AnyType, AnyType, true>
+                                              : forward_loop_kernel<T, AnyType, AnyType, false>;
+  const int threads = p.D <= 128 ? 64 : 256;
+  launch_over_rows(launch, kernel, threads, p.N, 1, p);
+}
+
+}  // namespace ndfast::cuda

@@ -1,0 +1,78 @@
+#include "launch.h"
+
+#include <map>
+#include <mutex>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+#include <utility>
+
+#include "arguments.h"
+
+namespace ndfast::cuda {
+namespace {
+
+// A number for the graph that is being captured on the stream, 0 where none is.
+unsigned long long capture_on(cudaStream_t stream) {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  unsigned long long capture = 0;
+  check(cudaStreamGetCaptureInfo(stream, &status, &capture), "asking for a capture");
+  return status == cudaStreamCaptureStatusActive ? capture : 0;
+}
+
+}  // namespace
+
+void check(cudaError_t error, const char* what) {
+  if (error == cudaSuccess) return;
+  cudaGetLastError();  // told once, not to whoever looks next
+  throw std::runtime_error(std::string("ndfast: CUDA error in ") + what + ": " +
+                           cudaGetErrorString(error));
+}
+
+int num_sms(int device) {
+  static std::mutex mutex;
+  static std::map<int, int> known;
+  const std::lock_guard lock(mutex);
+  const auto [entry, is_new] = known.try_emplace(device, 0);
+  if (is_new) {
+    check(cudaDeviceGetAttribute(&entry->second, cudaDevAttrMultiProcessorCount, device),
+          "asking for the number of multiprocessors");
+  }
+  return entry->second;
+}
+
+int64_t resident_blocks(const Launch& launch, const void* kernel, int threads) {
+  static std::mutex mutex;
+  static std::map<std::tuple<const void*, int, int>, int64_t> known;
+  const std::lock_guard lock(mutex);
+  const auto [entry, is_new] = known.try_emplace({kernel, threads, launch.device}, 0);
+  if (is_new) {
+    int blocks = 0;
+    check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, 0),
+          "asking how many blocks are resident");
+    entry->second = int64_t(std::min(blocks, kMaxBlocksPerSm)) * num_sms(launch.device);
+  }
+  return entry->second;
+}
+
+int32_t take_ticket(const Launch& launch) {
+  struct Tickets {
+    int32_t given = 0;
+    std::map<std::pair<unsigned long long, unsigned long long>, int32_t> of_stream;
+  };
+  static std::mutex mutex;
+  static std::map<int, Tickets> of_device;
+  const unsigned long long capture = capture_on(launch.stream);
+  // Not the stream's handle, which another stream gets when this one is gone.
+  unsigned long long stream = 0;
+  check(cudaStreamGetId(launch.stream, &stream), "asking for the stream's number");
+
+  const std::lock_guard lock(mutex);
+  Tickets& tickets = of_device[launch.device];
+  const auto found = tickets.of_stream.find({capture, stream});
+  if (found != tickets.of_stream.end()) return found->second;
+  if (tickets.given == kTickets) return -1;
+  return tickets.of_stream[{capture, stream}] = tickets.given++;
+}
+
+}  // namespace ndfast::cuda

@@ -1,0 +1,50 @@
+// Where and how the kernels of a call run.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <cstdint>
+
+namespace ndfast::cuda {
+
+// A stream of the current device.
+struct Launch {
+  int device;
+  cudaStream_t stream;
+};
+
+// Throws where a call of the CUDA runtime failed; `what` it was for.
+void check(cudaError_t error, const char* what);
+
+int num_sms(int device);
+
+// How many blocks to launch at most: as many as are resident at once, each takes further rows.
+int64_t resident_blocks(const Launch& launch, const void* kernel, int threads);
+
+// A ticket for a launch that reduces, which no other launch has that may run at the same time. A
+// stream has one, for its launches run one after the other; a graph that is being captured has its
+// own for each stream, for it may be replayed beside anything. -1 where all have been given out.
+int32_t take_ticket(const Launch& launch);
+
+template <class Arguments>
+void launch_kernel(const Launch& launch, void (*kernel)(Arguments), dim3 blocks, dim3 threads,
+                   const Arguments& arguments) {
+  cudaLaunchConfig_t config{};
+  config.gridDim = blocks;
+  config.blockDim = threads;
+  config.stream = launch.stream;
+  check(cudaLaunchKernelEx(&config, kernel, arguments), "launching a kernel");
+}
+
+// The same with a block for every `rows` of N rows, up to as many as are resident.
+template <class Arguments>
+void launch_over_rows(const Launch& launch, void (*kernel)(Arguments), dim3 threads, int64_t N,
+                      int rows, const Arguments& arguments) {
+  const auto* address = reinterpret_cast<const void*>(kernel);
+  const int64_t most = resident_blocks(launch, address, threads.x * threads.y);
+  const int64_t blocks = std::max<int64_t>(1, std::min<int64_t>((N + rows - 1) / rows, most));
+  launch_kernel(launch, kernel, dim3(static_cast<unsigned>(blocks)), threads, arguments);
+}
+
+}  // namespace ndfast::cuda

@@ -1,0 +1,226 @@
+// Pieces of rows: neighbouring elements that one thread reads and writes at once, 16 bytes of the
+// student's row wherever its alignment allows.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include "arguments.h"
+
+namespace ndfast::cuda {
+
+// An element type that is known only at run time: the plain path for what is mixed or misaligned.
+struct AnyType {};
+
+// How many elements of the student's row a piece holds.
+template <class S>
+inline constexpr int kElements = 16 / sizeof(S);
+template <>
+inline constexpr int kElements<AnyType> = 1;
+
+template <int kBytes>
+struct Raw {
+  static_assert(kBytes % 4 == 0, "made of words");
+  static constexpr int kWords = kBytes / 4;
+  uint32_t words[kWords];
+};
+
+// What is read once is not kept in L1: class means are, and each serves many rows of a batch.
+enum class Keep { kNothing, kInL1 };
+
+// Reads, or gives zeros where `valid` is off: nothing is read there. Written out so that ptxas gets
+// a predicate, not a branch, and all reads of a row are on their way before one is waited for.
+template <Keep keep>
+__device__ __forceinline__ uint4 read16(const char* p, bool valid) {
+#ifdef __CUDA_ARCH__
+  uint4 v;
+  if constexpr (keep == Keep::kInL1) {
+    asm volatile(
+        "{\n .reg .pred q;\n setp.ne.b32 q, %5, 0;\n mov.b32 %0, 0;\n mov.b32 %1, 0;\n"
+        " mov.b32 %2, 0;\n mov.b32 %3, 0;\n @q ld.global.nc.v4.b32 {%0, %1, %2, %3}, [%4];\n}"
+        : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+        : "l"(p), "r"(int(valid)));
+  } else {
+    asm volatile(
+        "{\n .reg .pred q;\n setp.ne.b32 q, %5, 0;\n mov.b32 %0, 0;\n mov.b32 %1, 0;\n"
+        " mov.b32 %2, 0;\n mov.b32 %3, 0;\n"
+        " @q ld.global.nc.L1::no_allocate.v4.b32 {%0, %1, %2, %3}, [%4];\n}"
+        : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+        : "l"(p), "r"(int(valid)));
+  }
+  return v;
+#else
+  return valid ? *reinterpret_cast<const uint4*>(p) : uint4{0, 0, 0, 0};
+#endif
+}
+
+// A float32 student's piece of bfloat16 class means.
+__device__ __forceinline__ uint2 read8(const char* p, bool valid) {
+#ifdef __CUDA_ARCH__
+  uint2 v;
+  asm volatile(
+      "{\n .reg .pred q;\n setp.ne.b32 q, %3, 0;\n mov.b32 %0, 0;\n mov.b32 %1, 0;\n"
+      " @q ld.global.nc.v2.b32 {%0, %1}, [%2];\n}"
+      : "=r"(v.x), "=r"(v.y)
+      : "l"(p), "r"(int(valid)));
+  return v;
+#else
+  return valid ? *reinterpret_cast<const uint2*>(p) : uint2{0, 0};
+#endif
+}
+
+template <Keep keep, int kBytes>
+__device__ __forceinline__ Raw<kBytes> read(const char* p, bool valid) {
+  Raw<kBytes> raw;
+  if constexpr (kBytes == 8) {
+    const uint2 v = read8(p, valid);
+    raw.words[0] = v.x;
+    raw.words[1] = v.y;
+  } else {
+    static_assert(kBytes % 16 == 0, "8, 16 or 32 bytes");
+#pragma unroll
+    for (int i = 0; i < kBytes / 16; ++i) {
+      const uint4 v = read16<keep>(p + 16 * i, valid);
+      raw.words[4 * i] = v.x;
+      raw.words[4 * i + 1] = v.y;
+      raw.words[4 * i + 2] = v.z;
+      raw.words[4 * i + 3] = v.w;
+    }
+  }
+  return raw;
+}
+
+template <int kBytes>
+__device__ __forceinline__ void write(char* p, const Raw<kBytes>& raw) {
+  if constexpr (kBytes == 8) {
+    *reinterpret_cast<uint2*>(p) = {raw.words[0], raw.words[1]};
+  } else {
+#pragma unroll
+    for (int i = 0; i < kBytes / 16; ++i) {
+      *reinterpret_cast<uint4*>(p + 16 * i) = {raw.words[4 * i], raw.words[4 * i + 1],
+                                               raw.words[4 * i + 2], raw.words[4 * i + 3]};
+    }
+  }
+}
+
+__device__ __forceinline__ float2 widen(uint32_t two, __nv_bfloat16) {
+  return {__uint_as_float(two << 16), __uint_as_float(two & 0xffff0000)};
+}
+__device__ __forceinline__ float2 widen(uint32_t two, __half) {
+  return {__half2float(__ushort_as_half(static_cast<unsigned short>(two & 0xffff))),
+          __half2float(__ushort_as_half(static_cast<unsigned short>(two >> 16)))};
+}
+// Both at once: a conversion of one runs at a quarter of this one's rate.
+__device__ __forceinline__ uint32_t narrow(float low, float high, __nv_bfloat16) {
+#ifdef __CUDA_ARCH__
+  uint32_t two;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(two) : "f"(high), "f"(low));
+  return two;
+#else
+  return __bfloat16_as_ushort(__float2bfloat16_rn(low)) |
+         uint32_t(__bfloat16_as_ushort(__float2bfloat16_rn(high))) << 16;
+#endif
+}
+__device__ __forceinline__ uint32_t narrow(float low, float high, __half) {
+#ifdef __CUDA_ARCH__
+  uint32_t two;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(two) : "f"(high), "f"(low));
+  return two;
+#else
+  return __half_as_ushort(__float2half_rn(low)) |
+         uint32_t(__half_as_ushort(__float2half_rn(high))) << 16;
+#endif
+}
+
+// n elements of type S, as they lie in memory: half of the registers that floats would take.
+template <class T, class S, int n>
+class Piece {
+ public:
+  static constexpr int kBytes = n * sizeof(S);
+
+  template <Keep keep = Keep::kNothing>
+  __device__ __forceinline__ void load(const Matrix& matrix, int64_t row, int col, bool valid) {
+    raw_ = read<keep, kBytes>(matrix.data + row * matrix.row_bytes + col * int64_t(kBytes), valid);
+  }
+
+  __device__ __forceinline__ void store(const Matrix& matrix, int64_t row, int col) const {
+    write(matrix.data + row * matrix.row_bytes + col * int64_t(kBytes), raw_);
+  }
+
+  __device__ __forceinline__ T operator[](int i) const {
+    if constexpr (sizeof(S) == 4) {
+      return __uint_as_float(raw_.words[i]);
+    } else {
+      const float2 two = widen(raw_.words[i / 2], S());
+      return i % 2 ? two.y : two.x;
+    }
+  }
+
+  // Sets every element, f(i) for the i-th.
+  template <class F>
+  __device__ __forceinline__ void fill(const F& f) {
+    if constexpr (sizeof(S) == 4) {
+#pragma unroll
+      for (int i = 0; i < n; ++i) raw_.words[i] = __float_as_uint(f(i));
+    } else {
+#pragma unroll
+      for (int i = 0; i < n; i += 2) raw_.words[i / 2] = narrow(f(i), f(i + 1), S());
+    }
+  }
+
+ private:
+  Raw<kBytes> raw_;
+};
+
+template <class T>
+__device__ __forceinline__ T load_element(const void* data, int64_t i, Dtype dtype) {
+  switch (dtype) {
+    case Dtype::float16: return T(__half2float(static_cast<const __half*>(data)[i]));
+    case Dtype::bfloat16: return T(__bfloat162float(static_cast<const __nv_bfloat16*>(data)[i]));
+    case Dtype::float64: return T(static_cast<const double*>(data)[i]);
+    case Dtype::float32: break;
+  }
+  return T(static_cast<const float*>(data)[i]);
+}
+
+template <class T>
+__device__ __forceinline__ void store_element(void* data, int64_t i, Dtype dtype, T value) {
+  switch (dtype) {
+    case Dtype::float16: static_cast<__half*>(data)[i] = __float2half_rn(float(value)); return;
+    case Dtype::bfloat16:
+      static_cast<__nv_bfloat16*>(data)[i] = __float2bfloat16_rn(float(value));
+      return;
+    case Dtype::float64: static_cast<double*>(data)[i] = double(value); return;
+    case Dtype::float32: break;
+  }
+  static_cast<float*>(data)[i] = float(value);
+}
+
+// One element of any type, converted.
+template <class T>
+class Piece<T, AnyType, 1> {
+ public:
+  template <Keep keep = Keep::kNothing>
+  __device__ __forceinline__ void load(const Matrix& matrix, int64_t row, int col, bool valid) {
+    value_ = valid ? load_element<T>(matrix.data + row * matrix.row_bytes, col, matrix.dtype) : T(0);
+  }
+  __device__ __forceinline__ void store(const Matrix& matrix, int64_t row, int col) const {
+    store_element<T>(matrix.data + row * matrix.row_bytes, col, matrix.dtype, value_);
+  }
+  __device__ __forceinline__ T operator[](int) const { return value_; }
+  template <class F>
+  __device__ __forceinline__ void fill(const F& f) {
+    value_ = f(0);
+  }
+
+ private:
+  T value_;
+};
+
+// The i-th value, or what an absent one stands for.
+template <class T>
+__device__ __forceinline__ T value_or(const Values& values, int64_t i, T absent) {
+  return values.data ? load_element<T>(values.data, i * values.stride, values.dtype) : absent;
+}
+
+}  // namespace ndfast::cuda

@@ -1,0 +1,12 @@
+// Rows of any types and alignment, and float64.
+#include "backward_launch.cuh"
+#include "forward_launch.cuh"
+
+namespace ndfast::cuda {
+template void forward_plain(const ForwardArguments<float>&, const Launch&);
+template void forward_plain(const ForwardArguments<double>&, const Launch&);
+template void backward_plain(const BackwardArguments<float>&, const Launch&);
+template void backward_plain(const BackwardArguments<double>&, const Launch&);
+template void class_means_plain(const ClassMeansArguments<float>&, const Launch&);
+template void class_means_plain(const ClassMeansArguments<double>&, const Launch&);
+}  // namespace ndfast::cuda

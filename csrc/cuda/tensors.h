@@ -1,0 +1,114 @@
+// Tensors of the stable ABI as the plain structs that the kernels take.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstdint>
+#include <initializer_list>
+#include <optional>
+#include <vector>
+
+#include "arguments.h"
+
+namespace ndfast::cuda {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+inline Dtype dtype_of(const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Half: return Dtype::float16;
+    case ScalarType::BFloat16: return Dtype::bfloat16;
+    case ScalarType::Float: return Dtype::float32;
+    case ScalarType::Double: return Dtype::float64;
+    default: STD_TORCH_CHECK(false, "expected a floating-point tensor");
+  }
+}
+
+inline int64_t bytes_of(Dtype dtype) {
+  return dtype == Dtype::float64 ? 8 : dtype == Dtype::float32 ? 4 : 2;
+}
+
+// A contiguous tensor on `like`'s device, by the C shim, not by the dispatcher: a small batch's time
+// is the host's.
+inline Tensor empty_like_device(const Tensor& like, std::initializer_list<int64_t> sizes,
+                                ScalarType dtype) {
+  int32_t device_type = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  const int64_t* size = sizes.begin();
+  const int64_t strides[] = {sizes.size() == 2 ? size[1] : 1, 1};
+  AtenTensorHandle handle = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(sizes.size(), size, strides,
+                                                  static_cast<int32_t>(dtype), device_type,
+                                                  like.get_device_index(), &handle));
+  return Tensor(handle);
+}
+
+// Brings arguments to structs and keeps alive the copies that some of them need.
+class Arguments {
+ public:
+  explicit Arguments(const Tensor& student)
+      : device_(student.get_device_index()), N_(student.size(0)), D_(student.size(1)) {}
+
+  // [N, D], or [rows, D].
+  Matrix matrix(const OptionalTensor& tensor, const char* name) {
+    return tensor ? matrix(*tensor, N_, name) : Matrix{};
+  }
+  Matrix matrix(Tensor tensor, int64_t rows, const char* name) {
+    STD_TORCH_CHECK(tensor.dim() == 2 && tensor.size(0) == rows && tensor.size(1) == D_ &&
+                        tensor.get_device_index() == device_,
+                    name, ": expected ", rows, " rows of the student's length and device");
+    if (tensor.stride(1) != 1 && D_ != 1) tensor = torch::stable::contiguous(tensor);
+    const Dtype dtype = dtype_of(tensor);
+    kept_.push_back(tensor);
+    return {static_cast<char*>(tensor.data_ptr()), tensor.stride(0) * bytes_of(dtype), dtype};
+  }
+
+  // [N], or one for all.
+  Values values(const OptionalTensor& tensor, const char* name) {
+    if (!tensor) return {};
+    const bool single = tensor->dim() == 0;
+    STD_TORCH_CHECK((single || (tensor->dim() == 1 && tensor->size(0) == N_)) &&
+                        tensor->get_device_index() == device_,
+                    name, ": expected a value a row on the student's device");
+    return {tensor->data_ptr(), single ? 0 : tensor->stride(0), dtype_of(*tensor)};
+  }
+
+  Labels labels(const OptionalTensor& tensor, const char* name) {
+    if (!tensor) return {};
+    STD_TORCH_CHECK(tensor->dim() == 1 && tensor->size(0) == N_ &&
+                        tensor->get_device_index() == device_,
+                    name, ": expected a label a row on the student's device");
+    const ScalarType type = tensor->scalar_type();
+    STD_TORCH_CHECK(type == ScalarType::Long || type == ScalarType::Int || type == ScalarType::Byte,
+                    name, ": expected int64, int32 or uint8");
+    return {tensor->data_ptr(), tensor->stride(0),
+            type == ScalarType::Long  ? LabelDtype::int64
+            : type == ScalarType::Int ? LabelDtype::int32
+                                      : LabelDtype::uint8};
+  }
+
+  Centres centres(const Tensor& class_means, const OptionalTensor& target,
+                  const OptionalTensor& target_b, const OptionalTensor& lam, double lam_scalar) {
+    Centres centres;
+    centres.K = target ? class_means.size(0) : N_;
+    STD_TORCH_CHECK(!target || centres.K <= INT32_MAX, "class_means: more than 2^31 - 1 classes");
+    centres.class_means = matrix(class_means, centres.K, "class_means");
+    centres.target = labels(target, "target");
+    centres.target_b = labels(target_b, "target_b");
+    centres.lam = values(lam, "lam");
+    centres.lam_scalar = lam_scalar;
+    return centres;
+  }
+
+ private:
+  int64_t device_;
+  int64_t N_;
+  int64_t D_;
+  std::vector<Tensor> kept_;
+};
+
+}  // namespace ndfast::cuda

@@ -1,0 +1,53 @@
+"""CUDA C++ kernels (csrc/cuda) on an NVIDIA GPU, in the same compiled library as the CPU's."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ndfast.backends import gpu, native
+
+if native.missing is not None:
+    missing: str | None = native.missing
+elif not hasattr(torch.ops.ndfast_cuda, "forward"):
+    missing = "the compiled library has no CUDA part; install ndfast where nvcc is"
+else:
+    missing = None
+    forward = torch.ops.ndfast_cuda.forward.default
+    finish_gradient_ = torch.ops.ndfast_cuda.finish_gradient_.default
+    _backward = torch.ops.ndfast_cuda.backward.default
+
+
+def unusable(device: torch.device) -> str | None:
+    """Needs the compiled library's CUDA part, and a CUDA device that is not too old for it."""
+    if missing is not None:
+        return missing
+    if device.type != "cuda":
+        return "the CUDA kernels are for CUDA devices"
+    return gpu.too_old(device)
+
+
+def backward(
+    grad_loss: Tensor,
+    scale: Tensor,
+    coefficients: Tensor,
+    student: Tensor,
+    teacher: Tensor | None,
+    class_means: Tensor,
+    target: Tensor | None,
+    target_b: Tensor | None,
+    lam: Tensor | None,
+    lam_scalar: float,
+    grad_features: Tensor | None,
+    needs_student: bool,
+    needs_teacher: bool,
+    needs_class_means: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients that are needed, empty tensors for the others; see `ndfast.backends`."""
+    order = bounds = None
+    if needs_class_means and target is not None:
+        order, bounds = gpu.sort_by_class(target, target_b, class_means.shape[0])
+    return _backward(
+        grad_loss, scale, coefficients, student, teacher, class_means, target, target_b, lam,
+        lam_scalar, grad_features, order, bounds, needs_student, needs_teacher, needs_class_means,
+    )  # fmt: skip

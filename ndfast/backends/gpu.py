@@ -1,0 +1,35 @@
+"""What the backends for CUDA GPUs share."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_LEAST_CAPABILITY = (8, 0)
+
+
+def too_old(device: torch.device) -> str | None:
+    """Why the GPU is too old for the kernels, None where it is not."""
+    capability = torch.cuda.get_device_capability(device)
+    if capability >= _LEAST_CAPABILITY:
+        return None
+    found, least = (".".join(map(str, c)) for c in (capability, _LEAST_CAPABILITY))
+    return f"the GPU has compute capability {found}; it takes {least} or more"
+
+
+def sort_by_class(target: Tensor, target_b: Tensor | None, K: int) -> tuple[Tensor, Tensor]:
+    """The rows in the order of their labels, so that a class's can be added up in a fixed order.
+
+    Args:
+        target: class indices [N].
+        target_b: the second labels [N] of mixed ones.
+        K: classes.
+
+    Returns:
+        ``order`` [N] (of mixed labels [2N]: i for row i's first, N + i for its second), and
+        ``bounds`` [K + 1]: where each class begins in it. Labels that are no class stand before the
+        first bound or behind the last.
+    """
+    labels = [target.long()] if target_b is None else [target.long(), target_b.long()]
+    classes, order = torch.sort(torch.cat(labels), stable=True)
+    return order, torch.searchsorted(classes, torch.arange(K + 1, device=classes.device))

@@ -1,0 +1,56 @@
+"""The CUDA kernels on the CPU: csrc/cuda compiled by the C++ compiler against tests/cuda_emulator."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.cpp_extension import get_cxx_compiler, load
+
+from ndfast import dispatch
+from ndfast.backends import cuda
+
+ROOT = Path(__file__).parent.parent
+EMULATOR = ROOT / "tests" / "cuda_emulator"
+
+
+@cache
+def _load(folder: Path) -> None:
+    """Compiles and loads the ops of csrc/cuda for CPU tensors, under another name."""
+    names = ("bindings", "forward", "backward", "launch")
+    sources = [ROOT / "csrc" / "cuda" / f"{name}.cpp" for name in names]
+    load(
+        "ndfast_emulated_cuda",
+        [str(path) for path in (*sources, *sorted(EMULATOR.glob("*.cpp")))],
+        extra_include_paths=[str(EMULATOR), str(ROOT / "csrc" / "cuda")],
+        extra_cflags=[
+            "-O1", "-fvisibility=hidden", "-DTORCH_TARGET_VERSION=0x020a000000000000",
+            "-DNDFAST_CUDA_LIBRARY=ndfast_emulated_cuda", "-DNDFAST_CUDA_KEY=CPU",
+        ],
+        build_directory=str(folder),
+        is_python_module=False,
+    )  # fmt: skip
+
+
+@contextmanager
+def on_the_cpu(folder: Path) -> Iterator[None]:
+    """Makes backend "cuda" run on CPU tensors, by the emulator; skips where that cannot be."""
+    if shutil.which(get_cxx_compiler()) is None:
+        pytest.skip("no C++ compiler here")
+    os.environ.setdefault("MAX_JOBS", "2")
+    _load(folder)
+    ops = torch.ops.ndfast_emulated_cuda
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cuda, "unusable", lambda device: None)
+        patch.setattr(cuda, "forward", ops.forward.default, raising=False)
+        patch.setattr(cuda, "finish_gradient_", ops.finish_gradient_.default, raising=False)
+        patch.setattr(cuda, "_backward", ops.backward.default, raising=False)
+        dispatch._choose.cache_clear()
+        yield
+    dispatch._choose.cache_clear()

@@ -1,0 +1,214 @@
+"""The machine code of the CUDA kernels, read from the library as it is built: no GPU is needed.
+
+A row moves in 16-byte pieces, all loads of a row are on their way before the first shuffle waits for
+one and before the first store, nothing is spilled, and registers leave room for the warps that the
+launch bounds promise.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from ndfast.backends import cuda
+
+triton = pytest.importorskip("triton", reason="its wheel brings the disassembler")
+if cuda.missing is not None:
+    pytest.skip(cuda.missing, allow_module_level=True)
+LIBRARY = Path(import_module("ndfast._C").__file__ or "")
+
+CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+BYTES = {"float": 4, "double": 8, "__nv_bfloat16": 2, "__half": 2, "AnyType": 0}
+LANES, BLOCK = "LaneGroup", "BlockGroup"
+
+
+@dataclass(repr=False)
+class Kernel:
+    """One kernel's code for one GPU.
+
+    Attributes:
+        gpu: "sm_90".
+        name: forward_kernel, forward_loop_kernel, backward_kernel or class_means_kernel.
+        types: its template arguments.
+        usage: of resources, REG and so on.
+        code: its instructions.
+    """
+
+    gpu: str
+    name: str
+    types: list[str]
+    usage: dict[str, int]
+    code: list[str] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        return f"{self.name}<{', '.join(self.types)}> for {self.gpu}"
+
+    @property
+    def is_plain(self) -> bool:
+        return "AnyType" in self.types
+
+    @property
+    def is_mixed(self) -> bool:
+        return self.types[-1] == "true"
+
+    @property
+    def row_bytes(self) -> int:
+        return BYTES[self.types[1]]
+
+    @property
+    def centre_bytes(self) -> int:
+        """Of as many elements as 16 bytes of the student's row hold."""
+        return 16 * BYTES[self.types[2]] // self.row_bytes
+
+    def places(self, pattern: str) -> list[int]:
+        """Where instructions stand that the pattern matches from their beginning."""
+        return [i for i, name in enumerate(self.code) if re.match(pattern, name)]
+
+
+def run(*arguments: str) -> Iterator[str]:
+    with subprocess.Popen([str(CUOBJDUMP), *arguments], stdout=subprocess.PIPE, text=True) as tool:
+        assert tool.stdout is not None
+        yield from tool.stdout
+    assert tool.returncode == 0
+
+
+def read(library: Path) -> list[Kernel]:
+    """All kernels of a library or an object file."""
+    kernels: dict[tuple[str, str], Kernel] = {}
+    symbols, gpu = [], ""
+    for line in run("-res-usage", str(library)):
+        if found := re.match(r"arch = (sm_\d+)", line):
+            gpu = found[1]
+        elif found := re.match(r"\s*Function (\S+):", line):
+            symbols.append((gpu, found[1]))
+        elif "REG:" in line:
+            usage = {name: int(value) for name, value in re.findall(r"([A-Z]+):(\d+)", line)}
+            kernels[symbols[-1]] = Kernel(gpu, "", [], usage)
+    names = subprocess.run(
+        ["c++filt"], input="\n".join(symbol for _, symbol in symbols),
+        capture_output=True, text=True, check=True,
+    ).stdout.splitlines()  # fmt: skip
+    for symbol, name in zip(symbols, names, strict=True):
+        found = re.match(r"void (\w+)<(.*)>\(", name.replace("ndfast::cuda::", ""))
+        assert found, name
+        kernels[symbol].name, kernels[symbol].types = found[1], found[2].split(", ")
+
+    instruction = re.compile(r"\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)")
+    code: list[str] = []
+    for line in run("-sass", str(library)):
+        if found := re.match(r"\s*code for (sm_\d+)", line):
+            gpu = found[1]
+        elif found := re.match(r"\s*Function : (\S+)", line):
+            code = kernels[gpu, found[1]].code
+        elif found := instruction.match(line):
+            code.append(found[1])
+    assert all(kernel.code for kernel in kernels.values())
+    return list(kernels.values())
+
+
+@pytest.fixture(scope="module")
+def kernels() -> list[Kernel]:
+    if shutil.which("c++filt") is None:
+        pytest.skip("c++filt is not there to read the kernels' names")
+    return read(LIBRARY)
+
+
+def of_rows(kernels: list[Kernel], name: str) -> list[Kernel]:
+    chosen = [k for k in kernels if k.name == name and not k.is_plain]
+    assert chosen, f"no {name} in the library"
+    return chosen
+
+
+def test_it_holds_code_for_every_gpu_and_ptx_for_later_ones(kernels: list[Kernel]) -> None:
+    gpus = {k.gpu for k in kernels}
+    assert gpus == {"sm_80", "sm_90", "sm_100"}
+    names = [{str(k).split(" for ")[0] for k in kernels if k.gpu == gpu} for gpu in gpus]
+    assert names[0] == names[1] == names[2]
+    ptx = "".join(run("-lptx", str(LIBRARY)))
+    assert re.search(r"sm_100\.ptx", ptx), ptx
+
+
+def test_nothing_is_spilled_and_there_is_no_stack(kernels: list[Kernel]) -> None:
+    for kernel in kernels:
+        assert kernel.usage["STACK"] == kernel.usage["LOCAL"] == 0, kernel
+        assert not kernel.places("LDL|STL"), kernel
+
+
+def most_registers(kernel: Kernel) -> int:
+    """By what a thread holds: 65,536 registers over so many threads on a multiprocessor."""
+    if kernel.name == "backward_kernel":
+        return 80 if kernel.is_mixed else 64  # 768 or 1,024 threads
+    if kernel.name != "forward_kernel":
+        return 64  # 1,024 threads
+    words = int(kernel.types[3]) * (8 + kernel.centre_bytes // 4 * (1 + kernel.is_mixed))
+    words += 4 * kernel.is_mixed
+    if kernel.types[4].startswith(LANES) and words <= 20:
+        return 48  # 1,280 threads
+    return 64 if words <= 32 else 80  # 1,024 or 768 threads
+
+
+def test_registers_are_within_their_bound(kernels: list[Kernel]) -> None:
+    for kernel in kernels:
+        assert kernel.usage["REG"] <= most_registers(kernel), kernel
+
+
+def check_centre_loads(kernel: Kernel, pieces: int) -> None:
+    wide, narrow = divmod(kernel.centre_bytes, 16)
+    means = 2 if kernel.is_mixed else 1
+    assert len(kernel.places(r"LDG\.E\.128\.CONSTANT")) == pieces * wide * means, kernel
+    assert len(kernel.places(r"LDG\.E\.64\.CONSTANT")) == pieces * (narrow // 8) * means, kernel
+
+
+ROW_LOADS = r"LDG\.E\.(NA\.128|128|64)\.CONSTANT"
+
+
+def test_the_forward_moves_rows_in_16_byte_pieces(kernels: list[Kernel]) -> None:
+    for kernel in of_rows(kernels, "forward_kernel"):
+        pieces = int(kernel.types[3])
+        assert len(kernel.places(r"LDG\.E\.NA\.128\.CONSTANT")) == 2 * pieces, kernel  # s and t
+        check_centre_loads(kernel, pieces)
+        assert len(kernel.places(r"STG\.E\.128")) == pieces, kernel
+
+
+def test_the_forward_loads_a_row_before_the_first_shuffle_and_store(kernels: list[Kernel]) -> None:
+    for kernel in of_rows(kernels, "forward_kernel"):
+        last_load = kernel.places(ROW_LOADS)[-1]
+        assert last_load < kernel.places("SHFL")[0], kernel
+        assert last_load < kernel.places("STG")[0], kernel
+
+
+def test_the_backward_moves_rows_in_16_byte_pieces(kernels: list[Kernel]) -> None:
+    for kernel in of_rows(kernels, "backward_kernel"):
+        pieces = int(kernel.types[3])
+        # s and the classifier's gradient; and t, a piece at a time
+        assert len(kernel.places(r"LDG\.E\.NA\.128\.CONSTANT")) == 2 * pieces + 1, kernel
+        check_centre_loads(kernel, pieces)
+        # gradients of s and, with one centre a row, of c; and of t
+        stores = pieces + pieces * (kernel.centre_bytes // 16) + 1
+        assert len(kernel.places(r"STG\.E\.128")) == stores, kernel
+
+
+def test_the_backward_loads_before_its_first_store(kernels: list[Kernel]) -> None:
+    for kernel in of_rows(kernels, "backward_kernel"):
+        *loads, teacher = kernel.places(ROW_LOADS)
+        first, *_ = kernel.places("STG")
+        assert loads[-1] < first, kernel
+        assert teacher > first, f"{kernel}: the teacher's gradient is a pass of its own"
+
+
+def test_the_class_means_gradient_moves_16_bytes(kernels: list[Kernel]) -> None:
+    for kernel in of_rows(kernels, "class_means_kernel"):
+        assert kernel.places(r"LDG\.E\.NA\.128\.CONSTANT"), kernel
+        assert not kernel.places("RED|ATOM"), kernel  # the same order of additions in every run
+
+
+def test_a_reduced_loss_takes_one_ticket(kernels: list[Kernel]) -> None:
+    for kernel in kernels:
+        assert len(kernel.places("ATOM|RED")) == kernel.name.startswith("forward"), kernel

@@ -1,0 +1,193 @@
+"""The CUDA kernels and their launches, run on the CPU by an emulator, against the definition.
+
+What the machine code is like is in test_cuda_code.py; what only a GPU shows is in gpu/.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from cases import assert_as_defined, draw, every_option, rows_of
+from emulated_cuda import on_the_cpu
+
+import ndfast
+from ndfast.backends import cuda, reference
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def emulated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with on_the_cpu(tmp_path_factory.mktemp("emulated_cuda")):
+        yield
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_every_option(dtype: torch.dtype, seed: int) -> None:
+    for option in every_option():  # a row is 10 or 5 pieces of 16 bytes
+        assert_as_defined(draw(9, 40, 4, dtype, **option), "cuda", option)
+
+
+# Every layout: a row on 8, 16 and 32 lanes, in one piece and in two; on a block; in a loop.
+PIECES = (3, 13, 29, 60, 70, 257, 1030)
+OPTIONS = (
+    {"weighted": True, "ignoring": True},
+    {"target": "mix by row", "teacher": "norms", "reduction": "none"},
+    {"target": "mix", "ignoring": True},
+    {"target": "a centre a row", "teacher": "absent", "reduction": "sum"},
+)
+
+
+@pytest.mark.parametrize("pieces", PIECES)
+@pytest.mark.parametrize("dtype", FLOATS[:3], ids=str)
+def test_every_layout(dtype: torch.dtype, pieces: int, seed: int) -> None:
+    D = pieces * 16 // dtype.itemsize
+    for i, means_dtype in enumerate(FLOATS[:3]):
+        option = OPTIONS[(i + pieces) % len(OPTIONS)]
+        # More rows than the emulated GPU has room for at once: each group takes several.
+        case = draw(70 if pieces < 64 else 9, D, 4, dtype, means_dtype=means_dtype, **option)
+        assert_as_defined(case, "cuda", (D, means_dtype, option))
+
+
+@pytest.mark.parametrize("D", [1, 2, 37, 513])
+def test_rows_that_are_no_whole_pieces(D: int, seed: int) -> None:
+    for dtype in FLOATS:
+        for option in OPTIONS:
+            assert_as_defined(draw(5, D, 4, dtype, **option), "cuda", (D, dtype, option))
+
+
+def test_mixed_dtypes(seed: int) -> None:
+    for student in FLOATS:
+        for teacher in FLOATS:
+            case = draw(5, 24, 4, student, means_dtype=torch.float64)
+            case = case.__class__(**{**vars(case), "teacher": case.teacher.to(teacher)})
+            assert_as_defined(case, "cuda", (student, teacher))
+
+
+@pytest.mark.parametrize("offset", [0, 1, 8])
+def test_slices_at_any_offset(offset: int, seed: int) -> None:
+    case = draw(6, 48, 4, torch.bfloat16)
+
+    def slice_of_wider(matrix: torch.Tensor) -> torch.Tensor:
+        wider = torch.full((len(matrix), 48 + 21), torch.nan, dtype=matrix.dtype)
+        wider[:, offset : offset + 48] = matrix
+        return wider[:, offset : offset + 48]
+
+    rows = rows_of(case)
+    slices = rows._replace(
+        student=slice_of_wider(rows.student),
+        teacher=slice_of_wider(rows.teacher),
+        class_means=slice_of_wider(rows.class_means),
+    )
+    for got, expected in zip(cuda.forward(*slices, 4, True), cuda.forward(*rows, 4, True), strict=True):
+        torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.parametrize("D", [20, 700])
+def test_labels_out_of_range_are_nan_rows(D: int, mixed: bool, seed: int) -> None:
+    # Called below the public function, which finds such labels on the CPU. 2^40 elements away a
+    # read would end the process.
+    student, teacher, class_means = torch.randn(6, D), torch.randn(6, D), torch.randn(3, D)
+    labels = torch.tensor([0, 3, -1, 2, 2**40, -100])
+    others = torch.tensor([1, 1, 1, -(2**40), 1, 1]) if mixed else None
+    call = (student, teacher, class_means, labels, others, None, 0.25)
+    forward = (*call, None, 1.0, reference.NONE, -100, 1e-8, 4, True)
+    results, expected = cuda.forward(*forward), reference.forward(*forward)
+    bad = [1, 2, 3, 4] if mixed else [1, 2, 4]
+    assert results[0].isnan().nonzero().flatten().tolist() == bad
+    assert results[3].isnan().all(dim=1).nonzero().flatten().tolist() == bad
+    upstream = torch.rand(6)
+    for features in (None, torch.randn(6, D)):
+        needs = (features, True, True, True)
+        got = cuda.backward(upstream, *results[1:3], *call, *needs)
+        wanted = reference.backward(upstream, *expected[1:3], *call, *needs)
+        torch.testing.assert_close(got, wanted, equal_nan=True, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("upstream", [1.0, 2.0, [1.0, 2.0, 1.0, -1.0]])
+@pytest.mark.parametrize("D", [20, 21])
+def test_a_finished_gradient_is_written_only_where_it_changes(
+    D: int, upstream: float | list[float], seed: int
+) -> None:
+    student, class_means = torch.randn(4, D), torch.randn(3, D)
+    call = (student, None, class_means, torch.tensor([0, 1, 2, 0]), None, None, 1.0)
+    _, scale, coefficients, _ = cuda.forward(
+        *call, None, 1.0, reference.NONE, -100, 1e-8, 4, False
+    )
+    gradient = torch.full_like(student, 7.0)  # no gradient: shows which rows were left alone
+    factor = torch.tensor(upstream)
+    rows = (factor, scale, coefficients, student, *call[2:])
+    cuda.finish_gradient_(gradient, *rows)
+    expected = torch.empty_like(student)
+    reference.finish_gradient_(expected, *rows)
+    expected[(factor == 1).expand(4)] = 7.0
+    torch.testing.assert_close(gradient, expected)
+
+
+def test_a_tie_of_norms_belongs_to_the_student(seed: int) -> None:
+    for D in (64, 700, 5000, 37):
+        student, class_means = torch.randn(4, D), torch.randn(4, D)
+        call = (student, student.clone(), class_means, None, None, None, 1.0)
+        coefficients = cuda.forward(*call, None, 1.0, reference.SUM, -100, 1e-8, 4, False)[2]
+        assert (coefficients[1] != 0).all()
+        assert (coefficients[2] == 0).all()
+
+
+def test_no_rows_and_only_ignored_rows(seed: int) -> None:
+    student, class_means = torch.randn(3, 8, requires_grad=True), torch.randn(2, 8)
+    for rows, labels in ((0, []), (3, [-100] * 3)):
+        loss = ndfast.nd_loss(
+            student[:rows], None, class_means, torch.tensor(labels, dtype=torch.int64),
+            backend="cuda",
+        )  # fmt: skip
+        (gradient,) = torch.autograd.grad(loss, student)
+        assert loss == 0
+        assert (gradient == 0).all()
+
+
+def test_labels_of_every_dtype_and_stride(seed: int) -> None:
+    case = draw(9, 16, 200, torch.float32)
+    expected = case.run("reference")["loss"]
+    for dtype in (torch.int64, torch.int32, torch.uint8):
+        target = torch.stack([case.target.to(dtype), torch.full((9,), 99).to(dtype)], 1)[:, 0]
+        loss = case.__class__(**{**vars(case), "target": target}).run("cuda")["loss"]
+        torch.testing.assert_close(loss, expected)
+
+
+def test_the_loss_is_bitwise_the_same_and_the_ticket_is_back(seed: int) -> None:
+    case = draw(300, 32, 3, torch.float32, weighted=True)
+    first = case.run("cuda")
+    for _ in range(3):  # a ticket that was not back would leave the loss unwritten
+        for name, value in case.run("cuda").items():
+            assert torch.equal(value, first[name]), name
+
+
+def test_tickets() -> None:
+    emulator = torch.ops.ndfast_emulator
+    emulator.set_stream(1001)
+    mine = emulator.take_ticket()
+    assert emulator.take_ticket() == mine  # a stream's launches run one after the other
+    emulator.set_stream(1002)
+    assert emulator.take_ticket() != mine
+    emulator.set_stream(1001)
+    try:
+        emulator.set_capture(7)
+        captured = emulator.take_ticket()
+        assert emulator.take_ticket() == captured != mine  # a graph may be replayed beside a stream
+        capture = 8
+        while emulator.take_ticket() >= 0:
+            emulator.set_capture(capture := capture + 1)
+        # Used up: a ticket is allocated and set to 0.
+        assert_as_defined(draw(5, 32, 3, torch.float32), "cuda", "no ticket left")
+    finally:
+        emulator.set_capture(0)
+    assert emulator.take_ticket() == mine
+
+
+def test_a_launch_that_fails_raises(seed: int) -> None:
+    torch.ops.ndfast_emulator.fail_next_launch()
+    with pytest.raises(RuntimeError, match="CUDA error in launching a kernel: invalid value"):
+        draw(3, 8, 2, torch.float32).run("cuda")
