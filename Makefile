@@ -1,14 +1,21 @@
-# Every target sets up what it needs; a second call reuses it.
+# Every target sets up what it needs; a second call reuses it. Those that begin with gpu are for a
+# machine with a CUDA GPU: they make no .venv and use PYTHON's packages (torch, pytest,
+# pytest-benchmark; rich and matplotlib for table and picture).
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SOURCES := $(wildcard csrc/*.* csrc/*/*.*)
 
-.PHONY: help setup test demo bench lint format clean
+GPU_ARCH := import torch; print('%d.%d' % torch.cuda.get_device_capability())
+# Where pytest-xdist is there: most of the time goes to compiling Triton's kernels on the CPU.
+GPU_XDIST = $(shell $(PYTHON) -c "import xdist; print('--numprocesses=4')" 2>/dev/null)
+GPU_PARTS := gpu-build gpu-test gpu-sanitize gpu-bench gpu-report
+
+.PHONY: help setup test demo bench lint format clean gpu $(GPU_PARTS)
 
 help:  ## this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
 
 setup: $(READY)  ## .venv with pinned packages, and the library built into ndfast/
 
@@ -29,6 +36,27 @@ demo: setup  ## a teacher, its class means and students by CE, KD and KD++ on re
 
 bench: setup  ## the loss against its peers on this machine (ARGS=--full for the whole grid)
 	$(BIN)/pytest bench/ $(ARGS)
+
+gpu:  ## on a machine with a GPU: all of the following gpu-… in turn, in about ten minutes
+	@for part in $(GPU_PARTS); do echo "== make $$part"; $(MAKE) $$part || exit; done
+
+gpu-build:  ## the library built into ndfast/ for this machine's GPU
+	arch=$$($(PYTHON) -c "$(GPU_ARCH)") && NDFAST_CUDA=1 TORCH_CUDA_ARCH_LIST=$$arch \
+		$(PYTHON) setup.py --quiet build_ext --inplace
+	$(PYTHON) -c "import sys, ndfast; sys.exit(ndfast.available_backends()['cuda'])"
+
+gpu-test:  ## the tests marked gpu; those that look at the GPU's memory have it to themselves
+	$(PYTHON) -m pytest tests -m gpu --ignore tests/gpu/test_gpu_repeated.py $(GPU_XDIST) $(ARGS)
+	$(PYTHON) -m pytest tests/gpu/test_gpu_repeated.py $(ARGS)
+
+gpu-sanitize:  ## compute-sanitizer's four tools over every option (ARGS="--backend triton")
+	$(PYTHON) tests/gpu/run_sanitizer.py $(ARGS)
+
+gpu-bench:  ## the loss against its peers, into bench/results/ (ARGS=--full for the whole grid)
+	$(PYTHON) -m pytest bench/ -m gpu --results bench/results $(ARGS)
+
+gpu-report:  ## the README's GPU table and docs/roofline.png from bench/results/
+	$(PYTHON) -m bench.publish $(ARGS)
 
 lint: setup  ## ruff, mypy and clang-format, nothing is changed
 	$(BIN)/ruff check .

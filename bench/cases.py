@@ -9,6 +9,35 @@ from typing import Any
 import torch
 from torch import Tensor
 
+MOST_INPUT_SETS = 512
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a call does.
+
+    Attributes:
+        tensors_moved: how many tensors of [N, D] have to move. Class means stay in the cache, and
+            what a backend reads twice of its own accord is its own loss.
+        roofline: the name, in `bench.steps.ROOFLINES`, of plain work that moves as much.
+    """
+
+    tensors_moved: int
+    roofline: str
+
+
+KINDS = {
+    # nd_loss and its backward: student and teacher read, the student's gradient written.
+    "loss": Kind(3, "add"),
+    # nd_loss under no_grad: student and teacher read.
+    "forward": Kind(2, "read"),
+    # nd_loss and its backward, the teacher given as its norms: student read, gradient written.
+    "norms": Kind(2, "copy"),
+    # attach_nd_loss and the backward of both its outputs: student and teacher read; then, as the
+    # classifier stands between, student and the classifier's gradient read, their sum written.
+    "attached": Kind(5, "read_and_add"),
+}
+
 
 @dataclass(frozen=True)
 class Case:
@@ -18,65 +47,102 @@ class Case:
         device: "cpu" or "cuda".
         N: rows.
         D: features.
-        dtype: of student and teacher; class means are float32.
-        backward: False times the forward alone, under no_grad.
+        dtype: of student and teacher; a teacher's norms are float32.
+        kind: what a call does, a key of `KINDS`.
+        K: classes.
+        means_dtype: of the class means.
     """
 
     device: str
     N: int
     D: int
     dtype: torch.dtype
-    backward: bool = True
-
-    @property
-    def K(self) -> int:
-        """Classes: CIFAR's 100 for its narrow networks, ImageNet's 1,000 for the others."""
-        return 100 if self.D <= 256 else 1000
-
-    @property
-    def dtype_name(self) -> str:
-        return str(self.dtype).removeprefix("torch.")
+    kind: str = "loss"
+    K: int = 1000
+    means_dtype: torch.dtype = torch.float32
 
     @property
     def way(self) -> str:
-        """How the gradient comes about: "a" in the forward's pass; "b" after it; "forward" not."""
-        if not self.backward:
+        """How the gradient comes about.
+
+        "a" in the forward's pass; "b" after it; "c" after it, added to the classifier's; "forward"
+        not at all.
+        """
+        if self.kind == "forward":
             return "forward"
+        if self.kind == "attached":
+            return "c"
         return "b" if self.dtype == torch.float16 else "a"
 
     @property
     def num_bytes(self) -> int:
-        """Bytes that have to move: student and teacher read, the student's gradient written.
-
-        Class means stay in the cache, and what a way reads twice is its own loss.
-        """
-        return (3 if self.backward else 2) * self.N * self.D * self.dtype.itemsize
+        """Bytes that have to move."""
+        return KINDS[self.kind].tensors_moved * self.N * self.D * self.dtype.itemsize
 
     def __str__(self) -> str:
-        return f"{self.device}-{self.N}x{self.D}-{self.dtype_name}-{self.way}"
+        means = (
+            "" if self.means_dtype == torch.float32 else f"-{dtype_name(self.means_dtype)} means"
+        )
+        norms = "-norms" if self.kind == "norms" else ""
+        name = f"{self.device}-{self.N}x{self.D}-{dtype_name(self.dtype)}-{self.way}{norms}"
+        return f"{name}-K{self.K}{means}"
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """torch.float32's is "float32"."""
+    return str(dtype).removeprefix("torch.")
 
 
 def grid(device: str, full: bool) -> list[Case]:
     """The cases of a device; the quick ones are among those of the full grid."""
+    return (_cpu_grid if device == "cpu" else _gpu_grid)(device, full)
+
+
+def _cpu_grid(device: str, full: bool) -> list[Case]:
+    f32, bf16, f16 = torch.float32, torch.bfloat16, torch.float16
     if full:
         shapes = product((8, 256, 4096), (64, 512, 1000, 2048))
+        kinds = ((f32, "loss"), (f32, "forward"), (bf16, "loss"), (f16, "loss"))
         return [
-            Case(device, N, D, dtype, backward)
+            Case(device, N, D, dtype, kind, K=100 if D <= 256 else 1000)  # CIFAR's, ImageNet's
             for N, D in shapes
-            for dtype, backward in (
-                (torch.float32, True),
-                (torch.float32, False),
-                (torch.bfloat16, True),
-                (torch.float16, True),
-            )
+            for dtype, kind in kinds
         ]
     return [
-        Case(device, 8, 64, torch.float32),
-        Case(device, 256, 512, torch.float32),
-        Case(device, 4096, 2048, torch.float32),
-        Case(device, 4096, 2048, torch.float32, backward=False),
-        Case(device, 4096, 2048, torch.bfloat16),
-        Case(device, 4096, 2048, torch.float16),
+        Case(device, 8, 64, f32, K=100),
+        Case(device, 256, 512, f32),
+        Case(device, 4096, 2048, f32),
+        Case(device, 4096, 2048, f32, "forward"),
+        Case(device, 4096, 2048, bf16),
+        Case(device, 4096, 2048, f16),
+    ]
+
+
+def _gpu_grid(device: str, full: bool) -> list[Case]:
+    f32, bf16, f16 = torch.float32, torch.bfloat16, torch.float16
+    if full:
+        axes = product(
+            (64, 256, 512, 4096, 16_384, 65_536),
+            (64, 512, 768, 1000, 2048, 4096),
+            (f16, bf16, f32),
+            ("loss", "attached", "norms"),
+            (100, 1000),
+            (f32, bf16),
+        )
+        return [Case(device, *values) for values in axes]
+    return [  # few enough for some four minutes, most of which torch.compile takes
+        Case(device, 64, 64, f32, K=100),
+        Case(device, 256, 512, f32),
+        Case(device, 256, 512, f32, "attached"),
+        Case(device, 4096, 1000, f32),
+        Case(device, 4096, 2048, f32),
+        Case(device, 16_384, 2048, f32),
+        Case(device, 16_384, 2048, f32, "attached"),
+        Case(device, 16_384, 2048, f32, "norms"),
+        Case(device, 16_384, 2048, bf16),
+        Case(device, 16_384, 2048, bf16, means_dtype=bf16),
+        Case(device, 16_384, 2048, bf16, "attached"),
+        Case(device, 16_384, 2048, f16),
     ]
 
 
@@ -87,11 +153,13 @@ class Inputs:
     Attributes:
         features: [2, N, D], student and teacher in one block, which a roofline reads in one go.
         student: [N, D], features[0] as a leaf that requires a gradient.
-        teacher: [N, D], features[1].
-        class_means: [K, D] float32.
+        teacher: [N, D], features[1]; its norms [N] float32 where the case's kind is "norms".
+        class_means: [K, D].
         target: [N] int64 in [0, K).
         upstream: 0-dim float32, the gradient of the loss: 1, or where GradScaler starts for
             float16, whose gradients would underflow without it.
+        grad_features: [N, D], the classifier's gradient, about as large as the loss's; None but
+            for the kind "attached".
         out: [N, D], where a roofline writes.
     """
 
@@ -101,6 +169,7 @@ class Inputs:
     class_means: Tensor
     target: Tensor
     upstream: Tensor
+    grad_features: Tensor | None
     out: Tensor
 
 
@@ -111,16 +180,23 @@ def make_inputs(case: Case, seed: int) -> list[Inputs]:
     """
     generator = torch.Generator(case.device).manual_seed(seed)
     on_device: dict[str, Any] = {"device": case.device, "generator": generator}
-    class_means = torch.randn(case.K, case.D, **on_device)
+    class_means = torch.randn(case.K, case.D, **on_device).to(case.means_dtype)
     upstream = torch.tensor(2.0**16 if case.dtype == torch.float16 else 1.0, device=case.device)
 
     def one() -> Inputs:
         target = torch.randint(case.K, (case.N,), **on_device)
-        noise = torch.randn(2, case.N, case.D, **on_device)
-        features = (noise + class_means[target]).to(case.dtype)
-        student = features[0].detach().requires_grad_()
+        features = torch.empty(2, case.N, case.D, dtype=case.dtype, device=case.device)
+        for half in features:  # one by one: the largest case is 1 GiB a half
+            half.copy_(torch.randn(case.N, case.D, **on_device).add_(class_means[target]))
+        student, teacher = features[0].detach().requires_grad_(), features[1]
+        if case.kind == "norms":
+            teacher = torch.linalg.vector_norm(teacher, dim=1, dtype=torch.float32)
+        grad_features = None
+        if case.kind == "attached":
+            noise = torch.randn(case.N, case.D, **on_device)
+            grad_features = (noise * (upstream / (case.N * case.D))).to(case.dtype)
         out = torch.empty_like(student, requires_grad=False)
-        return Inputs(features, student, features[1], class_means, target, upstream, out)
+        return Inputs(features, student, teacher, class_means, target, upstream, grad_features, out)
 
     return [one() for _ in range(_num_sets(case))]
 
@@ -130,4 +206,4 @@ def _num_sets(case: Case) -> int:
         return 1
     l2_bytes = torch.cuda.get_device_properties(case.device).L2_cache_size
     # The limit leaves the smallest cases in the cache; launches bind them, not bytes.
-    return min(-(-4 * l2_bytes // case.num_bytes), 512)
+    return min(-(-4 * l2_bytes // case.num_bytes), MOST_INPUT_SETS)

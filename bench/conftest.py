@@ -1,17 +1,20 @@
-"""The option --full, an allocator that keeps its pages, and the table at the end."""
+"""The options --full and --results, an allocator that keeps its pages, and the table at the end."""
 
 from __future__ import annotations
 
 import ctypes
 import os
+import shlex
 import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from rich.console import Console
 
 import ndfast
+from bench import results
 from bench.report import table
 
 RECORDS = pytest.StashKey[list[dict[str, Any]]]()
@@ -24,9 +27,17 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help="ndfast: time the whole grid")
+    parser.addoption(
+        "--results",
+        type=Path,
+        metavar="FOLDER",
+        help="ndfast: write the GPU's records to FOLDER/<gpu name>.json, after each of them anew",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if not config.pluginmanager.hasplugin("benchmark"):
+        raise pytest.UsageError("bench/ needs the package pytest-benchmark")
     config.stash[RECORDS] = []
     config.stash[ALLOCATOR] = hold_allocator()
     config.option.benchmark_quiet = True  # the table at the end takes the place of its tables
@@ -67,16 +78,33 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 
 
 @pytest.fixture
-def records(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
-    """The session's records, a row of the table each."""
-    return request.config.stash[RECORDS]
+def keep_record(request: pytest.FixtureRequest) -> Callable[[dict[str, Any]], None]:
+    """Takes a row of the table; a GPU's is in the results file before the next is timed."""
+    config = request.config
+    folder: Path | None = config.getoption("results")
+
+    def keep(record: dict[str, Any]) -> None:
+        config.stash[RECORDS].append(record)
+        if folder is not None and record["gpu"] is not None:
+            of_gpu = [r for r in config.stash[RECORDS] if r["gpu"] == record["gpu"]]
+            command = shlex.join(["pytest", *config.invocation_params.args])
+            results.save(results.path_of(folder, record["gpu"]), command, of_gpu)
+
+    return keep
 
 
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
-    if records := config.stash[RECORDS]:
-        console = Console(width=TABLE_WIDTH, force_terminal=False)
-        with console.capture() as text:
-            console.print(table(records))
-        terminalreporter.write("\n" + text.get())
+    records = config.stash[RECORDS]
+    if not records:
+        return
+    try:
+        from rich.console import Console
+    except ImportError:
+        terminalreporter.write("\nno table: it needs the package rich; --results keeps the figures")
+        return
+    console = Console(width=TABLE_WIDTH, force_terminal=False)
+    with console.capture() as text:
+        console.print(table(records))
+    terminalreporter.write("\n" + text.get())

@@ -2,29 +2,55 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from statistics import median, quantiles
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from rich.table import Table
 
-from bench.cases import Case
+from bench.cases import KINDS, Case, dtype_name
+from bench.steps import COMPILE_MODES, ROOFLINES
+from bench.timing import EagerTimes
 
-PEERS = ("compile", "eager", "loop")
+if TYPE_CHECKING:
+    from rich.table import Table
+
+# In the table, where "compile" is the best of torch.compile's modes.
+PEERS = ("compile", "eager", "loop", "accumulate")
 YARDSTICKS = ("roofline", "cross_entropy")
 CAPTION = (
     "Median times; spread is the interquartile range over the median; GB/s counts the bytes that "
-    "have to move: student and teacher read, the student's gradient written. Way a: gradient in "
-    "the forward's pass; b: after it (float16); forward: no_grad. roofline: torch.add(out=), "
-    "for forward the sum over s and t. Ratios are medians over rounds in which all take turns."
+    "have to move. Way a: gradient in the forward's pass; b: after it (float16); c: added to the "
+    "classifier's by the backward; forward: no_grad. roofline: torch.add(out=), for forward the "
+    "sum over s and t, for a teacher's norms copy_, for c that sum and the add; compile: the "
+    "fastest mode; accumulate: nd_loss, and autograd's own add. Ratios are medians over rounds in "
+    "which all take turns."
 )
 
 
-def record(
-    case: Case, backend: str, seed: int, calls: int, seconds: dict[str, list[float]]
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Times:
+    """What was measured for a record; seconds of one call, an entry a round.
+
+    Attributes:
+        ours: of ndfast.
+        others: of the peers, yardsticks and rooflines that took part, by name; "forward" is
+            ndfast's own, without its backward.
+        eager: outside of CUDA graphs, of "ndfast" and others; empty on the CPU.
+        why_not: for a peer that took no part the reason.
+    """
+
+    ours: list[float]
+    others: dict[str, list[float]]
+    eager: dict[str, EagerTimes] = field(default_factory=dict)
+    why_not: dict[str, str] = field(default_factory=dict)
+
+
+def record(case: Case, backend: str, seed: int, calls: int, times: Times) -> dict[str, Any]:
     """A row's figures, for the JSON's ``extra_info``.
 
     Args:
@@ -32,44 +58,88 @@ def record(
         backend: of ndfast.
         seed: of the inputs.
         calls: calls in one of pytest-benchmark's own iterations, whose times are in ``stats``.
-        seconds: by step ("ndfast", and the peers and yardsticks that took part), a call's seconds
-            in each round.
+        times: the measurements.
 
     Returns:
-        Times in microseconds, ``spread`` as a fraction of the median, ``GB/s`` in 10⁹ bytes a
-        second; each ``ratio_to_…`` is ndfast's time over the other's, None where it took no part.
+        Times in microseconds: ``median_us`` on a GPU in CUDA graphs, ``eager_us`` by events without
+        them, ``host_us`` what the host takes to issue a call (both None on the CPU). ``spread`` is
+        a fraction of the median, ``GB/s`` in 10⁹ bytes a second. Each ``ratio_to_…`` is ndfast's
+        time over the other's, None where it took no part; ``compile_mode`` names the fastest mode.
+        ``others`` holds the same figures by step, with ``why_not`` for one that took no part;
+        ``kernels``, on a GPU, ndfast's forward and backward beside torch.add(s, t, out=g).
     """
-    ours = seconds["ndfast"]
-    median_us = {name: 1e6 * median(times) for name, times in seconds.items()}
-    first, _, third = quantiles(ours, n=4)
+    first, _, third = quantiles(times.ours, n=4)
+    modes = [mode for mode in COMPILE_MODES if mode in times.others]
+    best = min(modes, key=lambda mode: median(times.others[mode]), default=None)
+    stands_for = {"roofline": KINDS[case.kind].roofline, "compile": best or "compile"}
+    median_us = _us(times.ours)
     return {
-        "device": torch.cuda.get_device_name() if case.device == "cuda" else "cpu",
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "triton": _triton_version(),
+        "case": str(case),
+        "device": case.device,
+        **_environment(case.device),
         "N": case.N,
         "D": case.D,
         "K": case.K,
-        "dtype": case.dtype_name,
+        "dtype": dtype_name(case.dtype),
+        "means_dtype": dtype_name(case.means_dtype),
+        "kind": case.kind,
         "way": case.way,
         "backend": backend,
         "seed": seed,
-        "rounds": len(ours),
+        "rounds": len(times.ours),
         "calls": calls,
-        "median_us": median_us["ndfast"],
-        "spread": (third - first) / median(ours),
+        "median_us": median_us,
+        "spread": (third - first) / median(times.ours),
+        **_eager_us(times.eager.get("ndfast")),
         "bytes": case.num_bytes,
-        "GB/s": 1e-3 * case.num_bytes / median_us["ndfast"],
-        **{f"{name}_us": median_us.get(name) for name in (*YARDSTICKS, *PEERS)},
-        **{f"ratio_to_{name}": _ratio(ours, seconds.get(name)) for name in (*YARDSTICKS, *PEERS)},
+        "GB/s": 1e-3 * case.num_bytes / median_us,
+        **{
+            f"ratio_to_{name}": _ratio(times.ours, times.others.get(stands_for.get(name, name)))
+            for name in (*YARDSTICKS, *PEERS)
+        },
+        "roofline": stands_for["roofline"],
+        "compile_mode": best,
+        "kernels": _kernels(times),
+        "others": _others(case, times),
     }
 
 
-def _triton_version() -> str | None:
-    try:
-        return version("triton")
-    except PackageNotFoundError:
+def _us(seconds: Sequence[float]) -> float:
+    return 1e6 * median(seconds)
+
+
+def _eager_us(times: EagerTimes | None) -> dict[str, float | None]:
+    if times is None:
+        return {"eager_us": None, "host_us": None}
+    return {"eager_us": _us(times.gpu_seconds), "host_us": _us(times.host_seconds)}
+
+
+def _others(case: Case, times: Times) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for name, seconds in times.others.items():
+        median_us = _us(seconds)
+        found[name] = {"median_us": median_us, "ratio": _ratio(times.ours, seconds)}
+        found[name] |= _eager_us(times.eager.get(name))
+        if name in ROOFLINES:
+            num_bytes = ROOFLINES[name].num_bytes(case)
+            found[name] |= {"bytes": num_bytes, "GB/s": 1e-3 * num_bytes / median_us}
+    return found | {name: {"why_not": reason} for name, reason in times.why_not.items()}
+
+
+def _kernels(times: Times) -> dict[str, dict[str, float | None]] | None:
+    """The forward and the backward beside the add's time; over_add_us is the difference."""
+    if "forward" not in times.others:
         return None
+    forward, add = times.others["forward"], times.others["add"]
+    backward = [both - one for both, one in zip(times.ours, forward, strict=True)]
+    return {
+        name: {
+            "median_us": _us(seconds),
+            "over_add_us": _us([a - b for a, b in zip(seconds, add, strict=True)]),
+            "ratio_to_add": _ratio(seconds, add),
+        }
+        for name, seconds in (("forward", forward), ("backward", backward))
+    }
 
 
 def _ratio(ours: Sequence[float], other: Sequence[float] | None) -> float | None:
@@ -77,8 +147,31 @@ def _ratio(ours: Sequence[float], other: Sequence[float] | None) -> float | None
     return None if other is None else median(a / b for a, b in zip(ours, other, strict=True))
 
 
+@cache
+def _environment(device: str) -> dict[str, Any]:
+    try:
+        triton = version("triton")
+    except PackageNotFoundError:
+        triton = None
+    found = {"threads": torch.get_num_threads(), "torch": torch.__version__, "triton": triton}
+    if device == "cpu":
+        return {"gpu": None, "driver": None, **found}
+    return {"gpu": torch.cuda.get_device_name(), "driver": _driver(), **found}
+
+
+def _driver() -> str | None:
+    """The GPU driver's version, None where nvidia-smi does not tell."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
 def table(records: list[dict[str, Any]]) -> Table:
     """A row each: how much slower the peers are, and how much slower than a yardstick ndfast is."""
+    from rich.table import Table
+
     rows = Table(
         title="ND loss, µs a call",
         caption=CAPTION,
@@ -88,24 +181,46 @@ def table(records: list[dict[str, Any]]) -> Table:
     )
     for name in ("device", "N×D", "dtype", "way", "backend"):
         rows.add_column(name, no_wrap=True)
-    headers = ["ndfast", "spread", "GB/s", *YARDSTICKS, *PEERS]
-    headers += [f"ndfast/\n{name}" for name in YARDSTICKS] + [f"{name}/\nndfast" for name in PEERS]
+    peers = [name for name in PEERS if any(r[f"ratio_to_{name}"] for r in records)]
+    headers = ["ndfast", "spread", "GB/s", *YARDSTICKS, *peers]
+    headers += [f"ndfast/\n{name}" for name in YARDSTICKS] + [f"{name}/\nndfast" for name in peers]
     for header in headers:
         rows.add_column(header.replace("_", "\n"), justify="right", no_wrap=True)
     for r in records:
         ratios = {name: r[f"ratio_to_{name}"] for name in (*YARDSTICKS, *PEERS)}
         rows.add_row(
-            r["device"], f"{r['N']}×{r['D']}", r["dtype"], r["way"], r["backend"],
-            _figure(r["median_us"]), f"{r['spread']:.0%}", _figure(r["GB/s"]),
-            *(_figure(r[f"{name}_us"]) for name in (*YARDSTICKS, *PEERS)),
-            *(_figure(ratios[name]) for name in YARDSTICKS),
-            *(_figure(ratios[name] and 1 / ratios[name]) for name in PEERS),
+            r["gpu"] or "cpu", f"{r['N']}×{r['D']}", dtypes(r), way(r), r["backend"],
+            figure(r["median_us"]), f"{r['spread']:.0%}", figure(r["GB/s"]),
+            *(figure(_median_us_of(r, name)) for name in (*YARDSTICKS, *peers)),
+            *(figure(ratios[name]) for name in YARDSTICKS),
+            *(figure(inverse(ratios[name])) for name in peers),
         )  # fmt: skip
     return rows
 
 
-def _figure(value: float | None) -> str:
+def dtypes(r: dict[str, Any]) -> str:
+    """A record's dtype, with that of the class means where it is not float32."""
+    means = r["means_dtype"]
+    return r["dtype"] if means == "float32" else f"{r['dtype']}, {means} means"
+
+
+def way(r: dict[str, Any]) -> str:
+    """A record's way, with the teacher where it is given as its norms."""
+    return f"{r['way']}, norms" if r["kind"] == "norms" else r["way"]
+
+
+def _median_us_of(r: dict[str, Any], name: str) -> float | None:
+    step = {"roofline": r["roofline"], "compile": r["compile_mode"]}.get(name, name)
+    return r["others"].get(step, {}).get("median_us")
+
+
+def inverse(ratio: float | None) -> float | None:
+    """How many times as long as ndfast another takes."""
+    return None if ratio is None else 1 / ratio
+
+
+def figure(value: float | None) -> str:
     """Three digits at least, and no exponent."""
     if value is None:
         return "–"
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import secrets
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -11,10 +13,21 @@ import torch
 from torch import Tensor
 
 from bench.cases import Case, Inputs, grid, make_inputs
-from bench.report import record
-from bench.steps import Step, mean_loss, nd_loss_step, peers, yardsticks
-from bench.timing import Timed, clock, prepare, take_turns
+from bench.report import Times, record
+from bench.steps import (
+    Peer,
+    Step,
+    accumulating_step,
+    forward_step,
+    nd_loss_step,
+    peers,
+    yardsticks,
+)
+from bench.timing import Timed, clock, prepare, take_turns, time_eagerly
+from ndfast.backends.reference import row_loss
 from ndfast.dispatch import BACKENDS, choose
+
+CHECKED_ROWS = 4096  # at a time, for the definition in float64 takes ten times its inputs
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -31,7 +44,19 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @dataclass(frozen=True)
 class Workload:
-    """A case's inputs, what must come out for the first of them, and everyone but ndfast."""
+    """A case's inputs, what must come out for the first of them, and everyone but ndfast.
+
+    Attributes:
+        case: what is timed.
+        seed: of the inputs.
+        inputs: sets of them.
+        loss: 0-dim, the definition in float64.
+        gradient: [N, D], likewise.
+        gradient_error: what a row's gradient may be off by, relative to it.
+        steps: the peers that may be timed eagerly.
+        others: peers, yardsticks and rooflines.
+        why_not: for a peer that does not run the reason.
+    """
 
     case: Case
     seed: int
@@ -39,34 +64,52 @@ class Workload:
     loss: Tensor
     gradient: Tensor
     gradient_error: float
-    others: dict[str, Timed]
+    steps: dict[str, Step] = field(default_factory=dict)
+    others: dict[str, Timed] = field(default_factory=dict)
+    why_not: dict[str, str] = field(default_factory=dict)
 
 
 @pytest.fixture(scope="module")
-def workload(request: pytest.FixtureRequest) -> Workload:
+def workload(request: pytest.FixtureRequest) -> Iterator[Workload]:
     """Shared by the backends of a case, so that its peers are compiled once."""
-    case = request.param
+    workload = make_workload(request.param)
+    yield workload
+    for of_peers in (workload.steps, workload.others, workload.inputs):
+        of_peers.clear()  # their CUDA graphs hold memory that the next case may need
+    torch.compiler.reset()  # past eight shapes a compiled function would quietly run in eager
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
+def make_workload(case: Case) -> Workload:
     seed = secrets.randbelow(2**31)
     inputs = make_inputs(case, seed)
     x = inputs[0]
-    loss, gradient = definition(x, torch.float64)
+    loss, gradient = definition(case, x, torch.float64)
     gradient_error = 1e-5
     if case.dtype != torch.float32:
-        rounded = definition(x, torch.float32)[1].to(case.dtype)
+        rounded = definition(case, x, torch.float32)[1].to(case.dtype)
         gradient_error = 2 * row_error(rounded, gradient)
-    others = {name: prepare(step, inputs) for name, step in yardsticks(case, x).items()}
-    workload = Workload(case, seed, inputs, loss, gradient, gradient_error, others)
-    for name, step in peers(case, x.class_means).items():
-        check(name, step, workload)
-        others[name] = prepare(step, inputs, capturable=name != "loop")
+    workload = Workload(case, seed, inputs, loss, gradient, gradient_error)
+    for name, step in yardsticks(case, x).items():
+        workload.others[name] = prepare(Peer(step), inputs)
+    for name, peer in peers(case, x.class_means).items():
+        add_peer(workload, name, peer)
     return workload
 
 
-def definition(x: Inputs, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def definition(case: Case, x: Inputs, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Loss and gradient by `ndfast.backends.reference` and autograd in ``dtype``."""
-    student = x.student.detach().to(dtype).requires_grad_()
-    loss = mean_loss(student, x.teacher.to(dtype), x.class_means, x.target)
-    return loss.detach(), torch.autograd.grad(loss, student, x.upstream.to(dtype))[0]
+    loss = torch.zeros((), dtype=dtype, device=case.device)
+    gradient = torch.empty(case.N, case.D, dtype=dtype, device=case.device)
+    for first in range(0, case.N, CHECKED_ROWS):
+        part = slice(first, first + CHECKED_ROWS)
+        student = x.student.detach()[part].to(dtype).requires_grad_()
+        centres = x.class_means[x.target[part]].to(dtype)
+        share = row_loss(student, x.teacher[part].to(dtype), centres).sum() / case.N
+        loss += share.detach()
+        gradient[part] = torch.autograd.grad(share, student, x.upstream.to(dtype))[0]
+    return loss, gradient if x.grad_features is None else gradient + x.grad_features
 
 
 def row_error(gradient: Tensor, expected: Tensor) -> float:
@@ -85,26 +128,57 @@ def check(name: str, step: Step, workload: Workload) -> None:
         assert error <= allowed, f"{where}: a row's gradient is off by {error:.1e} of {allowed:.1e}"
 
 
+def add_peer(workload: Workload, name: str, peer: Peer) -> None:
+    """One that does not compile, or cannot be captured, takes no part and leaves its reason."""
+    try:
+        check(name, peer.step, workload)
+        workload.others[name] = prepare(peer, workload.inputs)
+    except AssertionError:
+        raise
+    except Exception as error:  # whatever someone else's compiler raises
+        workload.why_not[name] = f"{type(error).__name__}: {error}".splitlines()[0]
+        return
+    if not peer.waits:
+        workload.steps[name] = peer.step
+
+
 @pytest.mark.benchmark(timer=clock)
 @pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # torch.compile's own
 def test_nd_loss(
-    workload: Workload, backend: str, benchmark: Any, records: list[dict[str, Any]]
+    workload: Workload,
+    backend: str,
+    benchmark: Any,
+    keep_record: Callable[[dict[str, Any]], None],
 ) -> None:
-    case, others = workload.case, workload.others
+    case, inputs = workload.case, workload.inputs
     skip_unless_fit(backend, case.device)
     step = nd_loss_step(case, backend)
     check(f"ndfast on {backend}", step, workload)
-    ours = prepare(step, workload.inputs)
+    ours = prepare(Peer(step), inputs)
+    others, steps = dict(workload.others), {"ndfast": step, **workload.steps}
+    if case.device == "cuda":
+        others["forward"] = prepare(Peer(forward_step(case, backend)), inputs)
+    if case.kind == "attached":
+        steps["accumulate"] = accumulating_step(case, backend)
+        check(f"ndfast on {backend}, accumulating", steps["accumulate"], workload)
+        others["accumulate"] = prepare(Peer(steps["accumulate"]), inputs)
     take_turns(benchmark, ours, others)
     if benchmark.enabled:  # --benchmark-disable checks and times nothing
-        seconds = {"ndfast": ours.seconds, **{name: t.seconds for name, t in others.items()}}
-        benchmark.extra_info.update(record(case, backend, workload.seed, ours.calls, seconds))
-        records.append(benchmark.extra_info)
+        times = Times(
+            ours.seconds,
+            {name: timed.seconds for name, timed in others.items()},
+            time_eagerly(steps, inputs) if case.device == "cuda" else {},
+            workload.why_not,
+        )
+        benchmark.extra_info.update(record(case, backend, workload.seed, ours.calls, times))
+        keep_record(benchmark.extra_info)
 
 
 def skip_unless_fit(backend: str, device: str) -> None:
     if backend == "triton" and device == "cpu":
         pytest.skip("Triton's interpreter is for debugging, not for speed")
+    if backend == "reference" and device == "cuda":
+        pytest.skip("the peers eager and compile are the reference's formula, vectorised")
     try:
         choose(torch.device(device), backend)
     except RuntimeError as reason:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import cycle, islice
@@ -13,12 +13,15 @@ from typing import Any
 import torch
 
 from bench.cases import Inputs
-from bench.steps import Step
+from bench.steps import Peer, Step
 
 ROUND_SECONDS = 0.005  # a step's share of a round at least, to drown the clock and a GPU's launch
 TEST_SECONDS = 2.0  # a test takes about this long, but for the fewest rounds
 FEWEST_ROUNDS, MOST_ROUNDS = 7, 50
 GRAPH_CALLS = 20  # a CUDA graph holds at least so many
+# Few enough launches for a GPU's queue of about a thousand: a full one would make the host wait.
+EAGER_CALLS = 8
+EAGER_SECONDS = 1.0
 
 
 def clock() -> float:
@@ -63,13 +66,22 @@ class Timed:
         return clock() - start
 
 
-def prepare(step: Step, inputs: list[Inputs], capturable: bool = True) -> Timed:
-    """On the CPU a run is a call; on a GPU a CUDA graph of calls that rotate through the inputs.
+def prepare(peer: Peer, inputs: list[Inputs]) -> Timed:
+    """On the CPU a run is a call; on a GPU many that rotate through the inputs, in a CUDA graph."""
+    if peer.waits or not inputs[0].student.is_cuda:
+        return Timed(partial(peer.step, inputs[0]), calls=1)
+    if peer.in_graph:
+        return _captured(peer.step, inputs)
+    turn = cycle(inputs)
+    return Timed(partial(_call, peer.step, turn, GRAPH_CALLS), GRAPH_CALLS)
 
-    A step that reads back from the GPU is not capturable: a run is then a call there too.
-    """
-    if not (inputs[0].student.is_cuda and capturable):
-        return Timed(partial(step, inputs[0]), calls=1)
+
+def _call(step: Step, turn: Iterator[Inputs], calls: int) -> None:
+    for x in islice(turn, calls):
+        step(x)
+
+
+def _captured(step: Step, inputs: list[Inputs]) -> Timed:
     calls = max(GRAPH_CALLS, len(inputs))
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
@@ -106,3 +118,46 @@ def take_turns(benchmark: Any, ours: Timed, others: dict[str, Timed]) -> None:
         ours.seconds = [seconds / ours.calls for seconds in benchmark.stats.stats.data]
         for timed in others.values():  # where runs > 1 pytest-benchmark tears down once more
             del timed.seconds[rounds:]
+
+
+@dataclass(frozen=True)
+class EagerTimes:
+    """A step as a trainer without CUDA graphs calls it, on a GPU.
+
+    Attributes:
+        gpu_seconds: of one call, an entry a round: from event to event around several calls.
+        host_seconds: what the host took to issue that call, without waiting for the GPU.
+    """
+
+    gpu_seconds: list[float] = field(default_factory=list)
+    host_seconds: list[float] = field(default_factory=list)
+
+
+def time_eagerly(steps: dict[str, Step], inputs: list[Inputs]) -> dict[str, EagerTimes]:
+    """The steps in turns, in rounds of a few calls each that rotate through the inputs."""
+    times = {name: EagerTimes() for name in steps}
+    turn = cycle(inputs)
+
+    def a_round() -> float:
+        start = clock()
+        for name, step in steps.items():
+            _call(step, turn, 1)  # untimed, so that no step finds the allocator as another left it
+            before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            host_start = clock()
+            before.record()
+            _call(step, turn, EAGER_CALLS)
+            after.record()
+            host_end = time.perf_counter()
+            after.synchronize()
+            times[name].host_seconds.append((host_end - host_start) / EAGER_CALLS)
+            times[name].gpu_seconds.append(1e-3 * before.elapsed_time(after) / EAGER_CALLS)
+        return clock() - start
+
+    a_round()
+    rounds = min(max(int(EAGER_SECONDS / a_round()), FEWEST_ROUNDS), MOST_ROUNDS)
+    for of_step in times.values():  # warm-ups
+        of_step.gpu_seconds.clear()
+        of_step.host_seconds.clear()
+    for _ in range(rounds):
+        a_round()
+    return times

@@ -1,0 +1,78 @@
+"""Runs sanitize.py under compute-sanitizer's four tools, side by side: `make gpu-sanitize`.
+
+The exit status is 1 where a tool found something. Where there is no compute-sanitizer, or it cannot
+work on this machine (some containers do not let it), a sentence says so and the status is 0.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+TOOLS = {
+    # What the CUDA runtime returns as an error torch raises, or asked for and handles.
+    "memcheck": ["--report-api-errors", "no"],
+    "racecheck": [],
+    "initcheck": [],
+    "synccheck": [],
+}
+FOUND = 99  # the exit status of a tool that found something
+SECONDS = 240
+TRIVIAL = [sys.executable, "-c", "import torch; print(torch.ones(1, device='cuda') + 1)"]
+
+
+def sanitizer() -> str | None:
+    """The program's path: on PATH, or where the CUDA toolkit keeps it."""
+    toolkit = os.environ.get("CUDA_HOME", "/usr/local/cuda")
+    places = os.pathsep.join((os.environ.get("PATH", ""), f"{toolkit}/bin"))
+    return shutil.which("compute-sanitizer", path=places)
+
+
+def run(program: str, tool: str, command: list[str]) -> tuple[int, str]:
+    """The exit status, -1 where time ran out, and what was printed."""
+    options = ["--tool", tool, "--error-exitcode", str(FOUND), "--print-limit", "5", *TOOLS[tool]]
+    # Without its cache torch allocates each tensor by itself, and a read past its end is seen.
+    environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    try:
+        done = subprocess.run(
+            [program, *options, *command], env=environment, timeout=SECONDS, check=False,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return -1, f"not done after {SECONDS} s"
+    return done.returncode, done.stdout
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--backend", default="cuda", help="of ndfast (default: %(default)s)")
+    options = parser.parse_args()
+    program = sanitizer()
+    if program is None:
+        print("compute-sanitizer is not installed: nothing was looked at")
+        return 0
+    calls = [sys.executable, str(Path(__file__).with_name("sanitize.py"))]
+    calls += ["--backend", options.backend]
+    with ThreadPoolExecutor(len(TOOLS)) as pool:
+        results = pool.map(lambda tool: run(program, tool, calls), TOOLS)
+        found = dict(zip(TOOLS, results, strict=True))
+    if any(status != 0 for status, _ in found.values()):
+        status, said = run(program, "memcheck", TRIVIAL)
+        if status != 0:
+            why = " ".join(said.strip().splitlines()[-1:])
+            print(f"compute-sanitizer cannot work on this machine: nothing was looked at ({why})")
+            return 0
+    for tool, (status, said) in found.items():
+        lines = said.strip().splitlines()
+        print(f"{tool}: {'clean' if status == 0 else f'exit status {status}'}")
+        print("\n".join(lines[-2:] if status == 0 else lines))
+    return int(any(status != 0 for status, _ in found.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,97 @@
+"""A plain program of small calls, for compute-sanitizer (run_sanitizer.py) to watch.
+
+`python tests/gpu/sanitize.py --backend cuda` makes every call, forward and backward.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__":  # pytest has put both in the path
+    sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
+
+import torch
+from cases import draw, every_option
+from on_gpu import DTYPES, shifted, student_gradient, to_gpu
+
+# Rows and features: one of each, odd ones, a warp's row, a block's, and more than a block holds.
+SHAPES = [
+    (1, 1), (2, 3), (3, 31), (9, 37), (4, 64), (33, 65), (5, 127), (2, 512), (3, 513), (300, 40),
+    (2, 1000), (3, 1024), (2, 2049), (1, 4096), (2, 9000), (0, 64),
+]  # fmt: skip
+BAD_LABELS = (4, -1, 2**40, -(2**63))
+
+
+@dataclass(frozen=True)
+class Call:
+    """Arguments of `cases.draw`, and what is done with the case.
+
+    Attributes:
+        drawn: keyword arguments of `cases.draw`, but for K, which is 4.
+        offset: how many elements behind an allocation's begin every tensor of rows begins.
+        bad_labels: whether labels out of range stand among the others.
+    """
+
+    drawn: dict[str, Any]
+    offset: int = 0
+    bad_labels: bool = False
+
+
+def calls() -> Iterator[Call]:
+    """Every option by both functions, each in another shape and dtype; then what is special."""
+    # Their lengths, 16, 5, 3 and 7, have no common factor: everything meets everything.
+    turns = zip(
+        itertools.cycle(SHAPES),
+        itertools.cycle((*DTYPES, torch.float32)),
+        itertools.cycle((torch.float32, torch.bfloat16, None)),
+        itertools.cycle((0, 0, 1, 0, 3, 0, 0)),
+        strict=True,
+    )
+    for attached in (False, True):
+        for option in every_option():
+            (N, D), dtype, means, offset = next(turns)
+            drawn = {"N": N, "D": D, "dtype": dtype, "means_dtype": means or dtype}
+            yield Call(drawn | option | {"attached": attached}, offset)
+    for attached, dtype, D in itertools.product((False, True), DTYPES, (3, 512, 4096)):
+        yield Call({"N": 8, "D": D, "dtype": dtype, "attached": attached}, bad_labels=True)
+    for dtype, D in itertools.product(DTYPES, (16_384, 20_001)):
+        yield Call({"N": 2, "D": D, "dtype": dtype, "attached": True}, offset=1)
+
+
+def make(call: Call, backend: str, device: str) -> None:
+    """Draws, calls, and looks whether the losses are numbers, or NaN where a label is bad."""
+    case = draw(K=4, **call.drawn)
+    if call.bad_labels:
+        case.target[: len(BAD_LABELS)] = torch.tensor(BAD_LABELS)
+    if device == "cuda":
+        case = to_gpu(case)
+    if call.offset:
+        names = ("student", "teacher", "class_means", "grad_features")
+        given = {name: getattr(case, name) for name in names if getattr(case, name) is not None}
+        moved = {name: shifted(tensor, call.offset) for name, tensor in given.items()}
+        case = dataclasses.replace(case, **moved)
+    results = case.run(backend)
+    for found in (results["loss"], results["student"], student_gradient(case, backend)):
+        assert found.isnan().any().item() == call.bad_labels, call
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--backend", default="cuda", help="of ndfast (default: %(default)s)")
+    backend = parser.parse_args().backend
+    torch.manual_seed(0)
+    all_calls = list(calls())
+    for call in all_calls:
+        make(call, backend, "cuda")
+    print(f"{len(all_calls)} calls on {backend}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""What compute-sanitizer gets to see, and what is made of what it says; runs without a GPU."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import run_sanitizer
+from cases import every_option
+from on_gpu import DTYPES
+from sanitize import SHAPES, calls, make
+
+import ndfast
+
+CALLS = list(calls())
+
+
+def test_the_calls_cover_everything() -> None:
+    assert len(CALLS) >= 200
+    for attached in (False, True):
+        drawn = [call.drawn for call in CALLS if call.drawn["attached"] == attached]
+        for option in every_option():
+            assert any(option.items() <= given.items() for given in drawn), (attached, option)
+        assert {(given["N"], given["D"]) for given in drawn} >= set(SHAPES)
+        assert {given["dtype"] for given in drawn} == set(DTYPES)
+    assert {call.offset for call in CALLS} == {0, 1, 3}
+    assert {call.drawn["attached"] for call in CALLS if call.bad_labels} == {False, True}
+    assert max(call.drawn["D"] for call in CALLS) > 16_384
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_the_calls_run(backend: str, seed: int) -> None:
+    reason = ndfast.available_backends()[backend]
+    if reason is not None:
+        pytest.skip(f"{backend}: {reason}")
+    for call in CALLS:
+        if call.bad_labels:  # on a GPU a NaN row, which `make` looks for
+            with pytest.raises(IndexError):
+                make(call, backend, "cpu")
+        else:
+            make(call, backend, "cpu")
+
+
+def run_with(tmp_path: Path, sanitizer: str | None) -> subprocess.CompletedProcess[str]:
+    """run_sanitizer.py where compute-sanitizer is the shell script given, or absent."""
+    environment = {"PATH": str(tmp_path), "CUDA_HOME": str(tmp_path / "no toolkit")}
+    if sanitizer is not None:
+        program = tmp_path / "compute-sanitizer"
+        program.write_text(f"#!/bin/sh\n{sanitizer}\n")
+        program.chmod(0o755)
+    script = Path(run_sanitizer.__file__)
+    return subprocess.run(
+        [sys.executable, script, "--backend", "some"], env={**os.environ, **environment},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+def test_without_the_tool_a_sentence(tmp_path: Path) -> None:
+    done = run_with(tmp_path, None)
+    assert done.returncode == 0
+    assert done.stdout == "compute-sanitizer is not installed: nothing was looked at\n"
+
+
+def test_each_tool_sees_the_calls(tmp_path: Path) -> None:
+    done = run_with(tmp_path, 'echo "$@, caching off: $PYTORCH_NO_CUDA_MEMORY_CACHING"')
+    assert done.returncode == 0
+    for tool in ("memcheck", "racecheck", "initcheck", "synccheck"):
+        assert f"{tool}: clean\n--tool {tool} --error-exitcode 99" in done.stdout
+    assert done.stdout.count("sanitize.py --backend some, caching off: 1") == 4
+
+
+def test_a_finding_fails(tmp_path: Path) -> None:
+    done = run_with(tmp_path, 'case "$*" in *racecheck*) echo "a hazard"; exit 99;; esac')
+    assert done.returncode == 1
+    assert "racecheck: exit status 99\na hazard" in done.stdout
+    assert "memcheck: clean" in done.stdout
+
+
+def test_a_machine_that_does_not_allow_it_is_said(tmp_path: Path) -> None:
+    done = run_with(tmp_path, "echo Device not supported; exit 1")
+    assert done.returncode == 0
+    assert done.stdout == (
+        "compute-sanitizer cannot work on this machine: nothing was looked at "
+        "(Device not supported)\n"
+    )

@@ -1,0 +1,205 @@
+"""The benchmark's figures: records, the results file, and the table and picture made of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bench import publish, report, results
+from bench.cases import Case
+from bench.report import Times, record
+from bench.timing import EagerTimes
+
+A_CASE = Case("cuda", 256, 512, torch.float32)
+
+
+def made_up_times() -> Times:
+    """Three rounds; ndfast's forward takes 2, 3 and 3 µs, its backward 1, 1 and 2."""
+    others = {
+        "forward": [2e-6, 3e-6, 3e-6],
+        "add": [2e-6, 2e-6, 2e-6],
+        "copy": [1e-6, 1e-6, 1e-6],
+        "read": [1e-6, 1e-6, 1e-6],
+        "compile": [9e-6, 9e-6, 9e-6],
+        "autotune": [8e-6, 8e-6, 8e-6],
+        "eager": [40e-6, 40e-6, 40e-6],
+    }
+    eager = {
+        "ndfast": EagerTimes([50e-6, 60e-6, 70e-6], [30e-6, 40e-6, 50e-6]),
+        "compile": EagerTimes([200e-6] * 3, [120e-6] * 3),
+    }
+    return Times([3e-6, 4e-6, 5e-6], others, eager, {"autotune_graphs": "RuntimeError: no memory"})
+
+
+def made_up_record(case: Case, backend: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    environment = {"gpu": "Some GPU", "driver": "1.2", "threads": 2, "torch": "9", "triton": "8"}
+    monkeypatch.setattr(report, "_environment", lambda device: environment)
+    return record(case, backend, 7, 20, made_up_times())
+
+
+def test_a_record_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    r = made_up_record(A_CASE, "cuda", monkeypatch)
+    assert r["case"] == "cuda-256x512-float32-a-K1000"
+    assert (r["N"], r["D"], r["K"], r["dtype"], r["means_dtype"]) == (
+        256, 512, 1000, "float32", "float32",
+    )  # fmt: skip
+    assert r["bytes"] == 3 * 256 * 512 * 4
+    expected = {
+        "median_us": 4.0,
+        "spread": 0.5,  # quartiles of 3, 4, 5 by statistics.quantiles: 3 and 5
+        "eager_us": 60.0,
+        "host_us": 40.0,
+        "GB/s": 1_572_864 / 4e3,
+        "ratio_to_roofline": 2.0,
+        "ratio_to_compile": 0.5,  # of autotune, the fastest mode
+        "ratio_to_eager": 0.1,
+    }
+    assert {name: r[name] for name in expected} == pytest.approx(expected)
+    assert r["compile_mode"] == "autotune"
+    assert r["ratio_to_loop"] is None
+    kernels = {
+        "forward": {"median_us": 3.0, "over_add_us": 1.0, "ratio_to_add": 1.5},
+        "backward": {"median_us": 1.0, "over_add_us": -1.0, "ratio_to_add": 0.5},
+    }
+    for name, figures in kernels.items():
+        assert r["kernels"][name] == pytest.approx(figures)
+    assert r["others"]["compile"] == pytest.approx(
+        {"median_us": 9.0, "ratio": 4 / 9, "eager_us": 200.0, "host_us": 120.0}
+    )
+    assert r["others"]["copy"]["GB/s"] == pytest.approx(1_048_576 / 1e3)
+    assert r["others"]["autotune_graphs"] == {"why_not": "RuntimeError: no memory"}
+
+
+def test_the_table_has_a_row_a_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    rich = pytest.importorskip("rich.console", reason="the table needs rich")
+    rows = [made_up_record(A_CASE, backend, monkeypatch) for backend in ("cuda", "triton")]
+    console = rich.Console(width=200, force_terminal=False)
+    with console.capture() as text:
+        console.print(report.table(rows))
+    lines = [line.split() for line in text.get().splitlines() if line.startswith(" Some GPU")]
+    assert [line[5] for line in lines] == ["cuda", "triton"]
+    # µs, spread, GB/s; roofline, cross entropy, compile, eager; then ratios
+    assert lines[0][6:] == ["4", "50%", "393", "2", "–", "8", "40", "2", "–", "2", "10"]
+
+
+def test_results_are_kept_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = results.path_of(tmp_path / "results", "NVIDIA H200 (MIG 1g.18gb)")
+    assert path == tmp_path / "results" / "nvidia-h200-mig-1g-18gb.json"
+    rows = [made_up_record(A_CASE, "cuda", monkeypatch)]
+    results.save(path, "pytest bench/", rows)
+    results.save(path, "pytest bench/ -m gpu", rows)
+    assert results.load(path) == ("pytest bench/ -m gpu", rows)
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+    with pytest.raises(ValueError, match="JSON compliant"):
+        results.save(path, "pytest", [rows[0] | {"spread": float("nan")}])
+    assert results.load(path) == ("pytest bench/ -m gpu", rows)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "cannot be read as JSON"),
+        ("[]", "an object of a command and a list of records"),
+        ('{"command": "x", "records": []}', "an object of a command and a list of records"),
+        ('{"command": "x", "records": [3]}', "record 0 lacks .*GB/s"),
+        ('{"command": "x", "records": [{"gpu": "y"}]}', "record 0 lacks .*way"),
+    ],
+)
+def test_bad_results_are_named(content: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "gpu.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=message) as caught:
+        results.load(path)
+    assert str(caught.value).startswith(str(path))
+
+
+README = f"# Title\n\n{publish.START}\nold\n{publish.END}\n\nend\n"
+
+
+def published(tmp_path: Path, *files: Path) -> str:
+    """The README once the command has run on ``files``."""
+    readme = tmp_path / "README.md"
+    readme.write_text(README)
+    picture = tmp_path / "docs" / "roofline.png"
+    publish.main([*map(str, files), "--readme", str(readme), "--picture", str(picture)])
+    return readme.read_text()
+
+
+def test_without_results_the_readme_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publish, "ROOT", tmp_path)  # which has no results
+    assert published(tmp_path) == README.replace("old", "not measured")
+    assert not (tmp_path / "docs").exists()
+
+
+def test_results_become_table_and_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("matplotlib", reason="the picture needs matplotlib")
+    attached = Case("cuda", 256, 512, torch.float32, "attached")
+    not_quick = Case("cuda", 512, 64, torch.float32)
+    pairs = [(attached, "cuda"), (not_quick, "cuda"), (A_CASE, "cuda"), (A_CASE, "triton")]
+    rows = [made_up_record(case, backend, monkeypatch) for case, backend in pairs]
+    path = tmp_path / "some-gpu.json"
+    for r in rows:
+        r["others"]["read_and_add"] = {"median_us": 4.0}
+    results.save(path, "pytest bench/ -m gpu", rows)
+    before, _, rest = published(tmp_path, path).partition(publish.START)
+    body, _, after = rest.partition(publish.END)
+    assert (before, after) == ("# Title\n\n", "\n\nend\n")
+    assert "Some GPU; torch 9, Triton 8, driver 1.2; `pytest bench/ -m gpu`" in body
+    cells = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in body.splitlines()
+        if line.startswith("| 256×512")
+    ]
+    figures = ["4", "393", "2", "2", "10", "–", "–", "60", "40", "3"]
+    kernels = ["3", "1", "1.5", "1", "-1", "0.5"]
+    assert cells[:3] == [
+        ["256×512", "float32", "a", "cuda", *figures],
+        ["256×512", "float32", "a", "triton", *figures],
+        ["256×512", "float32", "c", "cuda", "4", "655", "–", *figures[3:]],
+    ]
+    assert [row[4:] for row in cells[3:]] == [kernels] * 3
+    assert (tmp_path / "docs" / "roofline.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_picture_has_every_series(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("matplotlib", reason="the picture needs matplotlib")
+    from bench.picture import roofline_figure, series
+
+    rows = [made_up_record(A_CASE, backend, monkeypatch) for backend in ("cuda", "triton")]
+    num_bytes = 3 * 256 * 512 * 4
+    assert series(rows) == {
+        "cuda": [(num_bytes, pytest.approx(num_bytes / 4e3), "a")],
+        "triton": [(num_bytes, pytest.approx(num_bytes / 4e3), "a")],
+        "compile": [(num_bytes, pytest.approx(num_bytes / 8e3), "a")],
+        "eager": [(num_bytes, pytest.approx(num_bytes / 40e3), "a")],
+    }
+    (panel,) = roofline_figure([rows]).axes
+    assert panel.get_xscale() == "log"
+    lines = {line.get_label(): line.get_xydata().tolist() for line in panel.get_lines()}
+    assert lines["add"] == [[num_bytes, pytest.approx(num_bytes / 2e3)]]
+    assert lines.keys() == {"add", "copy", "read"}
+    assert len(panel.collections) == 4
+
+
+@pytest.mark.parametrize(
+    "text", ["no markers", publish.START, f"{publish.END}{publish.START}", README + README]
+)
+def test_a_readme_without_its_markers_is_left_alone(
+    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text(text)
+    file = tmp_path / "gpu.json"
+    file.write_text(json.dumps({}))
+    with pytest.raises(SystemExit):
+        publish.main([str(file), "--readme", str(readme)])
+    assert "list of records" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="once each"):
+        publish.between_markers(text, "body")
+    assert readme.read_text() == text
