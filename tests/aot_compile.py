@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 import triton
-from triton.backends.compiler import GPUTarget
+from made_up_gpu import Driver
 from triton.runtime.jit import JITFunction
 
 from ndfast.backends import triton as backend
@@ -28,22 +28,6 @@ from ndfast.backends.reference import accumulation_dtype
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 N, K = 64, 10
-
-
-class Driver:
-    """As much of Triton's driver as compiling asks for."""
-
-    def __init__(self, capability: int) -> None:
-        self.capability = capability
-
-    def get_current_target(self) -> GPUTarget:
-        return GPUTarget("cuda", self.capability, 32)
-
-    def get_current_device(self) -> int:
-        return self.capability  # a device each, for the JIT keeps one target for each
-
-    def get_current_stream(self, device: int) -> int:
-        return 0
 
 
 def call(
@@ -86,9 +70,14 @@ def call(
     else:
         needs = {
             "backward": (True, teacher == "features", target == "a centre a row"),
+            "student": (True, False, False),
+            "attached": (True, False, False),
             "class means": (False, False, True),
         }[kernel]
-        backend.backward(upstream, scale, coefficients, student, given, *centres, *needs)
+        grad_features = torch.zeros_like(student) if kernel == "attached" else None
+        backend.backward(
+            upstream, scale, coefficients, student, given, *centres, grad_features, *needs
+        )
 
 
 def read(compiled: Any) -> dict[str, Any]:
@@ -103,10 +92,12 @@ def read(compiled: Any) -> dict[str, Any]:
     assert found, usage
     instruction = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_.]+)", re.M)
     names = instruction.findall(code)
-    first_shuffle = next((i for i, name in enumerate(names) if name.startswith("SHFL")), 0)
 
     def count(prefix: str, among: list[str] = names) -> int:
         return sum(name.startswith(prefix) for name in among)
+
+    def after_the_first(prefix: str) -> list[str]:
+        return names[next((i for i, name in enumerate(names) if name.startswith(prefix)), 0) :]
 
     return {
         "registers": int(found[1]),
@@ -114,7 +105,8 @@ def read(compiled: Any) -> dict[str, Any]:
         "local": int(found[4]) + count("LDL") + count("STL"),
         "wide_loads": count("LDG.E.128"),
         "wide_stores": count("STG.E.128"),
-        "wide_loads_after_shuffle": count("LDG.E.128", names[first_shuffle:]),
+        "wide_loads_after_shuffle": count("LDG.E.128", after_the_first("SHFL")),
+        "wide_loads_after_store": count("LDG.E.128", after_the_first("STG")),
         "loads": len(re.findall(r"\bld\.global", ptx)),
         "stores": len(re.findall(r"\bst\.global", ptx)),
         "atomics": len(re.findall(r"\batom\.", ptx)),

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cases import assert_as_defined, draw, every_option, worst_error
+from cases import assert_as_defined, draw, every_option, rows_of, worst_error
 
 from ndfast.backends import reference
 
@@ -24,10 +24,10 @@ import triton.language as tl
 from triton.runtime import interpreter
 
 from ndfast.backends import triton as backend
-from ndfast.backends.triton import launch_table
+from ndfast.backends.triton import launch_table, launcher
 from ndfast.backends.triton.launch_table import LaunchConfig
-from ndfast.backends.triton.launcher import _workspace
 from ndfast.backends.triton.tiles import load_tile, store_tile
+from ndfast.backends.triton.workspace import workspace
 
 CPU = torch.device("cpu")
 pytestmark = [
@@ -71,11 +71,13 @@ def some_options(seed: int, number: int) -> list[dict[str, Any]]:
     return random.Random(seed).sample(list(every_option()), number)
 
 
-def _round_to_bfloat16(convert: Callable[..., Any]) -> Callable[..., Any]:
-    """The interpreter's conversion, with float32 to bfloat16 as a GPU has it: to nearest even.
+@pytest.fixture
+def rounds_as_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter converts float32 to bfloat16 to nearest even.
 
-    Triton's interpreter cuts the lower half off, which is twice the error.
+    By itself it cuts the lower half off, which is twice the error.
     """
+    convert = interpreter._convert_float
 
     def rounded(data: Any, source: Any, result: Any, mode: Any) -> Any:
         if (source, result) != (tl.float32, tl.bfloat16):
@@ -83,7 +85,7 @@ def _round_to_bfloat16(convert: Callable[..., Any]) -> Callable[..., Any]:
         bits = torch.tensor(data).to(torch.bfloat16).view(torch.int16)
         return bits.numpy().view(np.uint16)
 
-    return rounded
+    monkeypatch.setattr(interpreter, "_convert_float", rounded)
 
 
 MIXTURES = [
@@ -95,21 +97,64 @@ MIXTURES = [
 ]
 
 
+@pytest.mark.usefixtures("rounds_as_a_gpu")
 @pytest.mark.parametrize(("dtype", "means_dtype"), MIXTURES, ids=str)
 def test_every_dtype(
-    dtype: torch.dtype,
-    means_dtype: torch.dtype,
-    use_layout: Callable[[str], None],
-    monkeypatch: pytest.MonkeyPatch,
-    seed: int,
+    dtype: torch.dtype, means_dtype: torch.dtype, use_layout: Callable[[str], None], seed: int
 ) -> None:
     use_layout("one block")
-    monkeypatch.setattr(
-        interpreter, "_convert_float", _round_to_bfloat16(interpreter._convert_float)
-    )
     for option in some_options(seed, 10):
         case = draw(3, 37, 2, dtype, means_dtype=means_dtype, **option)
         assert_as_defined(case, "triton", (seed, dtype, option))
+
+
+@pytest.mark.usefixtures("rounds_as_a_gpu")
+@pytest.mark.parametrize(
+    ("dtype", "means_dtype"), [(torch.float32, torch.float32), *MIXTURES], ids=str
+)
+def test_the_gradient_of_the_features_is_added_and_rounded_once(
+    dtype: torch.dtype, means_dtype: torch.dtype, use_layout: Callable[[str], None], seed: int
+) -> None:
+    use_layout("one block" if dtype == torch.float32 else "three blocks")
+    unweighted = [option for option in every_option() if not option["weighted"]]
+    for option in unweighted if dtype == torch.float32 else some_options(seed, 10):
+        rows = rows_of(draw(3, 37, 2, dtype, means_dtype=means_dtype, **option))
+        _, scale, coefficients, _ = backend.forward(*rows, 4, False)
+        upstream = torch.rand(3 if option["reduction"] == "none" else (), dtype=scale.dtype) + 0.5
+        # About as large as the ND gradient; rows apart, and one element off 16 bytes.
+        grad_features = (torch.randn(3, 40) * 0.05).to(dtype)[:, 1:38]
+        before = grad_features.clone()
+        call = (upstream, scale, coefficients, *rows[:7])
+        needs = (True, option["teacher"] == "features", rows.target is None)  # by one kernel
+        got, *others = backend.backward(*call, grad_features, *needs)
+
+        alpha, beta = (coefficients[:2].double() * (upstream * scale).double())[:, :, None]
+        centres = reference.gather_centres(rows.class_means, *rows[3:7], torch.float64)
+        centres = centres.nan_to_num()  # of an ignored label
+        exact = before.double() + (alpha * centres + beta * rows.student.double())
+        bound = 8 * torch.finfo(scale.dtype).eps * exact.abs().max()  # of the sums
+        bound = bound + torch.finfo(dtype).eps / 2 * exact.abs()  # of rounding
+        assert ((got.double() - exact).abs() <= bound).all(), (seed, option)
+        assert torch.equal(grad_features, before), (seed, option)
+        for other, alone in zip(others, backend.backward(*call, None, *needs)[1:], strict=True):
+            assert torch.equal(other, alone), (seed, option)
+
+
+def test_an_ignored_row_keeps_the_gradient_of_its_features(seed: int) -> None:
+    student = torch.randn(2, 32)
+    student[1] = torch.nan
+    call = (student, None, torch.randn(3, 32), torch.tensor([2, -100]), None, None, 1.0)
+    _, scale, coefficients, _ = backend.forward(
+        *call, None, 1.0, reference.SUM, -100, 1e-8, 2, False
+    )
+    grad_features = torch.randn(2, 35)[:, 3:]  # its rows are less aligned than all others
+    grad_features[1, :4] = torch.tensor([-0.0, torch.nan, torch.inf, 1e-45])
+    rows = (torch.tensor(2.0), scale, coefficients, *call)
+    gradient = backend.backward(*rows, grad_features, True, False, False)[0]
+    assert torch.equal(gradient[1].view(torch.int32), grad_features[1].view(torch.int32)), seed
+    assert (gradient[0] != grad_features[0]).all(), seed
+    columns = grad_features.t().contiguous().t()
+    assert torch.equal(backend.backward(*rows, columns, True, False, False)[0][0], gradient[0])
 
 
 @pytest.mark.parametrize(
@@ -137,11 +182,18 @@ def test_the_launch_table_serves_every_width(D: int, seed: int) -> None:
     assert_as_defined(draw(3, D, 2, torch.float32), "triton", D)
 
 
-@pytest.mark.parametrize("target", ["indices", "mix by row"])
-def test_classes_of_many_rows_are_added_up(target: str, seed: int) -> None:
-    # More rows a class than a tile has (32), more columns (64), and a class without any row.
+@pytest.mark.parametrize(
+    ("target", "rows_per_program"), [("indices", 512), ("indices", 9), ("mix by row", 9)]
+)
+def test_classes_of_many_rows_are_added_up(
+    target: str, rows_per_program: int, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    # More rows a class than a tile has (32), more columns (64), and a class without any row; by one
+    # program a class, and by more than there are tiles.
+    monkeypatch.setattr(launcher, "_CLASS_MEANS_ROWS_PER_PROGRAM", rows_per_program)
     case = draw(90, 70, 2, torch.float32, target=target, ignoring=True)
-    assert_as_defined(case, "triton", target)
+    case = replace(case, class_means=torch.cat([case.class_means, torch.randn(1, 70)]))
+    assert_as_defined(case, "triton", (seed, target))
 
 
 def test_uint8_labels_are_unsigned(seed: int) -> None:
@@ -170,8 +222,9 @@ def test_labels_that_are_no_class_give_nan_and_read_nothing(mixed: bool, seed: i
     assert results[0].isnan().nonzero().flatten().tolist() == bad
     assert results[3].isnan().all(dim=1).nonzero().flatten().tolist() == bad
     upstream = torch.rand(6)
-    gradients = backend.backward(upstream, *results[1:3], *call, True, True, True)
-    expected += reference.backward(upstream, *expected[1:3], *call, True, True, True)
+    needs = (None, True, True, True)
+    gradients = backend.backward(upstream, *results[1:3], *call, *needs)
+    expected += reference.backward(upstream, *expected[1:3], *call, *needs)
     for got, wanted in zip((*results, *gradients), expected, strict=True):
         torch.testing.assert_close(got, wanted, equal_nan=True, rtol=1e-5, atol=1e-6)
 
@@ -224,7 +277,7 @@ def test_the_loss_is_bitwise_the_same_and_the_ticket_is_back(
     use_layout("one block")
     case = draw(9, 37, 3, torch.float32, weighted=True)
     first = case.run("triton")
-    _, ticket = _workspace(CPU)
+    _, ticket = workspace(CPU)
     assert ticket == 0
     for name, value in case.run("triton").items():
         assert torch.equal(value, first[name]), name

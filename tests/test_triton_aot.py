@@ -6,16 +6,14 @@ waits for one, nothing is spilled, and an option that is not used leaves no inst
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-triton = pytest.importorskip("triton", reason="the Triton backend needs triton")
+pytest.importorskip("triton", reason="the Triton backend needs triton")
+
+import triton
+from made_up_gpu import output_of
 
 # What ptxas makes of a kernel differs from release to release of Triton, which brings its own.
 by_compiler = pytest.mark.skipif(
@@ -41,6 +39,10 @@ REGISTERS = {
     ("forward", 4096, "bfloat16"): FOR_24_WARPS,
     ("backward", 1000, "float32"): 56,
     ("backward", 1000, "bfloat16"): FOR_24_WARPS,
+    ("attached", 512, "bfloat16"): 56,
+    ("attached", 1000, "float32"): 48,
+    ("attached", 1000, "bfloat16"): 48,
+    ("attached", 4096, "bfloat16"): 48,
     ("finish", 1000, "float32"): 48,
     ("finish", 1000, "bfloat16"): 64,
 }
@@ -69,6 +71,7 @@ OPTIONS: list[tuple[dict[str, Any], int, int]] = [
     ({"num_coefficients": 4}, 0, 4),
     ({"gradient": True}, 0, 2),
 ]
+ATTACHED = {"D": 1024, "dtype": "float32", "teacher": "absent"}
 LONG_ROW = (90, {"kernel": "forward", "D": 16_384, "dtype": "bfloat16"})
 MISALIGNED = (90, {"kernel": "forward", "D": 1000, "dtype": "float32", "offset": 1})
 ODD = (90, {"kernel": "forward", "D": 513, "dtype": "float32"})
@@ -80,6 +83,7 @@ PLAIN_CALL = (90, PLAIN)
 ALL = [
     *ONE_DTYPE,
     *((90, {**PLAIN, **option}) for option, _, _ in OPTIONS),
+    *((90, {**ATTACHED, "kernel": kernel}) for kernel in ("student", "attached")),
     LONG_ROW, MISALIGNED, ODD, WIDE_MEANS, CLASS_MEANS, DOUBLE, PLAIN_CALL,
 ]  # fmt: skip
 
@@ -92,17 +96,10 @@ def name(call: Call) -> str:
 @pytest.fixture(scope="module")
 def found() -> dict[str, dict[str, Any]]:
     """What aot_compile.py read, by the call's name."""
-    tests = Path(__file__).parent
-    paths = [str(tests.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-    done = subprocess.run(
-        [sys.executable, str(tests / "aot_compile.py")],
-        input=json.dumps(ALL), capture_output=True, text=True, check=False,
-        env={**os.environ, "TRITON_INTERPRET": "0", "PYTHONPATH": os.pathsep.join(paths)},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-4000:]
-    return dict(zip(map(name, ALL), json.loads(done.stdout), strict=True))
+    return dict(zip(map(name, ALL), output_of("aot_compile.py", ALL), strict=True))
 
 
+@by_compiler
 @pytest.mark.parametrize("call", [*ONE_DTYPE, LONG_ROW, MISALIGNED, ODD, WIDE_MEANS, CLASS_MEANS,
                                   DOUBLE], ids=name)  # fmt: skip
 def test_nothing_is_spilled(call: Call, found: dict[str, Any]) -> None:
@@ -121,9 +118,9 @@ def test_registers_are_within_their_bound(call: Call, found: dict[str, Any]) -> 
 @pytest.mark.parametrize("call", ONE_DTYPE, ids=name)
 def test_rows_move_in_16_byte_pieces(call: Call, found: dict[str, Any]) -> None:
     # The launch table gives a thread two pieces of each row.
-    tensors_read, tensors_written = {"forward": (3, 1), "backward": (3, 2), "finish": (2, 1)}[
-        call[1]["kernel"]
-    ]
+    tensors_read, tensors_written = {
+        "forward": (3, 1), "backward": (3, 2), "attached": (3, 1), "finish": (2, 1)
+    }[call[1]["kernel"]]  # fmt: skip
     code = found[name(call)]
     assert (code["wide_loads"], code["wide_stores"]) == (2 * tensors_read, 2 * tensors_written)
 
@@ -149,6 +146,20 @@ def test_all_loads_of_a_row_come_before_the_first_shuffle(
     call: Call, found: dict[str, Any]
 ) -> None:
     assert found[name(call)]["wide_loads_after_shuffle"] == 0
+
+
+@by_compiler
+@pytest.mark.parametrize("call", ONE_DTYPE, ids=name)
+def test_all_loads_of_a_row_come_before_the_first_store(call: Call, found: dict[str, Any]) -> None:
+    assert found[name(call)]["wide_loads_after_store"] == 0
+
+
+def test_a_gradient_of_the_features_costs_what_it_moves(found: dict[str, Any]) -> None:
+    plain, attached = (
+        found[name((90, {**ATTACHED, "kernel": kernel}))] for kernel in ("student", "attached")
+    )
+    assert attached["loads"] - plain["loads"] == 2
+    assert attached["stores"] == plain["stores"]
 
 
 @by_compiler

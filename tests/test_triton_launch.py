@@ -1,11 +1,15 @@
-"""How the Triton backend chooses a layout, and where it says that it cannot run."""
+"""How the Triton backend chooses a layout and a workspace, and where it says that it cannot run."""
 
 from __future__ import annotations
 
+import functools
+import operator
 import os
 import runpy
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,7 +21,7 @@ pytest.importorskip("triton", reason="the Triton backend needs triton")
 import triton
 
 from ndfast.backends import triton as backend
-from ndfast.backends.triton import launch_table
+from ndfast.backends.triton import launch_table, workspace
 from ndfast.backends.triton.launch_table import LaunchConfig, default_config
 
 
@@ -72,6 +76,70 @@ def test_candidates_are_layouts_that_triton_takes(D: int, itemsize: int) -> None
         assert 1 <= config.num_warps <= 16
         assert config.rows == 1 or config.block_d >= D
         assert config.programs_per_sm >= 1
+
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def fresh_workspaces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a process that has launched nothing yet."""
+    monkeypatch.setattr(
+        workspace, "_stream_workspace", functools.cache(workspace._stream_workspace.__wrapped__)
+    )
+    monkeypatch.setattr(workspace, "_graph_tickets", {})
+
+
+@pytest.mark.usefixtures("fresh_workspaces")
+def test_launches_that_may_run_at_the_same_time_have_tickets_of_their_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(workspace, "_GRAPH_TICKETS", 3)
+    eager = workspace.workspace(CPU)
+    assert all(map(operator.is_, workspace.workspace(CPU), eager))
+    other_stream = workspace._stream_workspace(CPU, 1)
+    monkeypatch.setattr(workspace, "is_capturing", lambda device: True)
+    captured = [workspace.workspace(CPU) for _ in range(3)]
+    tickets = [ticket for _, ticket in (eager, other_stream, *captured)]
+    addresses = {ticket.data_ptr() for ticket in tickets}
+    assert len(addresses) == len(tickets)
+    assert all(address % 16 == 0 for address in addresses)
+    used_up = [workspace.workspace(CPU)[1] for _ in range(2)]
+    assert used_up[0].data_ptr() != used_up[1].data_ptr()
+    assert not addresses & {ticket.data_ptr() for ticket in used_up}
+    assert all((ticket == 0).all() and ticket.dtype == torch.int32 for ticket in tickets + used_up)
+
+
+@pytest.mark.usefixtures("fresh_workspaces")
+def test_a_capture_before_any_launch_clears_its_ticket_in_the_graph(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(workspace, "is_capturing", lambda device: True)
+    assert workspace.workspace(CPU)[1].item() == 0
+    assert not workspace._graph_tickets  # or a graph's memory would be everybody's
+    monkeypatch.setattr(workspace, "is_capturing", lambda device: False)
+    workspace.workspace(CPU)
+    assert list(workspace._graph_tickets) == [CPU]
+
+
+@pytest.mark.usefixtures("fresh_workspaces")
+def test_what_outlasts_a_call_is_allocated_in_a_thread_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    threads = []
+
+    def watched(allocate: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        def watching(*args: Any, **kwargs: Any) -> torch.Tensor:
+            threads.append(threading.get_ident())
+            return allocate(*args, **kwargs)
+
+        return watching
+
+    for name in ("zeros", "empty"):
+        monkeypatch.setattr(torch, name, watched(getattr(torch, name)))
+    workspace.workspace(CPU)
+    assert len(threads) == 3  # partial sums, the ticket, the graphs' tickets
+    assert threading.get_ident() not in threads
 
 
 def test_cpu_tensors_need_the_interpreter() -> None:

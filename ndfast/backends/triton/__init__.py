@@ -2,12 +2,16 @@
 
 - launcher.py: what `ndfast.backends` asks of a backend: outputs, arguments, launches.
 - launch_table.py: how many rows, columns and warps a program gets.
+- quick_launch.py: launches with less work on the host than Triton's JIT.
+- workspace.py: what the programs of a launch share to add the loss up.
 - forward_kernel.py, backward_kernels.py: the kernels; tiles.py: how they read and write rows.
 """
 
 from __future__ import annotations
 
 import torch
+
+from ndfast.backends.gpu import too_old
 
 try:
     import triton
@@ -21,8 +25,6 @@ else:
 
 __all__ = ["backward", "finish_gradient_", "forward", "unusable"]
 
-_LEAST_CAPABILITY = (8, 0)
-
 
 def unusable(device: torch.device) -> str | None:
     """Why the kernels cannot run on ``device``, None where they can."""
@@ -32,8 +34,4 @@ def unusable(device: torch.device) -> str | None:
         return None
     if device.type != "cuda":
         return "Triton compiles for CUDA devices; set TRITON_INTERPRET=1 to interpret its kernels"
-    capability = torch.cuda.get_device_capability(device)
-    if capability < _LEAST_CAPABILITY:
-        found, least = (".".join(map(str, c)) for c in (capability, _LEAST_CAPABILITY))
-        return f"the GPU has compute capability {found}; it takes {least} or more"
-    return None
+    return too_old(device)

@@ -17,19 +17,22 @@ from ndfast.backends.triton.tiles import (
 # Their values bring the compiler nothing that ALIGN does not, and each kind would be compiled anew.
 _PLAIN_INTEGERS = [
     "N", "K", "grad_loss_stride", "student_stride", "teacher_stride", "class_means_stride",
+    "grad_features_stride",
 ]  # fmt: skip
 
 
 @triton.jit(do_not_specialize=_PLAIN_INTEGERS)
 def backward_kernel(
     student, teacher, class_means, target, target_b, lam, grad_loss, scale, coefficients,
-    grad_student, grad_teacher, grad_centres,
-    student_stride, teacher_stride, class_means_stride, grad_loss_stride, N, K,
-    lam_scalar: tl.float64,
+    grad_features, grad_student, grad_teacher, grad_centres,
+    student_stride, teacher_stride, class_means_stride, grad_features_stride, grad_loss_stride,
+    N, K, lam_scalar: tl.float64,
     D: tl.constexpr, ALIGN: tl.constexpr, FINISHED: tl.constexpr,
     ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """∂s = alpha·c + beta·s, ∂t = gamma·t, ∂c = alpha·s + delta·c, those that are not None.
+
+    To ∂s is added what the features' gradient is already, ``grad_features``, rounded once.
 
     Moves what it reads and writes through memory once, class means through L2: rows are
     independent and nothing is summed, so rows of any length go block by block. With FINISHED the
@@ -73,6 +76,11 @@ def backward_kernel(
                     class_means, label, target_b, label_b, share, class_means_stride, in_range,
                     start, D, BLOCK_D, ALIGN, dtype,
                 )  # fmt: skip
+            if grad_features is not None:
+                g = load_tile(
+                    grad_features, rows, grad_features_stride, in_batch, start, D, BLOCK_D, ALIGN,
+                    dtype,
+                )  # fmt: skip
             if grad_teacher is not None:
                 t = load_tile(
                     teacher, rows, teacher_stride, in_batch, start, D, BLOCK_D, ALIGN, dtype
@@ -80,7 +88,11 @@ def backward_kernel(
                 gradient = tl.where(dead, 0, gamma[:, None] * t)
                 store_tile(grad_teacher, rows, in_batch, start, gradient, D, BLOCK_D)
             if grad_student is not None:
-                gradient = tl.where(dead, 0, alpha[:, None] * c + beta[:, None] * s)
+                gradient = alpha[:, None] * c + beta[:, None] * s
+                if grad_features is not None:
+                    gradient = tl.where(dead, g, g + gradient)
+                else:
+                    gradient = tl.where(dead, 0, gradient)
                 store_tile(grad_student, rows, in_batch, start, gradient, D, BLOCK_D)
             if grad_centres is not None:
                 gradient = tl.where(dead, 0, alpha[:, None] * s + delta[:, None] * c)
@@ -90,23 +102,24 @@ def backward_kernel(
 @triton.jit(do_not_specialize=_PLAIN_INTEGERS)
 def class_means_backward_kernel(
     student, class_means, target, target_b, lam, grad_loss, scale, coefficients,
-    order, bounds, grad_class_means,
+    order, bounds, sums,
     student_stride, class_means_stride, grad_loss_stride, N, K, lam_scalar: tl.float64,
     D: tl.constexpr, ALIGN: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """One class's gradient, the sum of its rows' ∂c, over BLOCK_D columns; no atomics.
+    """Sums of a class's rows' ∂c, over BLOCK_D columns; no atomics.
 
+    ``sums`` [num_programs(2), K, D]: a class's tiles of rows are dealt out to so many programs.
     ``order`` lists the rows sorted by label, ``bounds`` [K + 1] where a class's begin. Of mixed
     labels it lists 2N, i for row i's first label and N + i for its second. Every s is read once
     (twice where labels are mixed), in pieces of BLOCK_D columns.
     """
     dtype: tl.constexpr = coefficients.dtype.element_ty
-    k = tl.program_id(0)
+    k, part = tl.program_id(0), tl.program_id(2)
     start = tl.program_id(1) * BLOCK_D
     rest = tl.load(scale)
     total = tl.zeros((ROWS, BLOCK_D), dtype)
     end = tl.load(bounds + k + 1)
-    for i in range(tl.load(bounds + k), end, ROWS):
+    for i in range(tl.load(bounds + k) + part * ROWS, end, ROWS * tl.num_programs(2)):
         entries = tl.arange(0, ROWS) + i
         mask = entries < end
         entry = tl.load(order + entries, mask=mask, other=0)
@@ -129,5 +142,5 @@ def class_means_backward_kernel(
             gradient *= tl.where((entry < N)[:, None], share, 1 - share)
         total += tl.where(is_dead(alpha, beta), 0, gradient)
     cols = start + tl.arange(0, BLOCK_D)
-    grad_row = grad_class_means + tl.cast(k, tl.int64) * D
-    tl.store(grad_row + cols, storable(tl.sum(total, 0), grad_row), mask=cols < D)
+    row = sums + (tl.cast(part, tl.int64) * K + k) * D
+    tl.store(row + cols, storable(tl.sum(total, 0), row), mask=cols < D)

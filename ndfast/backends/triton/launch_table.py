@@ -35,6 +35,7 @@ class LaunchConfig:
     programs_per_sm: int
 
 
+@functools.cache
 def default_config(D: int, itemsize: int) -> LaunchConfig:
     """The layout for rows of D elements of ``itemsize`` bytes: two 16-byte loads a row and thread.
 

@@ -1,0 +1,84 @@
+"""Launches kernels past Triton's JIT, which takes longer to look at the arguments than a launch.
+
+At each launch the JIT works out what the compiled code depends on, and looks the code up by that.
+Of this package's kernels that is little, so they look it up themselves.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+# Equal rows of student and teacher must have bitwise equal norms, for a tie belongs to the student:
+# multiplications and additions are not fused. Memory bounds the kernels, so this costs no time that
+# shows; and Triton's default changes in 3.10.
+_ENABLE_FP_FUSION = False
+
+_LEAST_INT32, _LARGEST_INT32 = -(2**31), 2**31 - 1
+
+
+class QuickLaunch:
+    """A kernel whose compiled code is found by what it depends on, with little work on the host.
+
+    Args:
+        kernel: its parameters are tensors, then integers that are not specialized, then numbers
+            annotated with their type, then constexprs.
+    """
+
+    def __init__(self, kernel: Any) -> None:
+        self._kernel = kernel
+        self._compiled: dict[tuple[Any, ...], Any] = {}
+        # Interpreted, nothing is compiled; for AMD, code depends on the tensors' sizes as well.
+        self._is_quick = isinstance(kernel, triton.JITFunction) and torch.version.hip is None
+
+    def __call__(
+        self,
+        grid: tuple[int, int, int],
+        tensors: tuple[Tensor | None, ...],
+        integers: tuple[int, ...],
+        numbers: tuple[float, ...],
+        constants: tuple[int, ...],
+        num_warps: int,
+    ) -> None:
+        """Launches on the current stream of the current device."""
+        scalars = (*integers, *numbers, *constants)
+        # Wider integers have other code; too rare to look which of them are wide.
+        is_wide = min(integers) < _LEAST_INT32 or max(integers) > _LARGEST_INT32
+        if is_wide or not self._is_quick:
+            self._launch_by_jit(grid, tensors, scalars, num_warps)
+            return
+        driver = triton.runtime.driver.active
+        device = driver.get_current_device()
+        # As integers they spare the launcher a call and a look by the CUDA driver for each tensor.
+        pointers = [None if tensor is None else tensor.data_ptr() for tensor in tensors]
+        key = (
+            device,
+            triton.knobs.runtime.debug,
+            triton.knobs.compilation.instrumentation_mode,
+            num_warps,
+            constants,
+            *[None if tensor is None else tensor.dtype for tensor in tensors],
+            *[i for i, pointer in enumerate(pointers) if pointer and pointer % 16],
+        )
+        compiled = self._compiled.get(key)
+        if compiled is not None:
+            stream = driver.get_current_stream(device)
+            compiled[grid](*pointers, *scalars, stream=stream)
+            return
+        compiled = self._launch_by_jit(grid, tensors, scalars, num_warps)
+        if compiled is not None:  # None where something took the place of a launch
+            self._compiled[key] = compiled
+
+    def _launch_by_jit(
+        self,
+        grid: tuple[int, int, int],
+        tensors: tuple[Tensor | None, ...],
+        scalars: tuple[float, ...],
+        num_warps: int,
+    ) -> Any:
+        return self._kernel[grid](
+            *tensors, *scalars, num_warps=num_warps, enable_fp_fusion=_ENABLE_FP_FUSION
+        )

@@ -1,0 +1,120 @@
+"""Launches a kernel by Triton's JIT and by QuickLaunch, and prints what each launched.
+
+`tests/test_triton_quick_launch.py` runs this as a program, because Triton decides at import whether
+kernels are interpreted. stdout: a JSON object, by the call's name: what the JIT launched, what
+QuickLaunch launched the first time and the second, and whether it asked the JIT the second time.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import nullcontext
+from itertools import chain
+from typing import Any
+from unittest.mock import patch
+
+import torch
+import triton
+from made_up_gpu import Driver
+from triton.runtime.jit import JITFunction
+
+from ndfast.backends.triton.forward_kernel import forward_kernel
+from ndfast.backends.triton.quick_launch import QuickLaunch
+
+N, D, K = 6, 64, 10
+
+
+def call(
+    integer: int = N, num_coefficients: int = 0, num_warps: int = 4, **tensors: torch.Tensor | None
+) -> tuple[Any, ...]:
+    """The arguments of a launch: grid, tensors, integers, numbers, constants, num_warps."""
+    given: dict[str, Any] = {"teacher_norms": None, **tensors}
+    for name in ("student", "teacher", "class_means"):
+        given.setdefault(name, torch.zeros(N, D))
+    names = ("student", "teacher", "teacher_norms", "class_means")
+    labels_and_weights = (None, None, None, None)
+    outputs = (torch.zeros(N), torch.zeros(()), torch.zeros(num_coefficients, N), None, None, None)
+    return (
+        (3, 2, 1),
+        (*(given[name] for name in names), *labels_and_weights, *outputs),
+        (integer,) * 6,
+        (1.0, 0.5, 1e-8),
+        (D, 16, 0, num_coefficients, 8, 64),
+        num_warps,
+    )
+
+
+def misaligned() -> torch.Tensor:
+    return torch.zeros(N * D + 1)[1:].view(N, D)
+
+
+def narrow() -> torch.Tensor:
+    return torch.zeros(N, D, dtype=torch.bfloat16)
+
+
+CALLS: dict[str, Callable[[], tuple[Any, ...]]] = {
+    "plain": call,
+    "other addresses": call,
+    "one": lambda: call(integer=1),
+    "sixteen": lambda: call(integer=16),
+    "largest int32": lambda: call(integer=2**31 - 1),
+    "wide": lambda: call(integer=2**31),
+    "negative": lambda: call(integer=-(2**31)),
+    "wide negative": lambda: call(integer=-(2**31) - 1),
+    "misaligned student": lambda: call(student=misaligned()),
+    "misaligned class means": lambda: call(class_means=misaligned()),
+    "narrow student": lambda: call(student=narrow()),
+    "narrow teacher": lambda: call(teacher=narrow()),
+    "no teacher": lambda: call(teacher=None),
+    "teacher norms": lambda: call(teacher=None, teacher_norms=torch.zeros(N)),
+    "another constant": lambda: call(num_coefficients=2),
+    "other warps": lambda: call(num_warps=2),
+    "another device": call,
+    "another stream": call,
+    "debug": call,
+    "instrumented": call,
+}
+
+
+def main() -> None:
+    driver = Driver(capability=90)
+    triton.runtime.driver.set_active(driver)
+    settings: dict[str, Any] = {
+        "another device": patch.object(driver, "device", 91),
+        "another stream": patch.object(driver, "stream", 7),
+        "debug": patch.object(triton.knobs.runtime, "debug", True),
+        "instrumented": patch.object(triton.knobs.compilation, "instrumentation_mode", "consan"),
+    }
+    hooked: list[str] = []
+    triton.knobs.runtime.launch_enter_hook.add(lambda data: hooked.append(data.get()["name"]))
+    triton.knobs.runtime.launch_exit_hook.add(lambda data: hooked.append("end"))
+
+    def jit(grid: Any, *arguments: Any) -> None:
+        *arguments, num_warps = arguments
+        options = {"num_warps": num_warps, "enable_fp_fusion": False}
+        forward_kernel[grid](*chain(*arguments), **options)
+
+    def launched(launch: Callable[..., None], arguments: tuple[Any, ...]) -> list[Any]:
+        launch(*arguments)
+        seen = [*driver.launches, *hooked]
+        driver.launches.clear()
+        hooked.clear()
+        return seen
+
+    quick_launch = QuickLaunch(forward_kernel)
+    found = {}
+    for name, make in CALLS.items():
+        arguments = make()
+        with settings.get(name, nullcontext()):
+            launches = [launched(launch, arguments) for launch in (jit, quick_launch)]
+            with patch.object(
+                JITFunction, "run", autospec=True, side_effect=JITFunction.run
+            ) as run:
+                launches.append(launched(quick_launch, arguments))
+        found[name] = [*launches, run.called]
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
