@@ -1,16 +1,19 @@
-"""Installing where there is no C++ compiler, no nvcc, no torch to build against."""
+"""What is built and installed, with nvcc, a C++ compiler and torch to build against and without."""
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 import sysconfig
+from functools import partial
 from pathlib import Path
 from zipfile import ZipFile
 
 import pytest
+from elftools.elf.elffile import ELFFile
 
 ROOT = Path(__file__).parent.parent
 USE_IT = """
@@ -22,23 +25,28 @@ print(ndfast.__file__, s.grad is not None, ndfast.available_backends()["native"]
 """
 
 
-def build_wheel(folder: Path, **environment: str) -> tuple[Path, str]:
-    """Builds a wheel from a copy of the sources; returns it and what the build printed."""
+def build(folder: Path, **environment: str) -> tuple[int, str]:
+    """Builds a wheel from a copy of the sources; returns the exit status and what was printed."""
     source = folder / "source"
     built = shutil.ignore_patterns("*.so", "__pycache__")
     for name in ("ndfast", "csrc"):
         shutil.copytree(ROOT / name, source / name, ignore=built)
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    build = subprocess.run(
+    done = subprocess.run(
         [
             sys.executable, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "-v",
             "--wheel-dir", str(folder), str(source),
         ],
         env={**os.environ, **environment}, capture_output=True, text=True, check=False,
     )  # fmt: skip
-    printed = build.stdout + build.stderr
-    assert build.returncode == 0, printed[-3000:]
+    return done.returncode, done.stdout + done.stderr
+
+
+def build_wheel(folder: Path, **environment: str) -> tuple[Path, str]:
+    """The wheel, and what its build printed."""
+    status, printed = build(folder, **environment)
+    assert status == 0, printed[-3000:]
     (wheel,) = folder.glob("*.whl")
     return wheel, printed
 
@@ -58,21 +66,84 @@ def use_wheel(wheel: Path) -> str:
     return result.stdout
 
 
-@pytest.mark.slow
-def test_with_a_compiler_and_without_nvcc(tmp_path: Path) -> None:
-    if shutil.which(os.environ.get("CXX", "c++")) is None:
-        pytest.skip("no C++ compiler here")
-    # Where nvcc shares a folder with the compiler, it is hidden by a folder of links.
-    tools = tmp_path / "tools"
-    tools.mkdir()
-    for folder in os.environ["PATH"].split(os.pathsep):
-        for program in Path(folder).glob("*") if Path(folder).is_dir() else ():
-            link = tools / program.name
+def path_without_nvcc(folder: Path) -> str:
+    """Where nvcc shares a folder with the compiler, it is hidden by a folder of links."""
+    folder.mkdir()
+    for programs in os.environ["PATH"].split(os.pathsep):
+        for program in Path(programs).glob("*") if Path(programs).is_dir() else ():
+            link = folder / program.name
             if program.name != "nvcc" and not link.exists():
                 link.symlink_to(program)
-    wheel, _ = build_wheel(tmp_path, PATH=str(tools), CUDA_HOME="", NDFAST_NATIVE="1")
+    return str(folder)
+
+
+needs_compiler = pytest.mark.skipif(
+    shutil.which(os.environ.get("CXX", "c++")) is None, reason="no C++ compiler here"
+)
+needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc here")
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_with_a_compiler_and_without_nvcc(tmp_path: Path) -> None:
+    path = path_without_nvcc(tmp_path / "tools")
+    wheel, printed = build_wheel(tmp_path, PATH=path, CUDA_HOME="", NDFAST_NATIVE="1")
+    assert "without the compiled CUDA kernels: there is no nvcc" in printed
     assert "-cp310-abi3-" in wheel.name
     assert "ndfast/_C.abi3.so" in ZipFile(wheel).namelist()
+    assert use_wheel(wheel).split()[-2:] == ["True", "None"]
+
+
+@needs_compiler
+def test_cuda_that_is_asked_for_and_cannot_be_built_is_an_error(tmp_path: Path) -> None:
+    path = path_without_nvcc(tmp_path / "tools")
+    status, printed = build(tmp_path / "none", PATH=path, CUDA_HOME="", NDFAST_CUDA="1")
+    assert status != 0
+    assert "NDFAST_CUDA=1, but there is no nvcc" in printed
+    broken = tmp_path / "cuda" / "bin" / "nvcc"
+    broken.parent.mkdir(parents=True)
+    broken.write_text("#!/bin/sh\necho broken >&2\nexit 1\n")
+    broken.chmod(0o755)
+    cuda_home = str(tmp_path / "cuda")
+    status, printed = build(tmp_path / "broken", CUDA_HOME=cuda_home, NDFAST_CUDA="1")
+    assert status != 0
+    assert f"NDFAST_CUDA=1, but {broken} does not work: broken" in printed
+
+
+@needs_compiler
+@needs_nvcc
+@pytest.mark.slow
+def test_the_wheel_with_cuda(tmp_path: Path) -> None:
+    wheel, _ = build_wheel(tmp_path, NDFAST_CUDA="1", TORCH_CUDA_ARCH_LIST="9.0")
+    assert "-cp310-abi3-" in wheel.name
+    sources = {str(path.relative_to(ROOT)) for path in (ROOT / "ndfast").rglob("*.py")}
+    content = {name for name in ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    assert content == sources | {"ndfast/_C.abi3.so", "ndfast/py.typed"}
+    assert use_wheel(wheel).split()[-2:] == ["True", "None"]  # on a torch without CUDA too
+
+    # CPython's limited API, of 3.10; a manylinux of this machine's age; nothing of CUDA to find.
+    run = partial(subprocess.run, capture_output=True, text=True, check=False)
+    tools = Path(sys.executable).parent
+    audited = run([tools / "abi3audit", "--strict", "--verbose", wheel])
+    assert audited.returncode == 0, audited.stdout + audited.stderr
+    shown = run([tools / "auditwheel", "show", wheel]).stdout
+    assert re.search(r"constrains the platform tag to\s+\"manylinux_2_", shown), shown
+    with (tmp_path / "site" / "ndfast" / "_C.abi3.so").open("rb") as library:
+        dynamic = ELFFile(library).get_section_by_name(".dynamic")
+        needed = {tag.needed for tag in dynamic.iter_tags("DT_NEEDED")}
+    assert not {name for name in needed if re.match("libcu|libtorch_cuda|libpython", name)}, needed
+
+
+@needs_compiler
+@needs_nvcc
+@pytest.mark.slow
+def test_kernels_that_do_not_compile_leave_the_cpu_library(tmp_path: Path) -> None:
+    header = tmp_path / "include" / "cuda_fp16.h"
+    header.parent.mkdir()
+    header.write_text("#error broken\n")
+    # Every nvcc looks here first.
+    wheel, printed = build_wheel(tmp_path, NVCC_PREPEND_FLAGS=f"-I{header.parent}")
+    assert "without the compiled CUDA kernels: their compilation failed" in printed
     assert use_wheel(wheel).split()[-2:] == ["True", "None"]
 
 

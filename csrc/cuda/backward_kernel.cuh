@@ -46,6 +46,7 @@ __global__ void __launch_bounds__(kBackwardThreads, kMix ? 3 : 4)
     const T share = load_share<T, kMix>(p.centres, i, true);
     const Coefficients<T> by = student_coefficients(p, i, upstream, labels.in_range);
     if (p.grad_student.data || p.grad_centres.data) {
+#pragma unroll 1
       for (int begin = threadIdx.x; begin < pieces; begin += kPieces * blockDim.x) {
         Piece<T, S, n> s[kPieces], g[kPieces];
         CentrePiece<T, C, n, kMix> c[kPieces];
