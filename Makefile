@@ -6,6 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SOURCES := $(wildcard csrc/*.* csrc/*/*.*)
+EMULATOR := $(wildcard tests/cuda_emulator/*.*)
 
 GPU_ARCH := import torch; print('%d.%d' % torch.cuda.get_device_capability())
 # Where pytest-xdist is there: most of the time goes to compiling Triton's kernels on the CPU.
@@ -46,8 +47,8 @@ gpu-build:  ## the library built into ndfast/ for this machine's GPU
 	$(PYTHON) -c "import sys, ndfast; sys.exit(ndfast.available_backends()['cuda'])"
 
 gpu-test:  ## the tests marked gpu; those that look at the GPU's memory have it to themselves
-	$(PYTHON) -m pytest tests -m gpu --ignore tests/gpu/test_gpu_repeated.py $(GPU_XDIST) $(ARGS)
-	$(PYTHON) -m pytest tests/gpu/test_gpu_repeated.py $(ARGS)
+	$(PYTHON) -m pytest tests/gpu -m gpu --ignore tests/gpu/test_gpu_repeated.py $(GPU_XDIST) $(ARGS)
+	$(PYTHON) -m pytest tests/gpu/test_gpu_repeated.py -m gpu $(ARGS)
 
 gpu-sanitize:  ## compute-sanitizer's four tools over every option (ARGS="--backend triton")
 	$(PYTHON) tests/gpu/run_sanitizer.py $(ARGS)
@@ -62,12 +63,12 @@ lint: setup  ## ruff, mypy and clang-format, nothing is changed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $(SOURCES)
+	$(BIN)/clang-format --dry-run --Werror $(SOURCES) $(EMULATOR)
 
 format: setup  ## rewrites the sources as lint wants them
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(SOURCES)
+	$(BIN)/clang-format -i $(SOURCES) $(EMULATOR)
 
 clean:  ## removes what was built and installed here
 	rm -rf $(VENV) build dist *.egg-info ndfast/*.so runs
