@@ -12,6 +12,8 @@ GPU_ARCH := import torch; print('%d.%d' % torch.cuda.get_device_capability())
 # Where pytest-xdist is there: most of the time goes to compiling Triton's kernels on the CPU.
 GPU_XDIST = $(shell $(PYTHON) -c "import xdist; print('--numprocesses=4')" 2>/dev/null)
 GPU_PARTS := gpu-build gpu-test gpu-sanitize gpu-bench gpu-report
+# Other files of tests/ import what such a machine may lack.
+GPU_TESTS := tests/gpu tests/test_class_means.py tests/test_compat.py
 
 .PHONY: help setup test demo bench lint format clean gpu $(GPU_PARTS)
 
@@ -47,7 +49,7 @@ gpu-build:  ## the library built into ndfast/ for this machine's GPU
 	$(PYTHON) -c "import sys, ndfast; sys.exit(ndfast.available_backends()['cuda'])"
 
 gpu-test:  ## the tests marked gpu; those that look at the GPU's memory have it to themselves
-	$(PYTHON) -m pytest tests/gpu -m gpu --ignore tests/gpu/test_gpu_repeated.py $(GPU_XDIST) $(ARGS)
+	$(PYTHON) -m pytest $(GPU_TESTS) -m gpu --ignore tests/gpu/test_gpu_repeated.py $(GPU_XDIST) $(ARGS)
 	$(PYTHON) -m pytest tests/gpu/test_gpu_repeated.py -m gpu $(ARGS)
 
 gpu-sanitize:  ## compute-sanitizer's four tools over every option (ARGS="--backend triton")

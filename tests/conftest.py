@@ -12,6 +12,8 @@ if not torch.cuda.is_available():
     # Before ndfast is imported: Triton decides when a kernel is defined.
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+from emulated_cuda import compile_and_load, on_the_cpu
+
 from ndfast.backends import native
 
 
@@ -31,6 +33,19 @@ def poisoned_outputs() -> Iterator[None]:
     torch.utils.deterministic.fill_uninitialized_memory = True
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(scope="session")
+def emulator(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Compiled once for all tests that run the CUDA kernels on the CPU."""
+    compile_and_load(tmp_path_factory.mktemp("emulated_cuda"))
+
+
+@pytest.fixture
+def emulated_cuda(emulator: None) -> Iterator[None]:
+    """Backend "cuda" on CPU tensors."""
+    with on_the_cpu():
+        yield
 
 
 @pytest.fixture(params=native.capabilities())

@@ -6,7 +6,6 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 
 import pytest
@@ -20,9 +19,11 @@ ROOT = Path(__file__).parent.parent
 EMULATOR = ROOT / "tests" / "cuda_emulator"
 
 
-@cache
-def _load(folder: Path) -> None:
-    """Compiles and loads the ops of csrc/cuda for CPU tensors, under another name."""
+def compile_and_load(folder: Path) -> None:
+    """The ops of csrc/cuda for CPU tensors, under another name; skips without a compiler."""
+    if shutil.which(get_cxx_compiler()) is None:
+        pytest.skip("no C++ compiler here")
+    os.environ.setdefault("MAX_JOBS", "2")
     names = ("bindings", "forward", "backward", "launch")
     sources = [ROOT / "csrc" / "cuda" / f"{name}.cpp" for name in names]
     load(
@@ -39,12 +40,8 @@ def _load(folder: Path) -> None:
 
 
 @contextmanager
-def on_the_cpu(folder: Path) -> Iterator[None]:
-    """Makes backend "cuda" run on CPU tensors, by the emulator; skips where that cannot be."""
-    if shutil.which(get_cxx_compiler()) is None:
-        pytest.skip("no C++ compiler here")
-    os.environ.setdefault("MAX_JOBS", "2")
-    _load(folder)
+def on_the_cpu() -> Iterator[None]:
+    """Makes backend "cuda" run on CPU tensors, by the ops that have been loaded."""
     ops = torch.ops.ndfast_emulated_cuda
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cuda, "unusable", lambda device: None)

@@ -29,7 +29,7 @@ def run(*arguments: str) -> int:
         (["train", "--data", "cifar"], "--data: invalid choice: 'cifar'"),
         (["train", "--method", "kd", "dkd"], "--method: invalid choice: 'dkd'"),
         (["train", "--method"], "--method: expected at least one argument"),
-        (["train", "--backend", "cuda"], "--backend: invalid choice: 'cuda'"),
+        (["train", "--backend", "metal"], "--backend: invalid choice: 'metal'"),
         (["train", "--epochs", "0"], "epochs: got 0; it takes 1 or more"),
         (["train", "--epochs", "many"], "--epochs: invalid int value: 'many'"),
         (["train", "--seed", "3"], "--seed"),  # no abbreviation of --seeds

@@ -5,23 +5,16 @@ What the machine code is like is in test_cuda_code.py; what only a GPU shows is 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from cases import assert_as_defined, draw, every_option, rows_of
-from emulated_cuda import on_the_cpu
 
 import ndfast
 from ndfast.backends import cuda, reference
 
+pytestmark = pytest.mark.usefixtures("emulated_cuda")
+
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def emulated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with on_the_cpu(tmp_path_factory.mktemp("emulated_cuda")):
-        yield
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)

@@ -78,7 +78,7 @@ def test_one_asked_for_by_name_that_cannot_run_says_why(monkeypatch: pytest.Monk
 
 def test_every_backend_is_listed_and_the_reference_always_runs() -> None:
     backends = ndfast.available_backends()
-    assert set(backends) == {"native", "triton", "reference"}
+    assert set(backends) == {"native", "cuda", "triton", "reference"}
     assert backends["reference"] is None
 
 
