@@ -15,9 +15,10 @@ STABLE_TORCH_LIBRARY(ndfast_native, m) {
         ", Tensor? sample_weight, float weight, int reduction, int ignore_index, float eps, "
         "int num_coefficients, bool gradient) -> "
         "(Tensor loss, Tensor coefficients, Tensor grad_student)");
-  m.def("backward(Tensor grad_loss, Tensor scale, Tensor coefficients, " NDFAST_INPUTS
-        ", bool needs_student, bool needs_teacher, bool needs_class_means) -> "
-        "(Tensor grad_student, Tensor grad_teacher, Tensor grad_class_means)");
+  m.def(
+      "backward(Tensor grad_loss, Tensor scale, Tensor coefficients, " NDFAST_INPUTS
+      ", Tensor? grad_features, bool needs_student, bool needs_teacher, bool needs_class_means) -> "
+      "(Tensor grad_student, Tensor grad_teacher, Tensor grad_class_means)");
   m.def(
       "finish_gradient_(Tensor(a!) grad_student, Tensor grad_loss, Tensor scale, "
       "Tensor coefficients, " NDFAST_STUDENT_AND_CENTRES ") -> ()");

@@ -8,7 +8,7 @@ from ndfast.class_means_files import (
 )
 from ndfast.compat import DirectNormLoss
 from ndfast.dispatch import available_backends, use_backend
-from ndfast.functional import nd_loss
+from ndfast.functional import attach_nd_loss, nd_loss
 from ndfast.labels import Mix
 from ndfast.module import NDLoss
 
@@ -19,6 +19,7 @@ __all__ = [
     "DirectNormLoss",
     "Mix",
     "NDLoss",
+    "attach_nd_loss",
     "available_backends",
     "load_class_means",
     "load_class_means_metadata",

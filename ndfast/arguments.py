@@ -76,7 +76,7 @@ def check_and_flatten(
     target_b, lam, lam_scalar = None, None, 1.0
     if target is None:
         _check_shape("class_means", class_means, shape, "one centre a row")
-        class_means = _flatten(class_means)
+        class_means = flatten(class_means)
     else:
         means_shape = class_means.shape
         if len(means_shape) != 2 or means_shape[1] != shape[1] or means_shape[0] == 0:
@@ -95,9 +95,9 @@ def check_and_flatten(
             check_label_range(target, target_b, class_means.shape[0], ignore_index)
 
     if len(shape) > 2:
-        student = _flatten(student)
+        student = flatten(student)
         if teacher is not None:
-            teacher = _flatten(teacher) if teacher.shape != rows_shape else teacher.reshape(-1)
+            teacher = flatten(teacher) if teacher.shape != rows_shape else teacher.reshape(-1)
         if sample_weight is not None:
             sample_weight = sample_weight.reshape(-1)
     rows = Rows(
@@ -111,11 +111,19 @@ def _shape(tensor: Tensor) -> list[int]:
     return list(tensor.shape)
 
 
-def _flatten(features: Tensor) -> Tensor:
+def flatten(features: Tensor) -> Tensor:
     """[N, D, d1, ...] to [N·d1·..., D], a view where the strides allow."""
     if features.dim() == 2:
         return features
     return features.movedim(1, -1).reshape(-1, features.shape[1])
+
+
+def unflatten(rows: Tensor, shape: torch.Size) -> Tensor:
+    """[N·d1·..., D] to the ``shape`` [N, D, d1, ...] that was flattened, a view."""
+    if len(shape) == 2:
+        return rows
+    N, D, *rest = shape
+    return rows.view(N, *rest, D).movedim(-1, 1)
 
 
 def _rows_shape(student: Tensor, target: Any) -> Any:
@@ -235,4 +243,4 @@ def _centres_of_probabilities(
     _check_constant("target", probabilities)
     dtype = accumulation_dtype(student)
     with torch.autocast(student.device.type, enabled=False):
-        return _flatten(probabilities).to(dtype) @ class_means.to(dtype)
+        return flatten(probabilities).to(dtype) @ class_means.to(dtype)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from ndfast import dispatch, ops
-from ndfast.arguments import Rows
+from ndfast.arguments import Rows, flatten, unflatten
 
 # Where the inputs that need a gradient stand among a Function's inputs.
 STUDENT, TEACHER, CLASS_MEANS = 0, 1, 2
@@ -39,6 +39,19 @@ def nd_loss_rows(rows: Rows, backend: str | None) -> Tensor:
     if not needs_gradient:
         return dispatch.run_forward(module, (*rows, 0, False))[0]
     return _apply_eagerly(student, teacher, class_means, rows, module)
+
+
+def attach_nd_loss_rows(student: Tensor, rows: Rows, backend: str | None) -> tuple[Tensor, Tensor]:
+    """The features to go on with and the loss; ``rows.student`` is ``student``, flattened."""
+    if (
+        not (torch.is_grad_enabled() and student.requires_grad)
+        or torch._C._are_functorch_transforms_active()
+    ):
+        return student, nd_loss_rows(rows, backend)
+    if _is_watched(student):
+        return _AttachedNDLoss.apply(student, *rows[1:3], rows, ops.OpPair(backend))
+    module = dispatch.choose(student.device, backend)
+    return _attach_eagerly(student, *rows[1:3], rows, module)
 
 
 def _is_watched(student: Tensor) -> bool:
@@ -84,12 +97,42 @@ def _once_differentiable(
     def wrapper(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         if not torch.is_grad_enabled():  # no create_graph: nobody can differentiate again
             return backward(ctx, *grad_outputs)
-        it_depends_on = (grad_outputs[0], *ctx.saved_tensors)
+        it_depends_on = (*grad_outputs, *ctx.saved_tensors)
         with torch.no_grad():
             gradients = backward(ctx, *grad_outputs)
         return tuple(g if g is None else _DeadEnd.apply(g, *it_depends_on) for g in gradients)
 
     return wrapper
+
+
+def _run_forward(ctx: Any, rows: Rows, gradient: bool, backend: Any) -> tuple[Tensor, Tensor]:
+    """The loss and, where asked for, the student's gradient; keeps what backward takes."""
+    needs = ctx.needs_input_grad
+    arguments = (*rows, _num_coefficients(needs), gradient)
+    if isinstance(backend, ops.OpPair):
+        outputs = backend.forward(*arguments)
+    else:
+        outputs = dispatch.run_forward(backend, arguments)
+    loss, scale, coefficients, grad_student = outputs
+    student, teacher, class_means, target, target_b, lam, ctx.lam_scalar = rows[:7]
+    ctx.save_for_backward(
+        student, teacher if needs[TEACHER] else None, class_means, target, target_b, lam
+    )
+    ctx.from_forward = scale, coefficients
+    ctx.backend = backend
+    return loss, grad_student
+
+
+def _run_backward(
+    ctx: Any, grad_loss: Tensor, grad_features: Tensor | None, needs: tuple[bool, ...]
+) -> tuple[Tensor | None, ...]:
+    """The gradients that are needed; ``grad_features`` goes into the student's."""
+    student, teacher, *centres = ctx.saved_tensors
+    grads = ctx.backend.backward(
+        grad_loss, *ctx.from_forward, student, teacher, *centres, ctx.lam_scalar, grad_features,
+        *needs,
+    )  # fmt: skip
+    return tuple(grad if need else None for grad, need in zip(grads, needs, strict=True))
 
 
 class _NDLoss(torch.autograd.Function):
@@ -108,48 +151,30 @@ class _NDLoss(torch.autograd.Function):
         rows: Rows,  # these three among them: autograd follows no tensor in a tuple
         backend: Any,
     ) -> Tensor:
-        needs = ctx.needs_input_grad
-        gradient = needs[STUDENT] and student.dtype != torch.float16
-        loss, scale, coefficients, grad_student = dispatch.run_forward(
-            backend, (*rows, _num_coefficients(needs), gradient)
-        )
-        target, target_b, lam, ctx.lam_scalar = rows[3:7]
-        ctx.save_for_backward(
-            student, teacher if needs[TEACHER] else None, class_means, target, target_b, lam
-        )
-        ctx.from_forward = scale, coefficients
+        gradient = ctx.needs_input_grad[STUDENT] and student.dtype != torch.float16
+        loss, grad_student = _run_forward(ctx, rows, gradient, backend)
         ctx.grad_student = grad_student if gradient else None
-        ctx.backend = backend
         return loss
 
     @staticmethod
     @_once_differentiable
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
-        needs_student, needs_teacher, needs_class_means = ctx.needs_input_grad[:3]
-        scale, coefficients = ctx.from_forward
+        needs = ctx.needs_input_grad[:3]
         # Handed out once, so that nobody else holds it and it may be written in place; a second
         # backward (retain_graph) makes its own from the coefficients.
         grad_student, ctx.grad_student = ctx.grad_student, None
-        if torch._C._functorch.is_legacy_batchedtensor(
-            grad_loss
-        ):  # is_grads_batched: several gradients
-            grad_student = None
-        is_finished = grad_student is not None and _is_one_on_the_cpu(grad_loss, scale)
-        grads: tuple[Tensor | None, ...] = (grad_student, None, None)
-        if not is_finished or needs_teacher or needs_class_means:
-            student, teacher, *centres = ctx.saved_tensors
-            centres.append(ctx.lam_scalar)
-            rows = (grad_loss, scale, coefficients, student)
-            if grad_student is not None:
-                if not is_finished:
-                    ctx.backend.finish_gradient_(grad_student, *rows, *centres)
-                needs_student = False
-            if needs_student or needs_teacher or needs_class_means:
-                needs = (needs_student, needs_teacher, needs_class_means)
-                grads = _wanted(ctx.backend.backward(*rows, teacher, *centres, *needs), needs)
-                if grad_student is not None:
-                    grads = (grad_student, *grads[1:])
-        return *grads, None, None
+        # is_grads_batched brings several upstream gradients, and grad_student is for one.
+        if grad_student is None or torch._C._functorch.is_legacy_batchedtensor(grad_loss):
+            return *_run_backward(ctx, grad_loss, None, needs), None, None
+        if not _is_one_on_the_cpu(grad_loss, ctx.from_forward[0]):
+            student, _, *centres = ctx.saved_tensors
+            ctx.backend.finish_gradient_(
+                grad_student, grad_loss, *ctx.from_forward, student, *centres, ctx.lam_scalar
+            )
+        if not (needs[TEACHER] or needs[CLASS_MEANS]):
+            return grad_student, None, None, None, None
+        others = _run_backward(ctx, grad_loss, None, (False, *needs[1:]))[1:]
+        return grad_student, *others, None, None
 
 
 # Function.apply without its look for what torch.func left behind, which has been taken:
@@ -162,8 +187,44 @@ def _is_one_on_the_cpu(grad_loss: Tensor, scale: Tensor) -> bool:
     return grad_loss.is_cpu and grad_loss.dim() == 0 and grad_loss.item() * scale.item() == 1
 
 
-def _wanted(grads: tuple[Tensor, ...], needs: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
-    return tuple(grad if need else None for grad, need in zip(grads, needs, strict=True))
+class _AttachedNDLoss(torch.autograd.Function):
+    """The features as they are, and the loss; backward adds both gradients in one kernel."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        student: Tensor,
+        teacher: Tensor | None,
+        class_means: Tensor,
+        rows: Rows,
+        backend: Any,
+    ) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        ctx.shape = student.shape
+        loss, _ = _run_forward(ctx, rows, False, backend)
+        return student, loss
+
+    @staticmethod
+    def backward(
+        ctx: Any, grad_features: Tensor | None, grad_loss: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        if grad_loss is None:  # not used; the classifier's gradient may be differentiated again
+            return grad_features, None, None, None, None
+        return _sum_of_gradients(ctx, grad_features, grad_loss)
+
+
+@_once_differentiable
+def _sum_of_gradients(
+    ctx: Any, grad_features: Tensor | None, grad_loss: Tensor
+) -> tuple[Tensor | None, ...]:
+    if grad_features is not None:
+        grad_features = flatten(grad_features)
+    grad_student, *others = _run_backward(ctx, grad_loss, grad_features, ctx.needs_input_grad[:3])
+    assert grad_student is not None  # a student that needs no gradient is not attached
+    return unflatten(grad_student, ctx.shape), *others, None, None
+
+
+_attach_eagerly = super(torch.autograd.Function, _AttachedNDLoss).apply
 
 
 class _TransformableNDLoss(torch.autograd.Function):

@@ -1,11 +1,11 @@
-"""nd_loss: the public function; what its arguments may be is in `ndfast.arguments`."""
+"""The public functions; what their arguments may be is in `ndfast.arguments`."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
 from ndfast.arguments import check_and_flatten
-from ndfast.autograd import nd_loss_rows
+from ndfast.autograd import attach_nd_loss_rows, nd_loss_rows
 from ndfast.labels import Mix
 
 
@@ -54,7 +54,7 @@ def nd_loss(
         eps: lower bound of the norms that are divided by.
         validate: look for labels out of range, which synchronises with a GPU. On the CPU they are
             always looked for; on a GPU, without it, such a row's loss and gradient are NaN.
-        backend: "native", "triton" or "reference"; by default the fastest that can run.
+        backend: "native", "cuda", "triton" or "reference"; by default the fastest that can run.
 
     Returns:
         The loss, float32 (float64 for float64 features); 0-dim, or shaped as the rows are for
@@ -76,3 +76,43 @@ def nd_loss(
     )  # fmt: skip
     loss = nd_loss_rows(rows, backend)
     return loss if rows_shape is None else loss.view(rows_shape)
+
+
+def attach_nd_loss(
+    student: Tensor,
+    teacher: Tensor | None,
+    class_means: Tensor,
+    target: Tensor | Mix | None,
+    *,
+    weight: float = 1.0,
+    sample_weight: Tensor | None = None,
+    reduction: str = "mean",
+    ignore_index: int = -100,
+    eps: float = 1e-8,
+    validate: bool = False,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`nd_loss` whose gradient joins the classifier's in one kernel.
+
+    A student's features go into the classifier and into the loss. With `nd_loss` backward makes
+    two gradients of them, which autograd adds up in a kernel of its own. Here the classifier goes
+    on from the returned features, and backward reads its gradient, adds the loss's and writes
+    their sum, rounded once; under torch.compile too. Under torch.func autograd adds them up.
+
+    Arguments and errors are those of `nd_loss`.
+
+    Returns:
+        ``(features, loss)``. The features are ``student`` itself: its values, shape and memory.
+        autograd refuses to change them in place, as ReLU(inplace=True) would. The loss is that of
+        `nd_loss`. Where only one of the two is used, its gradient is all there is.
+
+    Example:
+        >>> features, nd = ndfast.attach_nd_loss(features, t_emb, class_means, labels, weight=2.0)
+        >>> loss = F.cross_entropy(classifier(features), labels) + nd
+    """
+    rows, rows_shape = check_and_flatten(
+        student, teacher, class_means, target, weight, sample_weight, reduction, ignore_index, eps,
+        validate, backend,
+    )  # fmt: skip
+    features, loss = attach_nd_loss_rows(student, rows, backend)
+    return features, loss if rows_shape is None else loss.view(rows_shape)

@@ -19,7 +19,7 @@ class NDLoss(nn.Module):
         reduction: "mean", "sum" or "none".
         ignore_index: rows with this label give loss 0 and gradient 0.
         eps: lower bound of the norms that are divided by.
-        backend: "native", "triton" or "reference"; by default the fastest that can run.
+        backend: "native", "cuda", "triton" or "reference"; by default the fastest that can run.
 
     Raises:
         TypeError: ``class_means`` is no floating-point tensor.

@@ -6,7 +6,7 @@ chosen inside, on real tensors, so the graph does not depend on the choice.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,7 +29,8 @@ _library.define(
 )
 _library.define(
     f"nd_loss_backward(Tensor grad_loss, Tensor scale, Tensor coefficients, {_INPUTS}, "
-    "bool needs_student, bool needs_teacher, bool needs_class_means, str? backend) -> "
+    "Tensor? grad_features, bool needs_student, bool needs_teacher, bool needs_class_means, "
+    "str? backend) -> "
     "(Tensor grad_student, Tensor grad_teacher, Tensor grad_class_means)",
     tags=torch.Tag.pt2_compliant_tag,
 )
@@ -78,6 +79,7 @@ def _backward_fake(
     target_b: Tensor | None,
     lam: Tensor | None,
     lam_scalar: float,
+    grad_features: Tensor | None,
     needs_student: bool,
     needs_teacher: bool,
     needs_class_means: bool,
@@ -97,6 +99,18 @@ nd_loss_forward = torch.ops.ndfast.nd_loss_forward.default
 nd_loss_backward = torch.ops.ndfast.nd_loss_backward.default
 
 
+class OpPair(NamedTuple):
+    """The pair of ops in the form of a backend."""
+
+    backend: str | None
+
+    def forward(self, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return nd_loss_forward(*arguments, self.backend)
+
+    def backward(self, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+        return nd_loss_backward(*arguments, self.backend)
+
+
 def save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     """What `gradients` needs; the setup_context of nd_loss_forward."""
     *tensors, ctx.lam_scalar = inputs[:7]
@@ -109,7 +123,8 @@ def save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, .
 def gradients(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
     """The backward of nd_loss_forward."""
     needs = ctx.needs_input_grad[:3]
-    grads = nd_loss_backward(grad_loss, *ctx.saved_tensors, ctx.lam_scalar, *needs, ctx.backend)
+    saved = (*ctx.saved_tensors, ctx.lam_scalar)
+    grads = nd_loss_backward(grad_loss, *saved, None, *needs, ctx.backend)
     wanted = [grad if need else None for grad, need in zip(grads, needs, strict=True)]
     return *wanted, *[None] * (ctx.num_inputs - len(wanted))
 

@@ -74,7 +74,9 @@ def test_slices_at_any_offset(offset: int, seed: int) -> None:
         teacher=slice_of_wider(rows.teacher),
         class_means=slice_of_wider(rows.class_means),
     )
-    for got, expected in zip(cuda.forward(*slices, 4, True), cuda.forward(*rows, 4, True), strict=True):
+    for got, expected in zip(
+        cuda.forward(*slices, 4, True), cuda.forward(*rows, 4, True), strict=True
+    ):
         torch.testing.assert_close(got, expected)
 
 
@@ -107,9 +109,7 @@ def test_a_finished_gradient_is_written_only_where_it_changes(
 ) -> None:
     student, class_means = torch.randn(4, D), torch.randn(3, D)
     call = (student, None, class_means, torch.tensor([0, 1, 2, 0]), None, None, 1.0)
-    _, scale, coefficients, _ = cuda.forward(
-        *call, None, 1.0, reference.NONE, -100, 1e-8, 4, False
-    )
+    _, scale, coefficients, _ = cuda.forward(*call, None, 1.0, reference.NONE, -100, 1e-8, 4, False)
     gradient = torch.full_like(student, 7.0)  # no gradient: shows which rows were left alone
     factor = torch.tensor(upstream)
     rows = (factor, scale, coefficients, student, *call[2:])

@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import assert_as_defined, draw, every_option
-
-from ndfast.backends import native
+from cases import assert_as_defined, draw, every_option, needs_native
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
-needs_native = pytest.mark.skipif(
-    native.unusable(torch.device("cpu")) is not None, reason="the library is not built"
-)
 
 
 def test_reference_in_float32_in_every_option(seed: int) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import draw, every_option, rows_of
+from cases import compiles_anew, draw, every_option, rows_of
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
@@ -35,14 +35,27 @@ def test_opcheck(requires_grad: bool, backend: str, seed: int) -> None:
         torch.library.opcheck(ops.nd_loss_forward, forward)
         _, scale, coefficients, _ = ops.nd_loss_forward(*forward)
         needs_teacher = teacher is not None and teacher.dim() == 2
-        backward = (
-            case.upstream, scale, coefficients, student.detach(), teacher, class_means,
-            *rest[:4], True, needs_teacher, True, backend,
-        )  # fmt: skip
-        torch.library.opcheck(ops.nd_loss_backward, backward)
+        for grad_features in (None, torch.randn(5, 4).t()):
+            backward = (
+                case.upstream, scale, coefficients, student.detach(), teacher, class_means,
+                *rest[:4], grad_features, True, needs_teacher, True, backend,
+            )  # fmt: skip
+            torch.library.opcheck(ops.nd_loss_backward, backward)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_gradients_are_contiguous_as_the_graph_is_told(backend: str, seed: int) -> None:
+    s, t, c, grad_features = (torch.randn(5, 6).t() for _ in range(4))
+    inputs = (s, t, c, None, None, None, 1.0)
+    forward = (*inputs, None, 1.0, 1, -100, 1e-8, 4, True, backend)
+    loss, *saved, grad_student = ops.nd_loss_forward(*forward)
+    backward = (loss, *saved, *inputs, grad_features, True, True, True, backend)
+    for gradient in (grad_student, *ops.nd_loss_backward(*backward)):
+        assert gradient.is_contiguous()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@compiles_anew
 def test_compile_without_graph_breaks_and_with_dynamic_shapes(backend: str, seed: int) -> None:
     torch._dynamo.reset()
 
@@ -62,6 +75,7 @@ def test_compile_without_graph_breaks_and_with_dynamic_shapes(backend: str, seed
             torch.testing.assert_close(graph, eager, rtol=1e-6, atol=1e-7)
 
 
+@compiles_anew
 def test_compile_in_other_options(seed: int) -> None:
     torch._dynamo.reset()
     s, t, c, labels = inputs()

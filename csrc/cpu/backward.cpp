@@ -15,12 +15,13 @@ struct Backward {
   const T* coefficients;  // [2 or 4, N]
   int64_t N;
   const Matrix& student;
-  const Matrix* teacher;
   const Matrix& class_means;
   const CentreIndex& index;
   Matrix* grad_student;  // each of these may be null
-  Matrix* grad_teacher;
-  Matrix* grad_centres;         // with one centre a row
+  const Matrix* teacher = nullptr;
+  Matrix* grad_teacher = nullptr;
+  Matrix* grad_centres = nullptr;         // with one centre a row
+  const Matrix* grad_features = nullptr;  // is added to grad_student
   bool leave_finished = false;  // a row whose upstream gradient is 1 has its gradient already
 
   T alpha(int64_t i) const { return coefficients[i]; }
@@ -41,17 +42,19 @@ struct Backward {
       if (leave_finished && g == 1) continue;
       const bool dead = is_dead(i);
       const T* c = dead ? nullptr : centres[i];
+      const void* addend = grad_features ? grad_features->row(i).data : nullptr;
       if (!c) {  // ignored, or the labels have changed since forward
         const double value = dead ? 0 : std::numeric_limits<double>::quiet_NaN();
         for (Matrix* grad : {grad_student, grad_teacher, grad_centres}) {
           if (grad) grad->fill_row(i, value);
         }
+        if (dead && addend) kernels.scale(grad_student->row(i), grad_features->row(i), T(1), D);
         continue;
       }
       const ConstRow s = student.row(i);
       const T to_centre = g * alpha(i);
       if (grad_student) {
-        kernels.combine({grad_student->row(i), c, s, to_centre, g * beta(i), stream}, D);
+        kernels.combine({grad_student->row(i), c, s, to_centre, g * beta(i), stream, addend}, D);
       }
       if (grad_teacher) kernels.scale(grad_teacher->row(i), teacher->row(i), g * gamma(i), D);
       if (grad_centres) {
@@ -118,21 +121,28 @@ std::tuple<Tensor, Tensor, Tensor> backward_in(const Tensor& grad_loss, const Te
                                                const Tensor& coefficients, const Tensor& student,
                                                const OptionalTensor& teacher,
                                                const Tensor& class_means, const CentreIndex& index,
+                                               const OptionalTensor& grad_features,
                                                bool needs_student, bool needs_teacher,
                                                bool needs_class_means) {
   const MatrixOf s(student), c(class_means);
   const int64_t N = s.N;
   check_fit<T>(s, c, index, coefficients, needs_teacher || needs_class_means ? 4 : 2);
   const Values upstream(grad_loss, N), scales(scale, N);
-  std::optional<MatrixOf> t, grad_s, grad_t, grad_c;
+  std::optional<MatrixOf> t, features, grad_s, grad_t, grad_c;
   if (needs_teacher) {
     STD_TORCH_CHECK(teacher && teacher->dim() == 2, "teacher needs features for a gradient");
     t.emplace(*teacher);
     STD_TORCH_CHECK(t->N == N && t->D == s.D, "teacher does not fit student");
   }
+  if (grad_features) {
+    features.emplace(*grad_features);
+    STD_TORCH_CHECK(
+        needs_student && features->N == N && features->D == s.D && features->dtype == s.dtype,
+        "grad_features do not fit student");
+  }
   const auto output = [](bool needed, const Tensor& of, std::optional<MatrixOf>& matrix) {
-    if (!needed) return empty({0}, of.scalar_type());
-    Tensor grad = empty({of.size(0), of.size(1)}, of.scalar_type());
+    if (!needed) return empty_beside(of, {0}, of.scalar_type());
+    Tensor grad = empty_beside(of, {of.size(0), of.size(1)}, of.scalar_type());
     matrix.emplace(grad);
     return grad;
   };
@@ -141,18 +151,18 @@ std::tuple<Tensor, Tensor, Tensor> backward_in(const Tensor& grad_loss, const Te
   Tensor grad_class_means = output(needs_class_means, class_means, grad_c);
 
   const bool one_centre_a_row = !index.target;
-  const Backward<T> pass{upstream,
-                         scales[0],
-                         static_cast<const T*>(coefficients.data_ptr()),
-                         N,
-                         s,
-                         t ? &*t : nullptr,
-                         c,
-                         index,
-                         grad_s ? &*grad_s : nullptr,
-                         grad_t ? &*grad_t : nullptr,
-                         grad_c && one_centre_a_row ? &*grad_c : nullptr};
-  if (pass.grad_student || pass.grad_teacher || pass.grad_centres) {
+  Backward<T> pass{upstream,
+                   scales[0],
+                   static_cast<const T*>(coefficients.data_ptr()),
+                   N,
+                   s,
+                   c,
+                   index,
+                   grad_s ? &*grad_s : nullptr};
+  if (grad_t) pass.teacher = &*t, pass.grad_teacher = &*grad_t;
+  if (grad_c && one_centre_a_row) pass.grad_centres = &*grad_c;
+  if (features) pass.grad_features = &*features;
+  if (grad_s || grad_t || pass.grad_centres) {
     parallel_over_rows(N, s.D, [&](int64_t begin, int64_t end) { pass.rows(begin, end); });
   }
   if (grad_c && !one_centre_a_row) pass.class_gradient(*grad_c);
@@ -168,10 +178,8 @@ void finish_(Matrix& grad_student, const Tensor& grad_loss, const Tensor& scale,
   const Values upstream(grad_loss, N), scales(scale, N);
   if (upstream.is_single() && T(upstream[0] * scales[0]) == 1) return;
   check_fit<T>(s, c, index, coefficients, 2);
-  Backward<T> pass{upstream, scales[0], static_cast<const T*>(coefficients.data_ptr()),
-                   N,        s,         nullptr,
-                   c,        index,     &grad_student,
-                   nullptr,  nullptr};
+  Backward<T> pass{upstream, scales[0],    static_cast<const T*>(coefficients.data_ptr()), N, s, c,
+                   index,    &grad_student};
   pass.leave_finished = true;
   parallel_over_rows(N, s.D, [&](int64_t begin, int64_t end) { pass.rows(begin, end); });
 }
@@ -182,14 +190,15 @@ std::tuple<Tensor, Tensor, Tensor> backward(Tensor grad_loss, Tensor scale, Tens
                                             Tensor student, OptionalTensor teacher,
                                             Tensor class_means, OptionalTensor target,
                                             OptionalTensor target_b, OptionalTensor lam,
-                                            double lam_scalar, bool needs_student,
-                                            bool needs_teacher, bool needs_class_means) {
+                                            double lam_scalar, OptionalTensor grad_features,
+                                            bool needs_student, bool needs_teacher,
+                                            bool needs_class_means) {
   const int64_t N = student.size(0);
   const CentreIndex index{Labels(target, N), Labels(target_b, N), Values(lam, N, lam_scalar)};
   const auto run =
       student.scalar_type() == ScalarType::Double ? backward_in<double> : backward_in<float>;
-  return run(grad_loss, scale, coefficients, student, teacher, class_means, index, needs_student,
-             needs_teacher, needs_class_means);
+  return run(grad_loss, scale, coefficients, student, teacher, class_means, index, grad_features,
+             needs_student, needs_teacher, needs_class_means);
 }
 
 void finish_gradient_(Tensor grad_student, Tensor grad_loss, Tensor scale, Tensor coefficients,

@@ -99,6 +99,9 @@ std::tuple<Tensor, Tensor, Tensor> forward_in(const Tensor& student, const Optio
   const double denominator = denominator_of(index, sample_weight, N, c.N, ignore_index);
   const double mean_factor = denominator == 0 ? 0 : weight / denominator;
 
+  const auto empty = [&](std::initializer_list<int64_t> sizes, ScalarType type) {
+    return empty_beside(student, sizes, type);
+  };
   Tensor coefficients = empty({num_coefficients, N}, dtype);
   Tensor grad_student =
       gradient ? empty({N, s.D}, student.scalar_type()) : empty({0}, student.scalar_type());

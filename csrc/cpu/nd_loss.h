@@ -7,8 +7,6 @@
 
 namespace ndfast::cpu {
 
-enum Reduction : int64_t { kNone = 0, kMean = 1, kSum = 2 };
-
 // -> loss, coefficients, grad_student; the scale is 1, for the labels are counted beforehand
 std::tuple<Tensor, Tensor, Tensor> forward(Tensor student, OptionalTensor teacher,
                                            Tensor class_means, OptionalTensor target,
@@ -22,8 +20,9 @@ std::tuple<Tensor, Tensor, Tensor> backward(Tensor grad_loss, Tensor scale, Tens
                                             Tensor student, OptionalTensor teacher,
                                             Tensor class_means, OptionalTensor target,
                                             OptionalTensor target_b, OptionalTensor lam,
-                                            double lam_scalar, bool needs_student,
-                                            bool needs_teacher, bool needs_class_means);
+                                            double lam_scalar, OptionalTensor grad_features,
+                                            bool needs_student, bool needs_teacher,
+                                            bool needs_class_means);
 
 // In place: writes the gradient that forward finished anew, unless the upstream gradient is 1.
 void finish_gradient_(Tensor grad_student, Tensor grad_loss, Tensor scale, Tensor coefficients,

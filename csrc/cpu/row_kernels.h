@@ -6,11 +6,10 @@
 #include <string>
 #include <type_traits>
 
+#include "../dtype.h"
 #include "../row_math.h"
 
 namespace ndfast::cpu {
-
-enum class Dtype { float16, bfloat16, float32, float64 };
 
 // A row in memory, in whatever type it has there.
 struct ConstRow {
@@ -25,7 +24,8 @@ struct Row {
 // T is the type of the sums, float or double. A student is float64 exactly where T is double.
 
 // x*centre + y*student, to be written to `out`. `stream` writes past the caches, for outputs larger
-// than they are.
+// than they are. `addend`, where not null, is added before the sum is rounded; it and `out` then
+// have the student's type.
 template <class T>
 struct Combination {
   Row out;
@@ -34,6 +34,7 @@ struct Combination {
   T x;
   T y;
   bool stream;
+  const void* addend = nullptr;
 };
 
 template <class T>

@@ -11,7 +11,7 @@ namespace ndfast::cpu::NDFAST_ISA {
 namespace {
 
 // Writes a combination piece by piece.
-template <class T, class O, class S>
+template <class T, class O, class S, bool HasAddend = false>
 struct Combiner {
   using Out = Access<T, O>;
 
@@ -19,12 +19,14 @@ struct Combiner {
       : out(static_cast<O*>(c.out.data)),
         centre(c.centre),
         student(static_cast<const S*>(c.student.data)),
+        addend(static_cast<const S*>(c.addend)),
         x(c.x),
         y(c.y),
         stream(c.stream && reinterpret_cast<uintptr_t>(out) % (Out::n * sizeof(O)) == 0) {}
 
   inline void write(int64_t i) const {
-    const auto value = x * Access<T, T>::load(centre + i) + y * Access<T, S>::load(student + i);
+    auto value = x * Access<T, T>::load(centre + i) + y * Access<T, S>::load(student + i);
+    if constexpr (HasAddend) value += Access<T, S>::load(addend + i);
     if (stream) {
       Out::stream(out + i, value);
     } else {
@@ -33,12 +35,15 @@ struct Combiner {
   }
   inline void write(int64_t i, int64_t count) const {
     const auto c = Access<T, T>::load(centre + i, count);
-    Out::store(out + i, x * c + y * Access<T, S>::load(student + i, count), count);
+    auto value = x * c + y * Access<T, S>::load(student + i, count);
+    if constexpr (HasAddend) value += Access<T, S>::load(addend + i, count);
+    Out::store(out + i, value, count);
   }
 
   O* out;
   const T* centre;
   const S* student;
+  const S* addend;
   T x;
   T y;
   bool stream;
@@ -136,17 +141,23 @@ RowSums<T> sums(ConstRow student, ConstRow teacher, const T* centre, int64_t D,
   });
 }
 
+template <class T, class O, class S, bool HasAddend>
+void combine_as(const Combination<T>& c, int64_t D) {
+  const Combiner<T, O, S, HasAddend> combiner(c);
+  constexpr int n = Access<T, O>::n;
+  int64_t i = 0;
+  for (; i + n <= D; i += n) combiner.write(i);
+  if (i < D) combiner.write(i, D - i);
+}
+
 template <class T>
 void combine(const Combination<T>& c, int64_t D) {
-  with_type<T>(c.out.dtype, [&](auto* type_o) {
-    with_student_type<T>(c.student.dtype, [&](auto* type_s) {
+  with_student_type<T>(c.student.dtype, [&](auto* type_s) {
+    using S = std::remove_pointer_t<decltype(type_s)>;
+    if (c.addend) return combine_as<T, S, S, true>(c, D);
+    with_type<T>(c.out.dtype, [&](auto* type_o) {
       using O = std::remove_pointer_t<decltype(type_o)>;
-      using S = std::remove_pointer_t<decltype(type_s)>;
-      const Combiner<T, O, S> combiner(c);
-      constexpr int n = Access<T, O>::n;
-      int64_t i = 0;
-      for (; i + n <= D; i += n) combiner.write(i);
-      if (i < D) combiner.write(i, D - i);
+      combine_as<T, O, S, false>(c, D);
     });
   });
 }

@@ -1,44 +1,10 @@
 // Tensors of the stable ABI as the plain structs that the passes over rows take.
 #pragma once
 
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
-#include <optional>
-
+#include "../tensors.h"
 #include "row_kernels.h"
 
 namespace ndfast::cpu {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-using OptionalTensor = std::optional<Tensor>;
-
-inline Dtype dtype_of(const Tensor& tensor) {
-  switch (tensor.scalar_type()) {
-    case ScalarType::Half: return Dtype::float16;
-    case ScalarType::BFloat16: return Dtype::bfloat16;
-    case ScalarType::Float: return Dtype::float32;
-    case ScalarType::Double: return Dtype::float64;
-    default: STD_TORCH_CHECK(false, "expected a floating-point tensor");
-  }
-}
-
-inline int64_t bytes_of(Dtype dtype) {
-  return dtype == Dtype::float64 ? 8 : dtype == Dtype::float32 ? 4 : 2;
-}
-
-// By the C shim, not by the dispatcher: a small batch calls this four times.
-inline Tensor empty(std::initializer_list<int64_t> sizes, ScalarType dtype) {
-  const int64_t* size = sizes.begin();
-  const int64_t strides[] = {sizes.size() == 2 ? size[1] : 1, 1};
-  AtenTensorHandle handle = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(sizes.size(), size, strides,
-                                                  static_cast<int32_t>(dtype),
-                                                  aoti_torch_device_type_cpu(), 0, &handle));
-  return Tensor(handle);
-}
 
 // [N, D] floats, unit stride along D.
 struct Matrix {

@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "../dtype.h"
+
 namespace ndfast::cuda {
 
 inline constexpr int kTickets = 4096;         // of each kernel's translation unit
@@ -11,9 +13,7 @@ inline constexpr int kMaxBlockThreads = 512;  // of a forward kernel
 inline constexpr int kMaxBlockRows = 16;      // that it has in hand at once
 inline constexpr int kMaxBlocksPerSm = 32;    // more are not resident at once, on any GPU so far
 
-enum class Dtype : int32_t { float16, bfloat16, float32, float64 };
 enum class LabelDtype : int32_t { int64, int32, uint8 };
-enum Reduction : int32_t { kNone = 0, kMean = 1, kSum = 2 };
 
 // [N, D] floats, unit stride along D. Null data: absent.
 struct Matrix {

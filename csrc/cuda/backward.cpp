@@ -73,8 +73,8 @@ std::tuple<Tensor, Tensor, Tensor> backward_in(
     bool needs_student, bool needs_teacher, bool needs_class_means) {
   const OnDevice device(student);
   const auto gradient = [&](const Tensor& of, bool needed) {
-    return needed ? empty_like_device(student, {of.size(0), of.size(1)}, of.scalar_type())
-                  : empty_like_device(student, {0}, of.scalar_type());
+    return needed ? empty_beside(student, {of.size(0), of.size(1)}, of.scalar_type())
+                  : empty_beside(student, {0}, of.scalar_type());
   };
   STD_TORCH_CHECK(!needs_teacher || (teacher && teacher->dim() == 2),
                   "teacher: only features have a gradient");
@@ -128,14 +128,11 @@ void finish_(const Tensor& grad_student, const Tensor& grad_loss, const Tensor& 
 
 }  // namespace
 
-std::tuple<Tensor, Tensor, Tensor> backward(Tensor grad_loss, Tensor scale, Tensor coefficients,
-                                            Tensor student, OptionalTensor teacher,
-                                            Tensor class_means, OptionalTensor target,
-                                            OptionalTensor target_b, OptionalTensor lam,
-                                            double lam_scalar, OptionalTensor grad_features,
-                                            OptionalTensor order, OptionalTensor bounds,
-                                            bool needs_student, bool needs_teacher,
-                                            bool needs_class_means) {
+std::tuple<Tensor, Tensor, Tensor> backward(
+    Tensor grad_loss, Tensor scale, Tensor coefficients, Tensor student, OptionalTensor teacher,
+    Tensor class_means, OptionalTensor target, OptionalTensor target_b, OptionalTensor lam,
+    double lam_scalar, OptionalTensor grad_features, OptionalTensor order, OptionalTensor bounds,
+    bool needs_student, bool needs_teacher, bool needs_class_means) {
   const auto run =
       student.scalar_type() == ScalarType::Double ? backward_in<double> : backward_in<float>;
   return run(grad_loss, scale, coefficients, student, teacher, class_means, target, target_b, lam,

@@ -30,8 +30,8 @@ __device__ __forceinline__ Coefficients<T> student_coefficients(const BackwardAr
 
 inline constexpr int kBackwardThreads = 256;
 
-// Threads of a block: x along a row, y over rows. In a round a thread takes kPieces pieces, all read
-// before the first is written.
+// Threads of a block: x along a row, y over rows. In a round a thread takes kPieces pieces, all
+// read before the first is written.
 template <class T, class S, class C, int kPieces, bool kMix>
 __global__ void __launch_bounds__(kBackwardThreads, kMix ? 3 : 4)
     backward_kernel(const __grid_constant__ BackwardArguments<T> p) {
@@ -102,8 +102,8 @@ __global__ void __launch_bounds__(kBackwardThreads, kMix ? 3 : 4)
 
 inline constexpr int kColumns = 32, kClassRows = 8;
 
-// The gradient of the class mean that rows share: a block a class and a stretch of columns, threads x
-// along the columns, y over the class's rows, whose sums are added in a fixed order. No atomics.
+// The gradient of the class mean that rows share: a block a class and a stretch of columns, threads
+// x along the columns, y over the class's rows, whose sums are added in a fixed order. No atomics.
 template <class T, class S, class C, bool kMix>
 __global__ void __launch_bounds__(kColumns* kClassRows, 4)
     class_means_kernel(const __grid_constant__ ClassMeansArguments<T> p) {

@@ -19,9 +19,8 @@ inline dim3 backward_threads(int pieces) {
 template <class T, class S, class C>
 void launch_backward(const BackwardArguments<T>& p, const Launch& launch) {
   const dim3 threads = backward_threads(p.D / kElements<S>);
-  const auto kernel = p.centres.target_b.data
-                          ? backward_kernel<T, S, C, kBackwardPieces, true>
-                          : backward_kernel<T, S, C, kBackwardPieces, false>;
+  const auto kernel = p.centres.target_b.data ? backward_kernel<T, S, C, kBackwardPieces, true>
+                                              : backward_kernel<T, S, C, kBackwardPieces, false>;
   launch_over_rows(launch, kernel, threads, p.N, threads.y, p);
 }
 

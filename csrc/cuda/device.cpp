@@ -12,8 +12,7 @@ cudaStream_t current_stream(int32_t device) {
   using GetStream = AOTITorchError (*)(int32_t, void**);
   static const auto get_stream = [] {
     void* library = dlopen("libtorch_cuda.so", RTLD_NOW | RTLD_NOLOAD);
-    void* symbol =
-        dlsym(library ? library : RTLD_DEFAULT, "aoti_torch_get_current_cuda_stream");
+    void* symbol = dlsym(library ? library : RTLD_DEFAULT, "aoti_torch_get_current_cuda_stream");
     return reinterpret_cast<GetStream>(symbol);
   }();
   STD_TORCH_CHECK(get_stream, "this torch cannot tell its current CUDA stream");

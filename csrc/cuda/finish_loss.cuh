@@ -16,8 +16,8 @@ struct LossSums {
   double weight;
 };
 
-// What a group of threads has added up, its first lane alone. In shared memory, for it is needed once
-// a row, and registers all the time.
+// What a group of threads has added up, its first lane alone. In shared memory, for it is needed
+// once a row, and registers all the time.
 struct GroupTotals {
   LossSums of_groups[kMaxBlockRows];
 

@@ -34,14 +34,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward_in(
   STD_TORCH_CHECK(D <= INT32_MAX, "student: more than 2^31 - 1 features");
   const ScalarType dtype = sizeof(T) == 8 ? ScalarType::Double : ScalarType::Float;
   const auto empty = [&](std::initializer_list<int64_t> sizes, ScalarType type) {
-    return empty_like_device(student, sizes, type);
+    return empty_beside(student, sizes, type);
   };
 
   Tensor loss = reduction == kNone ? empty({N}, dtype) : empty({}, dtype);
   Tensor scale = empty({}, dtype);
   Tensor coefficients = empty({num_coefficients, N}, dtype);
-  Tensor grad_student = gradient ? empty({N, D}, student.scalar_type())
-                                 : empty({0}, student.scalar_type());
+  Tensor grad_student =
+      gradient ? empty({N, D}, student.scalar_type()) : empty({0}, student.scalar_type());
 
   Arguments arguments(student);
   ForwardArguments<T> p{};
@@ -83,11 +83,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward_in(
 
 }  // namespace
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> forward(
-    Tensor student, OptionalTensor teacher, Tensor class_means, OptionalTensor target,
-    OptionalTensor target_b, OptionalTensor lam, double lam_scalar, OptionalTensor sample_weight,
-    double weight, int64_t reduction, int64_t ignore_index, double eps, int64_t num_coefficients,
-    bool gradient) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> forward(Tensor student, OptionalTensor teacher,
+                                                   Tensor class_means, OptionalTensor target,
+                                                   OptionalTensor target_b, OptionalTensor lam,
+                                                   double lam_scalar, OptionalTensor sample_weight,
+                                                   double weight, int64_t reduction,
+                                                   int64_t ignore_index, double eps,
+                                                   int64_t num_coefficients, bool gradient) {
   const auto run =
       student.scalar_type() == ScalarType::Double ? forward_in<double> : forward_in<float>;
   return run(student, teacher, class_means, target, target_b, lam, lam_scalar, sample_weight,

@@ -19,8 +19,8 @@ template <class T, class Group>
 __device__ __forceinline__ Row<T> finish_row(const ForwardArguments<T>& p, int64_t i, bool valid,
                                              const RowSums<T>& sums, const RowLabels& labels,
                                              const Group& group, GroupTotals& totals) {
-  const T norm_t = p.teacher_norm.data && valid ? value_or(p.teacher_norm, i, T(0))
-                                                : sqrt(sums.teacher_squared);
+  const T norm_t =
+      p.teacher_norm.data && valid ? value_or(p.teacher_norm, i, T(0)) : sqrt(sums.teacher_squared);
   const T norm_c = labels.in_range ? sqrt(sums.centre_squared) : T(NAN);
   Row<T> row;
   row.terms = row_terms(sqrt(sums.student_squared), norm_t, norm_c, sums.student_dot_centre, p.eps);
@@ -73,9 +73,8 @@ __device__ __forceinline__ Piece<T, S, n> gradient_of(const Row<T>& row, const P
 
 // Registers that a thread's pieces of s, t and c take, and what mixing takes beside them.
 template <class S, class C, int kPieces, bool kMix>
-inline constexpr int kWords = kPieces* kElements<S> *
-                                  (2 * sizeof(S) + (kMix ? 2 : 1) * sizeof(C)) / 4 +
-                              (kMix ? 4 : 0);
+inline constexpr int kWords =
+    kPieces * kElements<S> * (2 * sizeof(S) + (kMix ? 2 : 1) * sizeof(C)) / 4 + (kMix ? 4 : 0);
 
 // A row is held in registers, kPieces pieces of each of its three vectors a thread.
 template <class T, class S, class C, int kPieces, class Group, bool kMix>
@@ -134,8 +133,8 @@ __global__ void __launch_bounds__(Group::max_threads(kWords<S, C, kPieces, kMix>
   finish_loss(p, totals);
 }
 
-// A row goes piece by piece through a block: one longer than registers hold, and, with AnyType, rows
-// of whatever types and alignments. Student and centre are read once more for the gradient.
+// A row goes piece by piece through a block: one longer than registers hold, and, with AnyType,
+// rows of whatever types and alignments. Student and centre are read once more for the gradient.
 template <class T, class S, class C, bool kMix>
 __global__ void __launch_bounds__(kMaxBlockThreads, 2)
     forward_loop_kernel(const __grid_constant__ ForwardArguments<T> p) {

@@ -15,8 +15,8 @@ void launch_forward(const ForwardArguments<float>& p, const Launch& launch) {
     const int rows = Group::kBlockThreads / Group::kThreads;
     launch_over_rows(launch, kernel, Group::kBlockThreads, p.N, rows, p);
   };
-  // One or two pieces a thread and vector. More would cost the registers of further warps, which have
-  // as many loads on their way.
+  // One or two pieces a thread and vector. More would cost the registers of further warps, which
+  // have as many loads on their way.
   if (pieces <= 8) {
     on_lanes(LaneGroup<8>(), forward_kernel<float, S, C, 1, LaneGroup<8>, kMix>);
   } else if (pieces <= 16) {
@@ -39,8 +39,8 @@ bool forward_rows(const ForwardArguments<float>& p, const Launch& launch) {
   if (!is_in_pieces<S>(p.student, p.D) || !is_in_pieces<S>(p.teacher, p.D)) return false;
   return with_class_mean_type<S>(p.centres.class_means, [&](auto* type) {
     using C = std::remove_pointer_t<decltype(type)>;
-    const auto run = p.centres.target_b.data ? launch_forward<S, C, true>
-                                             : launch_forward<S, C, false>;
+    const auto run =
+        p.centres.target_b.data ? launch_forward<S, C, true> : launch_forward<S, C, false>;
     run(p, launch);
   });
 }

@@ -8,22 +8,21 @@
 namespace ndfast::cuda {
 
 // -> loss, scale, coefficients, grad_student
-std::tuple<Tensor, Tensor, Tensor, Tensor> forward(
-    Tensor student, OptionalTensor teacher, Tensor class_means, OptionalTensor target,
-    OptionalTensor target_b, OptionalTensor lam, double lam_scalar, OptionalTensor sample_weight,
-    double weight, int64_t reduction, int64_t ignore_index, double eps, int64_t num_coefficients,
-    bool gradient);
+std::tuple<Tensor, Tensor, Tensor, Tensor> forward(Tensor student, OptionalTensor teacher,
+                                                   Tensor class_means, OptionalTensor target,
+                                                   OptionalTensor target_b, OptionalTensor lam,
+                                                   double lam_scalar, OptionalTensor sample_weight,
+                                                   double weight, int64_t reduction,
+                                                   int64_t ignore_index, double eps,
+                                                   int64_t num_coefficients, bool gradient);
 
-// -> grad_student, grad_teacher, grad_class_means. `order` and `bounds` sort the rows by class; they
-// are there where the gradient of class means that rows share is wanted.
-std::tuple<Tensor, Tensor, Tensor> backward(Tensor grad_loss, Tensor scale, Tensor coefficients,
-                                            Tensor student, OptionalTensor teacher,
-                                            Tensor class_means, OptionalTensor target,
-                                            OptionalTensor target_b, OptionalTensor lam,
-                                            double lam_scalar, OptionalTensor grad_features,
-                                            OptionalTensor order, OptionalTensor bounds,
-                                            bool needs_student, bool needs_teacher,
-                                            bool needs_class_means);
+// -> grad_student, grad_teacher, grad_class_means. `order` and `bounds` sort the rows by class;
+// they are there where the gradient of class means that rows share is wanted.
+std::tuple<Tensor, Tensor, Tensor> backward(
+    Tensor grad_loss, Tensor scale, Tensor coefficients, Tensor student, OptionalTensor teacher,
+    Tensor class_means, OptionalTensor target, OptionalTensor target_b, OptionalTensor lam,
+    double lam_scalar, OptionalTensor grad_features, OptionalTensor order, OptionalTensor bounds,
+    bool needs_student, bool needs_teacher, bool needs_class_means);
 
 // In place: writes the gradient that forward finished anew, unless the upstream gradient is 1.
 void finish_gradient_(Tensor grad_student, Tensor grad_loss, Tensor scale, Tensor coefficients,

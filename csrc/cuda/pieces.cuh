@@ -127,8 +127,8 @@ __device__ __forceinline__ uint32_t narrow(float low, float high, __half) {
   asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(two) : "f"(high), "f"(low));
   return two;
 #else
-  return __half_as_ushort(__float2half_rn(low)) |
-         uint32_t(__half_as_ushort(__float2half_rn(high))) << 16;
+  return __half_as_ushort(__float2half_rn(low)) | uint32_t(__half_as_ushort(__float2half_rn(high)))
+                                                      << 16;
 #endif
 }
 
@@ -202,7 +202,8 @@ class Piece<T, AnyType, 1> {
  public:
   template <Keep keep = Keep::kNothing>
   __device__ __forceinline__ void load(const Matrix& matrix, int64_t row, int col, bool valid) {
-    value_ = valid ? load_element<T>(matrix.data + row * matrix.row_bytes, col, matrix.dtype) : T(0);
+    value_ =
+        valid ? load_element<T>(matrix.data + row * matrix.row_bytes, col, matrix.dtype) : T(0);
   }
   __device__ __forceinline__ void store(const Matrix& matrix, int64_t row, int col) const {
     store_element<T>(matrix.data + row * matrix.row_bytes, col, matrix.dtype, value_);

@@ -19,8 +19,8 @@ __device__ __forceinline__ int64_t load_label(const Labels& labels, int64_t i) {
 // A row's labels, with no centre for a row that is not `valid`, i.e. behind the last.
 struct RowLabels {
   int32_t first;
-  int32_t second;   // of mixed labels
-  bool in_range;    // both are classes; nothing is read where they are not
+  int32_t second;  // of mixed labels
+  bool in_range;   // both are classes; nothing is read where they are not
   bool is_ignored;
 };
 

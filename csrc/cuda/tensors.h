@@ -1,51 +1,12 @@
 // Tensors of the stable ABI as the plain structs that the kernels take.
 #pragma once
 
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
-#include <cstdint>
-#include <initializer_list>
-#include <optional>
 #include <vector>
 
+#include "../tensors.h"
 #include "arguments.h"
 
 namespace ndfast::cuda {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-using OptionalTensor = std::optional<Tensor>;
-
-inline Dtype dtype_of(const Tensor& tensor) {
-  switch (tensor.scalar_type()) {
-    case ScalarType::Half: return Dtype::float16;
-    case ScalarType::BFloat16: return Dtype::bfloat16;
-    case ScalarType::Float: return Dtype::float32;
-    case ScalarType::Double: return Dtype::float64;
-    default: STD_TORCH_CHECK(false, "expected a floating-point tensor");
-  }
-}
-
-inline int64_t bytes_of(Dtype dtype) {
-  return dtype == Dtype::float64 ? 8 : dtype == Dtype::float32 ? 4 : 2;
-}
-
-// A contiguous tensor on `like`'s device, by the C shim, not by the dispatcher: a small batch's time
-// is the host's.
-inline Tensor empty_like_device(const Tensor& like, std::initializer_list<int64_t> sizes,
-                                ScalarType dtype) {
-  int32_t device_type = 0;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
-  const int64_t* size = sizes.begin();
-  const int64_t strides[] = {sizes.size() == 2 ? size[1] : 1, 1};
-  AtenTensorHandle handle = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(sizes.size(), size, strides,
-                                                  static_cast<int32_t>(dtype), device_type,
-                                                  like.get_device_index(), &handle));
-  return Tensor(handle);
-}
 
 // Brings arguments to structs and keeps alive the copies that some of them need.
 class Arguments {
@@ -79,9 +40,9 @@ class Arguments {
 
   Labels labels(const OptionalTensor& tensor, const char* name) {
     if (!tensor) return {};
-    STD_TORCH_CHECK(tensor->dim() == 1 && tensor->size(0) == N_ &&
-                        tensor->get_device_index() == device_,
-                    name, ": expected a label a row on the student's device");
+    STD_TORCH_CHECK(
+        tensor->dim() == 1 && tensor->size(0) == N_ && tensor->get_device_index() == device_, name,
+        ": expected a label a row on the student's device");
     const ScalarType type = tensor->scalar_type();
     STD_TORCH_CHECK(type == ScalarType::Long || type == ScalarType::Int || type == ScalarType::Byte,
                     name, ": expected int64, int32 or uint8");

@@ -7,8 +7,11 @@ Each has, on real tensors whose shapes and dtypes `ndfast.arguments` has checked
   reduction, ignore_index, eps, num_coefficients, gradient)`` ->
   ``(loss, scale, coefficients, grad_student)``
 - ``backward(grad_loss, scale, coefficients, student, teacher, class_means, target, target_b, lam,
-  lam_scalar, needs_student, needs_teacher, needs_class_means)`` ->
-  ``(grad_student, grad_teacher, grad_class_means)``
+  lam_scalar, grad_features, needs_student, needs_teacher, needs_class_means)`` ->
+  ``(grad_student, grad_teacher, grad_class_means)``; ``grad_features``, None or, only with
+  ``needs_student``, a gradient [N, D] in the student's dtype that goes into grad_student: added in
+  the dtype of the sums, so that the sum is rounded once, and never written. A row that is ignored
+  gets it as it is.
 - ``finish_gradient_(grad_student, grad_loss, scale, coefficients, student, class_means, target,
   target_b, lam, lam_scalar)``: in place, makes forward's ``grad_student`` right for this upstream
   gradient. Where ``grad_loss * scale`` is 1 it is right already and nothing is moved; otherwise it

@@ -165,7 +165,7 @@ def forward(
             coefficients = torch.where(counts, coefficients, 0)
     if gradient:
         grad_student = _student_gradient(s, centres, coefficients, _is_dead(coefficients))
-        grad_student = grad_student.to(student.dtype)
+        grad_student = grad_student.to(student.dtype).contiguous()
     return loss, s.new_ones(()), coefficients[:num_coefficients].contiguous(), grad_student
 
 
@@ -190,6 +190,7 @@ def backward(
     target_b: Tensor | None,
     lam: Tensor | None,
     lam_scalar: float,
+    grad_features: Tensor | None,
     needs_student: bool,
     needs_teacher: bool,
     needs_class_means: bool,
@@ -202,7 +203,10 @@ def backward(
     coefficients = coefficients * (grad_loss * scale)
     grad_student = grad_teacher = grad_class_means = student.new_empty(0)
     if needs_student:
-        grad_student = _student_gradient(s, centres, coefficients, dead).to(student.dtype)
+        grad_student = _student_gradient(s, centres, coefficients, dead)
+        if grad_features is not None:
+            grad_student = grad_student + grad_features.to(dtype)
+        grad_student = grad_student.to(student.dtype)
     if needs_teacher:
         assert teacher is not None
         gamma = coefficients[2, :, None]
@@ -213,7 +217,8 @@ def backward(
         if target is not None:
             grad_centres = _scatter(grad_centres, class_means, target, target_b, lam, lam_scalar)
         grad_class_means = grad_centres.to(class_means.dtype)
-    return grad_student, grad_teacher, grad_class_means
+    # The ops' fakes promise this, whatever strides the inputs have.
+    return grad_student.contiguous(), grad_teacher.contiguous(), grad_class_means.contiguous()
 
 
 def _scatter(
@@ -256,4 +261,4 @@ def finish_gradient_(
     """In place: the gradient that forward finished, for this upstream gradient."""
     centres = (class_means, target, target_b, lam, lam_scalar)
     rows = (grad_loss, scale, coefficients, student, None, *centres)
-    grad_student.copy_(backward(*rows, True, False, False)[0])
+    grad_student.copy_(backward(*rows, None, True, False, False)[0])

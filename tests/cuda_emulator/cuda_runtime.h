@@ -1,9 +1,9 @@
 // Runs CUDA kernels on the CPU: as much of CUDA as csrc/cuda uses, found in place of the toolkit's
-// header of this name. Every thread of a block is a fiber; at a barrier or a shuffle it hands over to
-// the next one, and goes on when all have come to the same. Blocks run one after the other.
+// header of this name. Every thread of a block is a fiber; at a barrier or a shuffle it hands over
+// to the next one, and goes on when all have come to the same. Blocks run one after the other.
 //
-// Reads out of bounds are real here, so AddressSanitizer can see them; races between threads are not
-// looked for.
+// Reads out of bounds are real here, so AddressSanitizer can see them; races between threads are
+// not looked for.
 #pragma once
 
 #include <math.h>
@@ -179,7 +179,8 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   blockDim = config->blockDim;
   const unsigned threads = config->blockDim.x * config->blockDim.y;
   if (std::exchange(emulator::fails_next_launch, false)) return cudaErrorInvalidValue;
-  if (threads == 0 || threads > 1024 || threads % emulator::kWarp != 0) return cudaErrorInvalidValue;
+  if (threads == 0 || threads > 1024 || threads % emulator::kWarp != 0)
+    return cudaErrorInvalidValue;
   for (unsigned y = 0; y < config->gridDim.y; ++y) {
     for (unsigned x = 0; x < config->gridDim.x; ++x) {
       blockIdx = dim3(x, y);

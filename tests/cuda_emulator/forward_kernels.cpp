@@ -1,3 +1,3 @@
-#include "forward_float32.cu"
 #include "forward_bfloat16.cu"
 #include "forward_float16.cu"
+#include "forward_float32.cu"
