@@ -1,4 +1,4 @@
-"""The CUDA kernels on the CPU: csrc/cuda compiled by the C++ compiler against tests/cuda_emulator."""
+"""The CUDA kernels on the CPU: csrc/cuda, compiled by the C++ compiler against cuda_emulator/."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """The machine code of the CUDA kernels, read from the library as it is built: no GPU is needed.
 
-A row moves in 16-byte pieces, all loads of a row are on their way before the first shuffle waits for
-one and before the first store, nothing is spilled, and registers leave room for the warps that the
-launch bounds promise.
+A row moves in 16-byte pieces, all loads of a row are on their way before the first shuffle waits
+for one and before the first store, nothing is spilled, and registers leave room for the warps that
+the launch bounds promise.
 """
 
 from __future__ import annotations
