@@ -12,7 +12,7 @@ import torch
 
 import ndfast
 from ndfast import dispatch
-from ndfast.backends import native, reference
+from ndfast.backends import cuda, native, reference
 
 ARGUMENTS = (torch.randn(2, 3), None, torch.randn(4, 3), torch.tensor([0, 3]))
 
@@ -127,3 +127,21 @@ def test_environment_variables() -> None:
     assert lower.out == "portable"
     wrong = run_python("import ndfast.backends.native", NDFAST_CPU_CAPABILITY="mmx")
     assert "NDFAST_CPU_CAPABILITY: 'mmx' is no instruction set" in wrong.err
+
+
+def test_a_gpu_that_is_too_old_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    device, reason = torch.device("cuda"), "the GPU has compute capability 7.5; it takes 8.0 or more"
+    monkeypatch.setattr(cuda, "missing", None)
+    monkeypatch.setattr("ndfast.backends.triton.unusable", lambda device: reason)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    dispatch._choose.cache_clear()
+    try:
+        assert cuda.unusable(device) == reason
+        with pytest.raises(RuntimeError, match=f"'cuda' cannot run on a cuda tensor: {reason}"):
+            dispatch.choose(device, "cuda")  # asked for by name
+        assert dispatch.choose(device, None) is reference
+        dispatch._choose.cache_clear()
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+        assert dispatch.choose(device, None) is cuda
+    finally:
+        dispatch._choose.cache_clear()
