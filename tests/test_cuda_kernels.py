@@ -19,8 +19,9 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_every_option(dtype: torch.dtype, seed: int) -> None:
-    for option in every_option():  # a row is 10 or 5 pieces of 16 bytes
-        assert_as_defined(draw(9, 40, 4, dtype, **option), "cuda", option)
+    for i, option in enumerate(every_option()):  # a row is 10 or 5 pieces of 16 bytes
+        case = draw(9, 40, 4, dtype, attached=i % 2 == 0, **option)
+        assert_as_defined(case, "cuda", (i, option))
 
 
 # Every layout: a row on 8, 16 and 32 lanes, in one piece and in two; on a block; in a loop.
@@ -40,15 +41,18 @@ def test_every_layout(dtype: torch.dtype, pieces: int, seed: int) -> None:
     for i, means_dtype in enumerate(FLOATS[:3]):
         option = OPTIONS[(i + pieces) % len(OPTIONS)]
         # More rows than the emulated GPU has room for at once: each group takes several.
-        case = draw(70 if pieces < 64 else 9, D, 4, dtype, means_dtype=means_dtype, **option)
-        assert_as_defined(case, "cuda", (D, means_dtype, option))
+        rows = 70 if pieces < 64 else 9
+        for attached in (False, True):
+            case = draw(rows, D, 4, dtype, means_dtype=means_dtype, attached=attached, **option)
+            assert_as_defined(case, "cuda", (D, means_dtype, attached, option))
 
 
 @pytest.mark.parametrize("D", [1, 2, 37, 513])
 def test_rows_that_are_no_whole_pieces(D: int, seed: int) -> None:
     for dtype in FLOATS:
         for option in OPTIONS:
-            assert_as_defined(draw(5, D, 4, dtype, **option), "cuda", (D, dtype, option))
+            case = draw(5, D, 4, dtype, attached=D % 2 == 1, **option)
+            assert_as_defined(case, "cuda", (D, dtype, option))
 
 
 def test_mixed_dtypes(seed: int) -> None:
