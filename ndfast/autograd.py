@@ -1,7 +1,7 @@
 """Autograd, the same for every backend: the fast way of eager calls.
 
 torch.compile, torch.func and whoever else watches the ops get the ops' own autograd (`ndfast.ops`),
-which is slower to call.
+which is slower to call; the attached loss's Function is one for all, and calls the ops for them.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def _run_backward(
         grad_loss, *ctx.from_forward, student, teacher, *centres, ctx.lam_scalar, grad_features,
         *needs,
     )  # fmt: skip
-    return tuple(grad if need else None for grad, need in zip(grads, needs, strict=True))
+    return ops.wanted(grads, needs)
 
 
 class _NDLoss(torch.autograd.Function):

@@ -102,9 +102,9 @@ def attach_nd_loss(
     Arguments and errors are those of `nd_loss`.
 
     Returns:
-        ``(features, loss)``. The features are ``student`` itself: its values, shape and memory.
-        autograd refuses to change them in place, as ReLU(inplace=True) would. The loss is that of
-        `nd_loss`. Where only one of the two is used, its gradient is all there is.
+        ``(features, loss)``. The features are a view of ``student`` with its shape and strides, or
+        ``student`` itself where it needs no gradient; autograd refuses to change the view in place,
+        as ReLU(inplace=True) would. The loss is that of `nd_loss`. Either may be left unused.
 
     Example:
         >>> features, nd = ndfast.attach_nd_loss(features, t_emb, class_means, labels, weight=2.0)

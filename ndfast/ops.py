@@ -125,8 +125,12 @@ def gradients(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, .
     needs = ctx.needs_input_grad[:3]
     saved = (*ctx.saved_tensors, ctx.lam_scalar)
     grads = nd_loss_backward(grad_loss, *saved, None, *needs, ctx.backend)
-    wanted = [grad if need else None for grad, need in zip(grads, needs, strict=True)]
-    return *wanted, *[None] * (ctx.num_inputs - len(wanted))
+    return *wanted(grads, needs), *[None] * (ctx.num_inputs - len(grads))
+
+
+def wanted(grads: tuple[Tensor, ...], needs: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
+    """The gradients as autograd takes them: None in place of an empty tensor."""
+    return tuple(grad if need else None for grad, need in zip(grads, needs, strict=True))
 
 
 def _no_second_derivative(ctx: Any, *_: Tensor) -> Any:

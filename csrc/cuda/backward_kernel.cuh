@@ -68,7 +68,7 @@ __global__ void __launch_bounds__(kBackwardThreads, kMix ? 3 : 4)
             Piece<T, S, n> gradient;
             gradient.fill([&](int e) {
               const T nd = fma(by.alpha, c[k].get(e, share), by.beta * s[k][e]);
-              return g[k][e] + (by.is_dead ? T(0) : nd);
+              return by.is_dead ? g[k][e] : g[k][e] + nd;
             });
             if (col < pieces) gradient.store(p.grad_student, i, col);
           }
