@@ -17,6 +17,12 @@ from torch.autograd import forward_ad
 from ndfast import dispatch, ops
 from ndfast.arguments import Rows, flatten, unflatten
 
+# Bound once: looked up at every call they would take as long as what they tell.
+_is_compiling = torch.compiler.is_compiling
+_is_transforming = torch._C._are_functorch_transforms_active
+_num_dispatch_modes = torch._C._len_torch_dispatch_stack
+_SEEN_THROUGH = (Tensor, torch.nn.Parameter)
+
 # Where the inputs that need a gradient stand among a Function's inputs.
 STUDENT, TEACHER, CLASS_MEANS = 0, 1, 2
 
@@ -24,7 +30,7 @@ STUDENT, TEACHER, CLASS_MEANS = 0, 1, 2
 def nd_loss_rows(rows: Rows, backend: str | None) -> Tensor:
     """The loss of checked rows, with its gradients."""
     student, teacher, class_means = rows[:3]
-    if torch._C._are_functorch_transforms_active() and not torch.compiler.is_compiling():
+    if _is_transforming() and not _is_compiling():
         return _TransformableNDLoss.apply(*rows, 4, False, backend)[0]
     if _is_watched(student):
         return ops.nd_loss_forward(*rows, 4, False, backend)[0]
@@ -43,10 +49,7 @@ def nd_loss_rows(rows: Rows, backend: str | None) -> Tensor:
 
 def attach_nd_loss_rows(student: Tensor, rows: Rows, backend: str | None) -> tuple[Tensor, Tensor]:
     """The features to go on with and the loss; ``rows.student`` is ``student``, flattened."""
-    if (
-        not (torch.is_grad_enabled() and student.requires_grad)
-        or torch._C._are_functorch_transforms_active()
-    ):
+    if not (torch.is_grad_enabled() and student.requires_grad) or _is_transforming():
         return student, nd_loss_rows(rows, backend)
     if _is_watched(student):
         return _AttachedNDLoss.apply(student, *rows[1:3], rows, ops.OpPair(backend))
@@ -56,11 +59,7 @@ def attach_nd_loss_rows(student: Tensor, rows: Rows, backend: str | None) -> tup
 
 def _is_watched(student: Tensor) -> bool:
     """Whether someone must see the op: torch.compile, a tensor subclass or a dispatch mode."""
-    return (
-        torch.compiler.is_compiling()
-        or type(student) not in (Tensor, torch.nn.Parameter)
-        or torch._C._len_torch_dispatch_stack() > 0
-    )
+    return _is_compiling() or type(student) not in _SEEN_THROUGH or _num_dispatch_modes() > 0
 
 
 def _num_coefficients(needs_gradient: tuple[bool, ...]) -> int:

@@ -20,6 +20,8 @@ from ndfast.labels import check_label_range
 BACKENDS = ("native", "cuda", "triton", "reference")
 _FASTEST_FIRST = {"cpu": ("native", "reference"), "cuda": ("cuda", "triton", "reference")}
 
+_NATIVE = import_module("ndfast.backends.native")
+
 _default: str | None = os.environ.get("NDFAST_BACKEND") or None
 
 
@@ -86,19 +88,18 @@ def choose(device: torch.device, name: str | None) -> Any:
         ValueError: NDFAST_BACKEND holds no backend's name.
         RuntimeError: the backend asked for by name cannot run here; the message says why.
     """
-    return _choose(device.type, name or _default)
+    return _choose(device, name or _default)
 
 
-@lru_cache(maxsize=64)
-def _choose(device_type: str, name: str | None) -> Any:
-    device = torch.device(device_type)
+@lru_cache(maxsize=256)
+def _choose(device: torch.device, name: str | None) -> Any:
     if name is not None:
         check_backend_name(name, "NDFAST_BACKEND")
         reason = _module(name).unusable(device)
         if reason is not None:
-            raise RuntimeError(f"backend {name!r} cannot run on a {device_type} tensor: {reason}")
+            raise RuntimeError(f"backend {name!r} cannot run on a {device.type} tensor: {reason}")
         return _module(name)
-    for candidate in _FASTEST_FIRST.get(device_type, ("reference",)):
+    for candidate in _FASTEST_FIRST.get(device.type, ("reference",)):
         if _module(candidate).unusable(device) is None:
             return _module(candidate)
     raise AssertionError("the reference runs everywhere")
@@ -110,8 +111,8 @@ def run_forward(backend: Any, arguments: tuple[Any, ...]) -> tuple[Tensor, Tenso
     A GPU would have to synchronise to look, so there such a row is NaN. The native backend looks in
     its own pass over the labels.
     """
-    student, _, class_means, target, target_b = arguments[:5]
-    if student.device.type == "cpu" and backend.__name__ != "ndfast.backends.native":
+    if backend is not _NATIVE and arguments[0].is_cpu:
+        _, _, class_means, target, target_b = arguments[:5]
         check_label_range(target, target_b, class_means.shape[0], arguments[10])
     return backend.forward(*arguments)
 
