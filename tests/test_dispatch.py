@@ -143,6 +143,19 @@ def test_a_gpu_that_is_too_old_is_named(monkeypatch: pytest.MonkeyPatch) -> None
         assert dispatch.choose(device, None) is reference
         dispatch._choose.cache_clear()
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+        monkeypatch.setattr(cuda, "_why_not_launched", lambda device: None)
         assert dispatch.choose(device, None) is cuda
     finally:
         dispatch._choose.cache_clear()
+
+
+def test_a_gpu_that_the_library_was_not_compiled_for_is_left_to_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    said = "no kernel image is available for execution on the device"
+    device = torch.device("cuda", 0)
+    op = SimpleNamespace(why_unusable=lambda index: said)
+    monkeypatch.setattr(cuda, "missing", None)
+    monkeypatch.setattr(cuda.torch.ops, "ndfast_cuda", op, raising=False)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    assert cuda.unusable(device) == f"its kernels cannot be launched there: {said}"

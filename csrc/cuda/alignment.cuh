@@ -38,7 +38,7 @@ bool with_class_mean_type(const Matrix& class_means, const F& f) {
     case Dtype::float32: return call(static_cast<float*>(nullptr));
     case Dtype::bfloat16: return call(static_cast<__nv_bfloat16*>(nullptr));
     case Dtype::float16:
-      if constexpr (sizeof(S) == 2 && kDtypeOf<S> == Dtype::float16) {
+      if constexpr (kDtypeOf<S> == Dtype::float16) {
         return call(static_cast<__half*>(nullptr));
       }
       return false;

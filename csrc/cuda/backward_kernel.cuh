@@ -40,11 +40,7 @@ __global__ void __launch_bounds__(kBackwardThreads, kMix ? 3 : 4)
   const int pieces = p.D / n;
   const int64_t step = int64_t(gridDim.x) * blockDim.y;
   for (int64_t i = int64_t(blockIdx.x) * blockDim.y + threadIdx.y; i < p.N; i += step) {
-    const T upstream = upstream_of(p, i);
-    if (p.is_finished && upstream == T(1)) continue;
-    const RowLabels labels = load_labels<kMix>(p.centres, i, true, 0);
-    const T share = load_share<T, kMix>(p.centres, i, true);
-    const Coefficients<T> by = student_coefficients(p, i, upstream, labels.in_range);
+    if (p.is_finished && upstream_of(p, i) == T(1)) continue;
     if (p.grad_student.data || p.grad_centres.data) {
 #pragma unroll 1
       for (int begin = threadIdx.x; begin < pieces; begin += kPieces * blockDim.x) {
@@ -56,11 +52,17 @@ __global__ void __launch_bounds__(kBackwardThreads, kMix ? 3 : 4)
           s[k].load(p.student, i, col, col < pieces);
           g[k].load(p.grad_features, i, col, col < pieces && p.grad_features.data);
         }
+        // Only now what waits for the label, and what is made of numbers that are read.
+        const RowLabels labels = load_labels<kMix>(p.centres, i, true);
 #pragma unroll
         for (int k = 0; k < kPieces; ++k) {
           const int col = begin + k * blockDim.x;
-          c[k].load(p.centres, i, labels, col, col < pieces);
+          c[k].load(p.centres, labels, col, col < pieces);
         }
+        const T share = load_share<T, kMix>(p.centres, i, true);
+        const T upstream = upstream_of(p, i);
+        const Coefficients<T> by =
+            student_coefficients(p, i, upstream, are_classes<kMix>(p.centres, labels));
         if (p.grad_student.data) {
 #pragma unroll
           for (int k = 0; k < kPieces; ++k) {
@@ -88,12 +90,14 @@ __global__ void __launch_bounds__(kBackwardThreads, kMix ? 3 : 4)
       }
     }
     if (p.grad_teacher.data) {
+      const T upstream = upstream_of(p, i);
       const T gamma = upstream * p.coefficients[2 * p.N + i];
+      const bool is_dead = student_coefficients(p, i, upstream, true).is_dead;
 #pragma unroll 1
       for (int col = threadIdx.x; col < pieces; col += blockDim.x) {
         Piece<T, S, n> t, gradient;
         t.load(p.teacher, i, col, true);
-        gradient.fill([&](int e) { return by.is_dead ? T(0) : gamma * t[e]; });
+        gradient.fill([&](int e) { return is_dead ? T(0) : gamma * t[e]; });
         gradient.store(p.grad_teacher, i, col);
       }
     }
@@ -119,16 +123,17 @@ __global__ void __launch_bounds__(kColumns* kClassRows, 4)
   for (int64_t j = p.bounds[k] + threadIdx.y; j < end; j += kClassRows) {
     const bool is_first = p.order[j] < rows.N;
     const int64_t i = is_first ? p.order[j] : p.order[j] - rows.N;
-    const RowLabels labels = load_labels<kMix>(rows.centres, i, true, 0);
+    const RowLabels labels = load_labels<kMix>(rows.centres, i, true);
     const T share = load_share<T, kMix>(rows.centres, i, true);
     const T upstream = upstream_of(rows, i);
-    const Coefficients<T> by = student_coefficients(rows, i, upstream, labels.in_range);
+    const Coefficients<T> by =
+        student_coefficients(rows, i, upstream, are_classes<kMix>(rows.centres, labels));
     const T delta = upstream * rows.coefficients[3 * rows.N + i];
     const T own_share = !kMix || is_first ? share : T(1) - share;
     Piece<T, S, n> s;
     CentrePiece<T, C, n, kMix> c;
     s.load(rows.student, i, col, has_column);
-    c.load(rows.centres, i, labels, col, has_column);
+    c.load(rows.centres, labels, col, has_column);
 #pragma unroll
     for (int e = 0; e < n; ++e) {
       const T gradient = fma(by.alpha, s[e], delta * c.get(e, share));

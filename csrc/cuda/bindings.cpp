@@ -1,4 +1,5 @@
 // Registration of the ops of ndfast/backends/cuda.py, nothing else.
+#include "device.h"
 #include "nd_loss.h"
 
 // The tests' emulator registers them under another name, for CPU tensors.
@@ -24,6 +25,11 @@ STABLE_TORCH_LIBRARY(NDFAST_CUDA_LIBRARY, m) {
   m.def(
       "finish_gradient_(Tensor(a!) grad_student, Tensor grad_loss, Tensor scale, "
       "Tensor coefficients, Tensor student, " NDFAST_CENTRES ") -> ()");
+  m.def("why_unusable(int device) -> str");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(NDFAST_CUDA_LIBRARY, CompositeExplicitAutograd, m) {
+  m.impl("why_unusable", TORCH_BOX(&ndfast::cuda::why_unusable));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(NDFAST_CUDA_LIBRARY, NDFAST_CUDA_KEY, m) {

@@ -3,6 +3,9 @@
 
 #include <torch/csrc/stable/accelerator.h>
 
+#include <optional>
+#include <string>
+
 #include "launch.h"
 #include "tensors.h"
 
@@ -15,8 +18,12 @@ class OnDevice {
   const Launch& launch() const { return launch_; }
 
  private:
+  // Only the tests' emulator goes without.
   std::optional<torch::stable::accelerator::DeviceGuard> guard_;
   Launch launch_;
 };
+
+// Why nothing can be launched on a device; empty where it can.
+std::string why_unusable(int64_t device);
 
 }  // namespace ndfast::cuda

@@ -6,9 +6,9 @@
 
 namespace ndfast::cuda {
 
-// Tickets of the kernels in one translation unit. They are 0 when the library is loaded, and every
-// launch leaves its own at 0: nothing is allocated, nothing has to be set, and a captured graph can
-// be replayed. launch.cpp hands them out.
+// Tickets of the kernels in one translation unit. They are 0 when the module is loaded on a device,
+// and every launch leaves its own at 0: nothing is allocated, nothing has to be set, and a captured
+// graph can be replayed. launch.cpp hands them out.
 static __device__ unsigned tickets[kTickets];
 
 struct LossSums {

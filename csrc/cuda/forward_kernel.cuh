@@ -7,25 +7,35 @@
 
 namespace ndfast::cuda {
 
+// What a row brings beside its vectors, and what becomes of it.
 template <class T>
 struct Row {
-  RowTerms<T> terms;
-  T factor;  // of its loss and coefficients
-  bool counts;
+  T share;         // of the first of mixed labels
+  T teacher_norm;  // where it is given
+  T weight;
+  bool counts = false;
+  T factor = 0;  // of its loss and coefficients
+  RowTerms<T> terms{};
 };
 
+template <class T, bool kMix>
+__device__ __forceinline__ Row<T> load_row(const ForwardArguments<T>& p, int64_t i, bool valid) {
+  if (!valid) return {T(1), T(0), T(0)};
+  return {load_share<T, kMix>(p.centres, i, true), value_or(p.teacher_norm, i, T(0)),
+          value_or(p.sample_weight, i, T(1))};
+}
+
 // From a row's sums, and its loss into `totals`.
-template <class T, class Group>
-__device__ __forceinline__ Row<T> finish_row(const ForwardArguments<T>& p, int64_t i, bool valid,
-                                             const RowSums<T>& sums, const RowLabels& labels,
-                                             const Group& group, GroupTotals& totals) {
-  const T norm_t =
-      p.teacher_norm.data && valid ? value_or(p.teacher_norm, i, T(0)) : sqrt(sums.teacher_squared);
-  const T norm_c = labels.in_range ? sqrt(sums.centre_squared) : T(NAN);
-  Row<T> row;
+template <bool kMix, class T, class Group>
+__device__ __forceinline__ void finish_row(Row<T>& row, const ForwardArguments<T>& p, int64_t i,
+                                           bool valid, const RowSums<T>& sums,
+                                           const RowLabels& labels, const Group& group,
+                                           GroupTotals& totals) {
+  const T norm_t = p.teacher_norm.data ? row.teacher_norm : sqrt(sums.teacher_squared);
+  const T norm_c = are_classes<kMix>(p.centres, labels) ? sqrt(sums.centre_squared) : T(NAN);
   row.terms = row_terms(sqrt(sums.student_squared), norm_t, norm_c, sums.student_dot_centre, p.eps);
-  row.counts = valid && !labels.is_ignored;
-  const T weight = row.counts ? value_or(p.sample_weight, i, T(1)) : T(0);
+  row.counts = valid && !are_ignored<kMix>(p.centres, labels, p.ignore_index);
+  const T weight = row.counts ? row.weight : T(0);
   row.factor = weight * T(p.factor);
   if (group.lane() == 0 && valid) {
     const T loss = row.counts ? row.terms.loss : T(0);  // an ignored row may hold NaN
@@ -43,7 +53,6 @@ __device__ __forceinline__ Row<T> finish_row(const ForwardArguments<T>& p, int64
       p.coefficients[3 * p.N + i] = row.counts ? row.factor * row.terms.delta : T(0);
     }
   }
-  return row;
 }
 
 template <class T, class S, class Centre, int n>
@@ -63,11 +72,11 @@ __device__ __forceinline__ void add_products(RowSums<T>& sums, const Piece<T, S,
 
 template <class T, class S, class Centre, int n>
 __device__ __forceinline__ Piece<T, S, n> gradient_of(const Row<T>& row, const Piece<T, S, n>& s,
-                                                      const Centre& c, T share) {
+                                                      const Centre& c) {
   const T alpha = row.factor * row.terms.alpha, beta = row.factor * row.terms.beta;
   Piece<T, S, n> gradient;
   gradient.fill(
-      [&](int i) { return row.counts ? fma(alpha, c.get(i, share), beta * s[i]) : T(0); });
+      [&](int i) { return row.counts ? fma(alpha, c.get(i, row.share), beta * s[i]) : T(0); });
   return gradient;
 }
 
@@ -88,12 +97,11 @@ __global__ void __launch_bounds__(Group::max_threads(kWords<S, C, kPieces, kMix>
   const int64_t step = int64_t(gridDim.x) * group.rows();
   int64_t i = int64_t(blockIdx.x) * group.rows() + group.row();
   // A row's centre waits for its label, which is therefore read one row ahead.
-  RowLabels next = load_labels<kMix>(p.centres, i, i < p.N, p.ignore_index);
+  RowLabels next = load_labels<kMix>(p.centres, i, i < p.N);
   // All threads of a block go round equally often, for they meet in the sums.
   for (int64_t first = i - group.row(); first < p.N; first += step, i += step) {
     const bool valid = i < p.N;
     const RowLabels labels = next;
-    const T share = load_share<T, kMix>(p.centres, i, valid);
     Piece<T, S, n> s[kPieces], t[kPieces];
     CentrePiece<T, C, n, kMix> c[kPieces];
 #pragma unroll
@@ -109,23 +117,24 @@ __global__ void __launch_bounds__(Group::max_threads(kWords<S, C, kPieces, kMix>
 #pragma unroll
     for (int k = 0; k < kPieces; ++k) {
       const int col = group.lane() + k * group.size();
-      c[k].load(p.centres, i, labels, col, col * n < p.D);
+      c[k].load(p.centres, labels, col, col * n < p.D);
     }
-    next = load_labels<kMix>(p.centres, i + step, i + step < p.N, p.ignore_index);
+    Row<T> row = load_row<T, kMix>(p, i, valid);
+    next = load_labels<kMix>(p.centres, i + step, i + step < p.N);
 
     RowSums<T> sums{0, 0, 0, 0};
 #pragma unroll
     for (int k = 0; k < kPieces; ++k) {
-      add_products(sums, s[k], t[k], c[k], share);
+      add_products(sums, s[k], t[k], c[k], row.share);
     }
     sums = group.sum(sums);
-    const Row<T> row = finish_row(p, i, valid, sums, labels, group, totals);
+    finish_row<kMix>(row, p, i, valid, sums, labels, group, totals);
     if (p.grad_student.data) {
 #pragma unroll
       for (int k = 0; k < kPieces; ++k) {
         const int col = group.lane() + k * group.size();
         if (valid && col * n < p.D) {
-          gradient_of(row, s[k], c[k], share).store(p.grad_student, i, col);
+          gradient_of(row, s[k], c[k]).store(p.grad_student, i, col);
         }
       }
     }
@@ -144,8 +153,8 @@ __global__ void __launch_bounds__(kMaxBlockThreads, 2)
   totals.clear();
   const int pieces = p.D / n;
   for (int64_t i = blockIdx.x; i < p.N; i += gridDim.x) {
-    const RowLabels labels = load_labels<kMix>(p.centres, i, true, p.ignore_index);
-    const T share = load_share<T, kMix>(p.centres, i, true);
+    const RowLabels labels = load_labels<kMix>(p.centres, i, true);
+    Row<T> row = load_row<T, kMix>(p, i, true);
     RowSums<T> sums{0, 0, 0, 0};
 #pragma unroll 2
     for (int col = group.lane(); col < pieces; col += group.size()) {
@@ -153,19 +162,19 @@ __global__ void __launch_bounds__(kMaxBlockThreads, 2)
       CentrePiece<T, C, n, kMix> c;
       s.load(p.student, i, col, true);
       t.load(p.teacher, i, col, p.teacher.data);
-      c.load(p.centres, i, labels, col, true);
-      add_products(sums, s, t, c, share);
+      c.load(p.centres, labels, col, true);
+      add_products(sums, s, t, c, row.share);
     }
     sums = group.sum(sums);
-    const Row<T> row = finish_row(p, i, true, sums, labels, group, totals);
+    finish_row<kMix>(row, p, i, true, sums, labels, group, totals);
     if (p.grad_student.data) {
 #pragma unroll 2
       for (int col = group.lane(); col < pieces; col += group.size()) {
         Piece<T, S, n> s;
         CentrePiece<T, C, n, kMix> c;
         s.load(p.student, i, col, true);
-        c.load(p.centres, i, labels, col, true);
-        gradient_of(row, s, c, share).store(p.grad_student, i, col);
+        c.load(p.centres, labels, col, true);
+        gradient_of(row, s, c).store(p.grad_student, i, col);
       }
     }
   }

@@ -62,13 +62,14 @@ struct BlockGroup {
 
   __device__ __forceinline__ RowSums<T> sum(const RowSums<T>& sums) {
     // Two buffers in turn: a warp may be at the next row's while another still reads this one's.
-    __shared__ RowSums<T> of_warps[2][kMaxBlockThreads / kWarp];
+    alignas(16) __shared__ RowSums<T> of_warps[2][kMaxBlockThreads / kWarp];
     turn_ ^= 1;
     RowSums<T>* buffer = of_warps[turn_];
     const RowSums<T> of_warp = sum_over_lanes<kWarp>(sums);
     if (threadIdx.x % kWarp == 0) buffer[threadIdx.x / kWarp] = of_warp;
     __syncthreads();
     RowSums<T> total = buffer[0];
+#pragma unroll 4
     for (int warp = 1; warp < int(blockDim.x) / kWarp; ++warp) {
       total.student_squared += buffer[warp].student_squared;
       total.teacher_squared += buffer[warp].teacher_squared;

@@ -15,6 +15,9 @@ bool backward_rows(const BackwardArguments<float>& p, const Launch& launch);
 template <class S>
 bool class_means_rows(const ClassMeansArguments<float>& p, const Launch& launch);
 
+// One of them, to ask whether the GPU can run what has been compiled.
+const void* any_kernel();
+
 // Rows of any types and alignment, an element at a time; T is the type of the sums.
 template <class T>
 void forward_plain(const ForwardArguments<T>& p, const Launch& launch);

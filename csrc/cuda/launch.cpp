@@ -1,3 +1,4 @@
+// What launches ask of the CUDA runtime, each device and kernel once.
 #include "launch.h"
 
 #include <map>
@@ -33,26 +34,25 @@ int num_sms(int device) {
   static std::mutex mutex;
   static std::map<int, int> known;
   const std::lock_guard lock(mutex);
-  const auto [entry, is_new] = known.try_emplace(device, 0);
-  if (is_new) {
-    check(cudaDeviceGetAttribute(&entry->second, cudaDevAttrMultiProcessorCount, device),
-          "asking for the number of multiprocessors");
-  }
-  return entry->second;
+  const auto found = known.find(device);
+  if (found != known.end()) return found->second;
+  int sms = 0;
+  check(cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device),
+        "asking for the number of multiprocessors");
+  return known[device] = sms;
 }
 
 int64_t resident_blocks(const Launch& launch, const void* kernel, int threads) {
   static std::mutex mutex;
   static std::map<std::tuple<const void*, int, int>, int64_t> known;
   const std::lock_guard lock(mutex);
-  const auto [entry, is_new] = known.try_emplace({kernel, threads, launch.device}, 0);
-  if (is_new) {
-    int blocks = 0;
-    check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, 0),
-          "asking how many blocks are resident");
-    entry->second = int64_t(std::min(blocks, kMaxBlocksPerSm)) * num_sms(launch.device);
-  }
-  return entry->second;
+  const std::tuple<const void*, int, int> key{kernel, threads, launch.device};
+  const auto found = known.find(key);
+  if (found != known.end()) return found->second;
+  int blocks = 0;
+  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, 0),
+        "asking how many blocks are resident");
+  return known[key] = int64_t(std::min(blocks, kMaxBlocksPerSm)) * num_sms(launch.device);
 }
 
 int32_t take_ticket(const Launch& launch) {

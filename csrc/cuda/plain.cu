@@ -3,6 +3,11 @@
 #include "forward_launch.cuh"
 
 namespace ndfast::cuda {
+
+const void* any_kernel() {
+  return reinterpret_cast<const void*>(backward_kernel<float, AnyType, AnyType, 2, false>);
+}
+
 template void forward_plain(const ForwardArguments<float>&, const Launch&);
 template void forward_plain(const ForwardArguments<double>&, const Launch&);
 template void backward_plain(const BackwardArguments<float>&, const Launch&);

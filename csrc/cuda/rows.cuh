@@ -16,30 +16,33 @@ __device__ __forceinline__ int64_t load_label(const Labels& labels, int64_t i) {
   return static_cast<const int64_t*>(labels.data)[i * labels.stride];
 }
 
-// A row's labels, with no centre for a row that is not `valid`, i.e. behind the last.
+// A row's labels as they were read: nothing is made of them before the row's own loads are on their
+// way, for that would wait. -1 for a row that is not in the batch, the row's number without labels.
 struct RowLabels {
-  int32_t first;
-  int32_t second;  // of mixed labels
-  bool in_range;   // both are classes; nothing is read where they are not
-  bool is_ignored;
+  int64_t first;
+  int64_t second;  // of mixed labels
 };
 
 template <bool kMix>
-__device__ __forceinline__ RowLabels load_labels(const Centres& centres, int64_t row, bool valid,
-                                                 int64_t ignore_index) {
-  RowLabels labels{0, 0, valid, false};
-  if (!valid || !centres.target.data) return labels;
+__device__ __forceinline__ RowLabels load_labels(const Centres& centres, int64_t row, bool valid) {
+  if (!valid) return {-1, -1};
+  if (!centres.target.data) return {row, row};
   const int64_t first = load_label(centres.target, row);
-  labels.first = static_cast<int32_t>(first);
-  labels.in_range = uint64_t(first) < uint64_t(centres.K);
-  labels.is_ignored = first == ignore_index;
-  if constexpr (kMix) {
-    const int64_t second = load_label(centres.target_b, row);
-    labels.second = static_cast<int32_t>(second);
-    labels.in_range = labels.in_range && uint64_t(second) < uint64_t(centres.K);
-    labels.is_ignored = labels.is_ignored || second == ignore_index;
-  }
-  return labels;
+  return {first, kMix ? load_label(centres.target_b, row) : first};
+}
+
+// Whether they are classes; nothing is read where they are not.
+template <bool kMix>
+__device__ __forceinline__ bool are_classes(const Centres& centres, const RowLabels& labels) {
+  const bool first = uint64_t(labels.first) < uint64_t(centres.K);
+  return kMix ? first && uint64_t(labels.second) < uint64_t(centres.K) : first;
+}
+
+template <bool kMix>
+__device__ __forceinline__ bool are_ignored(const Centres& centres, const RowLabels& labels,
+                                            int64_t ignore_index) {
+  return centres.target.data &&
+         (labels.first == ignore_index || (kMix && labels.second == ignore_index));
 }
 
 // The share of a row's first label.
@@ -52,11 +55,10 @@ __device__ __forceinline__ T load_share(const Centres& centres, int64_t row, boo
 template <class T, class C, int n, bool kMix>
 class CentrePiece {
  public:
-  __device__ __forceinline__ void load(const Centres& centres, int64_t row, const RowLabels& labels,
-                                       int col, bool valid) {
-    valid = valid && labels.in_range;
-    const int64_t first = centres.target.data ? labels.first : row;
-    first_.template load<Keep::kInL1>(centres.class_means, first, col, valid);
+  __device__ __forceinline__ void load(const Centres& centres, const RowLabels& labels, int col,
+                                       bool valid) {
+    valid = valid && are_classes<kMix>(centres, labels);
+    first_.template load<Keep::kInL1>(centres.class_means, labels.first, col, valid);
     if constexpr (kMix) {
       second_.template load<Keep::kInL1>(centres.class_means, labels.second, col, valid);
     }

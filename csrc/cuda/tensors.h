@@ -56,7 +56,6 @@ class Arguments {
                   const OptionalTensor& target_b, const OptionalTensor& lam, double lam_scalar) {
     Centres centres;
     centres.K = target ? class_means.size(0) : N_;
-    STD_TORCH_CHECK(!target || centres.K <= INT32_MAX, "class_means: more than 2^31 - 1 classes");
     centres.class_means = matrix(class_means, centres.K, "class_means");
     centres.target = labels(target, "target");
     centres.target_b = labels(target_b, "target_b");

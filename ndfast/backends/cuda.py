@@ -24,7 +24,14 @@ def unusable(device: torch.device) -> str | None:
         return missing
     if device.type != "cuda":
         return "the CUDA kernels are for CUDA devices"
-    return gpu.too_old(device)
+    return gpu.too_old(device) or _why_not_launched(device)
+
+
+def _why_not_launched(device: torch.device) -> str | None:
+    """A driver older than the library's CUDA, or a GPU that it was not compiled for."""
+    index = torch.cuda.current_device() if device.index is None else device.index
+    reason = torch.ops.ndfast_cuda.why_unusable(index)
+    return f"its kernels cannot be launched there: {reason}" if reason else None
 
 
 def backward(

@@ -3,6 +3,7 @@
 
 namespace ndfast::cuda {
 OnDevice::OnDevice(const Tensor& student) : launch_{student.get_device_index(), nullptr} {}
+std::string why_unusable(int64_t) { return ""; }
 }  // namespace ndfast::cuda
 
 namespace {
