@@ -203,6 +203,13 @@ def test_the_backward_loads_before_its_first_store(kernels: list[Kernel]) -> Non
         assert teacher > first, f"{kernel}: the teacher's gradient is a pass of its own"
 
 
+def test_the_backward_asks_for_a_row_before_its_label(kernels: list[Kernel]) -> None:
+    # Whose address or predicate waits for a label stands behind that wait.
+    for kernel in of_rows(kernels, "backward_kernel"):
+        *rows, _ = kernel.places(r"LDG\.E\.NA\.128\.CONSTANT")
+        assert rows[-1] < kernel.places(r"LDG\.E\.U8")[0], kernel
+
+
 def test_the_class_means_gradient_moves_16_bytes(kernels: list[Kernel]) -> None:
     for kernel in of_rows(kernels, "class_means_kernel"):
         assert kernel.places(r"LDG\.E\.NA\.128\.CONSTANT"), kernel
