@@ -40,7 +40,7 @@ demo: setup  ## a teacher, its class means and students by CE, KD and KD++ on re
 bench: setup  ## the loss against its peers on this machine (ARGS=--full for the whole grid)
 	$(BIN)/pytest bench/ $(ARGS)
 
-gpu:  ## on a machine with a GPU: all of the following gpu-… in turn, in about ten minutes
+gpu:  ## on a machine with a GPU: all of the following gpu-… in turn
 	@for part in $(GPU_PARTS); do echo "== make $$part"; $(MAKE) $$part || exit; done
 
 gpu-build:  ## the library built into ndfast/ for this machine's GPU

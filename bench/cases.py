@@ -130,7 +130,7 @@ def _gpu_grid(device: str, full: bool) -> list[Case]:
             (f32, bf16),
         )
         return [Case(device, *values) for values in axes]
-    return [  # few enough for some four minutes, most of which torch.compile takes
+    return [  # few, for each compiles its peers anew
         Case(device, 64, 64, f32, K=100),
         Case(device, 256, 512, f32),
         Case(device, 256, 512, f32, "attached"),

@@ -40,8 +40,8 @@ NDFAST_HOST_DEVICE RowTerms<T> row_terms(T student_norm, T teacher_norm, T centr
   T m = teacher_is_larger ? teacher_norm : student_norm;
   m = m < eps ? eps : m;
   const T n_c = centre_norm < eps ? eps : centre_norm;
-  // Two divisions in all: a GPU's threads each do this for their row, and a division is ten
-  // instructions.
+  // Two divisions in all: each of a row's threads on a GPU does this, and a division is a sequence
+  // of instructions there.
   const T by_m = T(1) / m;
   const T by_n_c = T(1) / n_c;
   const T cosine_like = student_dot_centre * by_n_c * by_m;  // p / m

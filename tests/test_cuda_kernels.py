@@ -8,6 +8,7 @@ from __future__ import annotations
 import pytest
 import torch
 from cases import assert_as_defined, draw, every_option, rows_of
+from gpu_backends import check_finished_gradient, check_labels_out_of_range
 
 import ndfast
 from ndfast.backends import cuda, reference
@@ -87,23 +88,7 @@ def test_slices_at_any_offset(offset: int, seed: int) -> None:
 @pytest.mark.parametrize("mixed", [False, True])
 @pytest.mark.parametrize("D", [20, 700])
 def test_labels_out_of_range_are_nan_rows(D: int, mixed: bool, seed: int) -> None:
-    # Called below the public function, which finds such labels on the CPU. 2^40 elements away a
-    # read would end the process.
-    student, teacher, class_means = torch.randn(6, D), torch.randn(6, D), torch.randn(3, D)
-    labels = torch.tensor([0, 3, -1, 2, 2**40, -100])
-    others = torch.tensor([1, 1, 1, -(2**40), 1, 1]) if mixed else None
-    call = (student, teacher, class_means, labels, others, None, 0.25)
-    forward = (*call, None, 1.0, reference.NONE, -100, 1e-8, 4, True)
-    results, expected = cuda.forward(*forward), reference.forward(*forward)
-    bad = [1, 2, 3, 4] if mixed else [1, 2, 4]
-    assert results[0].isnan().nonzero().flatten().tolist() == bad
-    assert results[3].isnan().all(dim=1).nonzero().flatten().tolist() == bad
-    upstream = torch.rand(6)
-    for features in (None, torch.randn(6, D)):
-        needs = (features, True, True, True)
-        got = cuda.backward(upstream, *results[1:3], *call, *needs)
-        wanted = reference.backward(upstream, *expected[1:3], *call, *needs)
-        torch.testing.assert_close(got, wanted, equal_nan=True, rtol=1e-5, atol=1e-6)
+    check_labels_out_of_range(cuda, D, mixed)
 
 
 @pytest.mark.parametrize("upstream", [1.0, 2.0, [1.0, 2.0, 1.0, -1.0]])
@@ -111,17 +96,7 @@ def test_labels_out_of_range_are_nan_rows(D: int, mixed: bool, seed: int) -> Non
 def test_a_finished_gradient_is_written_only_where_it_changes(
     D: int, upstream: float | list[float], seed: int
 ) -> None:
-    student, class_means = torch.randn(4, D), torch.randn(3, D)
-    call = (student, None, class_means, torch.tensor([0, 1, 2, 0]), None, None, 1.0)
-    _, scale, coefficients, _ = cuda.forward(*call, None, 1.0, reference.NONE, -100, 1e-8, 4, False)
-    gradient = torch.full_like(student, 7.0)  # no gradient: shows which rows were left alone
-    factor = torch.tensor(upstream)
-    rows = (factor, scale, coefficients, student, *call[2:])
-    cuda.finish_gradient_(gradient, *rows)
-    expected = torch.empty_like(student)
-    reference.finish_gradient_(expected, *rows)
-    expected[(factor == 1).expand(4)] = 7.0
-    torch.testing.assert_close(gradient, expected)
+    check_finished_gradient(cuda, D, upstream)
 
 
 def test_a_tie_of_norms_belongs_to_the_student(seed: int) -> None:

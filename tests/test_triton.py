@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from cases import assert_as_defined, draw, every_option, rows_of, worst_error
+from gpu_backends import check_finished_gradient, check_labels_out_of_range
 
 from ndfast.backends import reference
 
@@ -211,41 +212,12 @@ def test_uint8_labels_are_unsigned(seed: int) -> None:
 
 @pytest.mark.parametrize("mixed", [False, True])
 def test_labels_that_are_no_class_give_nan_and_read_nothing(mixed: bool, seed: int) -> None:
-    # What nd_loss does on a GPU, where it cannot look; far labels would end the process.
-    student, teacher, class_means = torch.randn(6, 20), torch.randn(6, 20), torch.randn(3, 20)
-    labels = torch.tensor([0, 3, -1, 2, 2**40, -100])
-    others = torch.tensor([1, 1, 1, -(2**40), 1, 1]) if mixed else None
-    call = (student, teacher, class_means, labels, others, None, 0.25)
-    forward = (*call, None, 1.0, reference.NONE, -100, 1e-8, 4, True)
-    results, expected = backend.forward(*forward), reference.forward(*forward)
-    bad = [1, 2, 3, 4] if mixed else [1, 2, 4]
-    assert results[0].isnan().nonzero().flatten().tolist() == bad
-    assert results[3].isnan().all(dim=1).nonzero().flatten().tolist() == bad
-    upstream = torch.rand(6)
-    needs = (None, True, True, True)
-    gradients = backend.backward(upstream, *results[1:3], *call, *needs)
-    expected += reference.backward(upstream, *expected[1:3], *call, *needs)
-    for got, wanted in zip((*results, *gradients), expected, strict=True):
-        torch.testing.assert_close(got, wanted, equal_nan=True, rtol=1e-5, atol=1e-6)
+    check_labels_out_of_range(backend, 20, mixed)
 
 
 @pytest.mark.parametrize("upstream", [1.0, 2.0, [1.0, 2.0, 1.0, -1.0]])
 def test_a_finished_gradient_is_written_only_where_it_changes(upstream: Any, seed: int) -> None:
-    student, class_means = torch.randn(4, 20), torch.randn(3, 20)
-    call = (student, None, class_means, torch.tensor([0, 1, 2, 0]), None, None, 1.0)
-    options = (None, 1.0, reference.NONE, -100, 1e-8, 4, False)
-    _, scale, coefficients, _ = backend.forward(*call, *options)
-    gradient = torch.full_like(student, 7.0)  # no gradient: shows which rows were left alone
-    factor = torch.tensor(upstream)
-    rows = (factor, scale, coefficients, student, *call[2:])
-    backend.finish_gradient_(gradient, *rows)
-    expected = torch.empty_like(student)
-    reference.finish_gradient_(expected, *rows)
-    expected[(factor == 1).expand(4)] = 7.0
-    torch.testing.assert_close(gradient, expected)
-    if factor.dim() == 0:  # the same factor, one a row by its shape
-        backend.finish_gradient_(gradient.fill_(7.0), factor.expand(4), *rows[1:])
-        torch.testing.assert_close(gradient, expected)
+    check_finished_gradient(backend, 20, upstream)
 
 
 def test_without_a_gradient_the_loss_is_the_same(seed: int) -> None:
