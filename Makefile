@@ -35,7 +35,7 @@ test: setup  ## the tests
 	$(BIN)/pytest $(ARGS)
 
 demo: setup  ## a teacher, its class means and students by CE, KD and KD++ on real digits
-	$(BIN)/ndfast train $(ARGS)
+	$(BIN)/ndfast compare --overwrite $(ARGS)
 
 bench: setup  ## the loss against its peers on this machine (ARGS=--full for the whole grid)
 	$(BIN)/pytest bench/ $(ARGS)

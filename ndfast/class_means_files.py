@@ -12,7 +12,6 @@ import hashlib
 import io
 import json
 import os
-import uuid
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ import torch
 from torch import Tensor
 
 from ndfast.class_dict import check_finite, stack_class_dict
+from ndfast.files import write_whole
 
 MAX_BYTES = 1 << 30
 _OWN = ("num_classes", "dim", "sha256")
@@ -60,7 +60,7 @@ def save_class_means(
     path = Path(path)
     encode = _format_of(path).encode
     array = _to_array(means)
-    _write_whole(path, encode(array, _to_strings(metadata, counts, len(array))))
+    write_whole(path, encode(array, _to_strings(metadata, counts, len(array))))
 
 
 def load_class_means(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> Tensor:
@@ -235,18 +235,6 @@ def _read(path: Path, max_bytes: int) -> tuple[np.ndarray, dict[str, Any]]:
         return decode(data, max_bytes)
     except Exception as error:  # hostile bytes make parsers raise anything, RecursionError too
         raise ValueError(f"{path}: cannot be read: {error}") from error
-
-
-def _write_whole(path: Path, data: bytes) -> None:
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        with open(partial, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _to_array(means: Tensor) -> np.ndarray:

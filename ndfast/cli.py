@@ -1,4 +1,4 @@
-"""The command `ndfast`: env, class-means, train."""
+"""The command `ndfast`: env, class-means, train, compare."""
 
 from __future__ import annotations
 
@@ -6,17 +6,15 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
 import torch
 
 import ndfast
-from ndfast.dispatch import BACKENDS
 from ndfast.environment import describe_environment
-from ndfast.train.config import DEFAULTS, ConfigError
-from ndfast.train.losses import METHODS
+from ndfast.train import commands
+from ndfast.train.errors import CheckpointError, ConfigError
 
 OK, FAILED, MISUSED = 0, 1, 2
 
@@ -40,6 +38,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         return given.command(given)
+    except ConfigError as error:
+        # From a worker of a DataLoader it comes with a traceback before it.
+        return _fail(given, str(error).rpartition("ConfigError: ")[2].strip(), MISUSED)
+    except (CheckpointError, FloatingPointError) as error:
+        return _fail(given, str(error))
     except ModuleNotFoundError as error:
         return _fail(given, f'the package {error.name} is missing: pip install "ndfast[train]"')
     except KeyboardInterrupt:
@@ -59,8 +62,9 @@ def _build_parser() -> argparse.ArgumentParser:
     )
     for name, add_arguments, purpose in (
         ("env", _add_env, "what is installed, and which backends can run"),
-        ("class-means", _add_class_means, "show or convert a class-mean file"),
-        ("train", _add_train, "train a teacher, distil students from it, compare the methods"),
+        ("class-means", _add_class_means, "show, convert or make a class-mean file"),
+        ("train", _add_train, "train a student by one method from one seed"),
+        ("compare", _add_compare, "train students by several methods and seeds, in pairs"),
     ):
         # No abbreviations: --seed 3 would be taken for --seeds 3.
         add_arguments(
@@ -89,17 +93,25 @@ def _env(given: argparse.Namespace) -> int:
 
 
 def _add_class_means(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", type=Path, help=".safetensors, .npz, or KD++'s .json")
+    parser.add_argument(
+        "file", type=Path, nargs="?", help="to show: .safetensors, .npz, or KD++'s .json"
+    )
     parser.add_argument(
         "--to",
         type=Path,
         metavar="OTHER_FILE",
         help="write the means there too, in the format of its suffix",
     )
+    commands.add_make_class_means(parser)
     parser.set_defaults(command=_class_means)
 
 
 def _class_means(given: argparse.Namespace) -> int:
+    if (given.file is None) == ("teacher" not in given):
+        return _fail(given, "takes a file to show, or --teacher to make one", MISUSED)
+    if given.file is None:
+        commands.make_class_means(given)
+        return OK
     try:
         means = ndfast.load_class_means(given.file)
         metadata = ndfast.load_class_means_metadata(given.file)
@@ -142,84 +154,21 @@ def _convert(
 
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
-    def default(field: str) -> str:
-        values = {name: getattr(config, field) for name, config in DEFAULTS.items()}
-        if len(set(values.values())) == 1:
-            return f"(default: {values['digits']})"
-        shown = (f"{value} for {name}" for name, value in values.items())
-        return f"(default: {', '.join(shown)})"
-
-    what = parser.add_argument_group("what is trained")
-    what.add_argument(
-        "--data",
-        choices=DEFAULTS,
-        default="digits",
-        help="images of 8×8 from scikit-learn, or signals of 40 samples (default: digits)",
-    )
-    what.add_argument(
-        "--method",
-        dest="methods",
-        nargs="+",
-        choices=METHODS,
-        metavar="METHOD",
-        help="ce: cross entropy; kd: and Hinton's distillation; kd++: and the ND loss "
-        "(default: all)",
-    )
-    what.add_argument(
-        "--seeds", type=int, metavar="N", help=f"students of each method {default('seeds')}"
-    )
-    how = parser.add_argument_group("how")
-    how.add_argument(
-        "--epochs",
-        type=int,
-        metavar="N",
-        help=f"of the teacher and of each student {default('epochs')}",
-    )
-    how.add_argument(
-        "--batch-size",
-        type=int,
-        metavar="N",
-        help=f"images a step and process {default('batch_size')}",
-    )
-    how.add_argument("--lr", type=float, help=f"learning rate at the start {default('lr')}")
-    how.add_argument(
-        "--backend",
-        choices=("auto", *BACKENDS),
-        help="what computes the ND loss (default: auto, the fastest that can run)",
-    )
-    parser.add_argument_group("output").add_argument(
-        "--out",
-        type=Path,
-        metavar="DIR",
-        help="where class_means.safetensors, results.json and curves.png go, replacing those of an "
-        f"earlier run {default('out')}",
-    )
-    parser.epilog = (
-        "Device and processes are what Hugging Face Accelerate finds: ACCELERATE_USE_CPU=true "
-        "keeps to the CPU; torchrun or `accelerate launch -m ndfast train` starts several "
-        "processes."
-    )
+    commands.add_train(parser)
     parser.set_defaults(command=_train)
 
 
 def _train(given: argparse.Namespace) -> int:
-    from rich.console import Console
-
-    from ndfast.train.run import run
-
-    fields = ("methods", "seeds", "epochs", "batch_size", "lr", "backend", "out")
-    chosen = {name: getattr(given, name) for name in fields if getattr(given, name) is not None}
-    if chosen.get("backend") == "auto":
-        chosen["backend"] = None
-    if "methods" in chosen:
-        chosen["methods"] = tuple(dict.fromkeys(chosen["methods"]))
-    try:
-        results = run(replace(DEFAULTS[given.data], **chosen), Console())
-    except ConfigError as error:
-        return _fail(given, str(error), MISUSED)
-    except FloatingPointError as error:
-        return _fail(given, str(error))
-    trajectories = results["trajectories"]
-    if trajectories is not None and not trajectories["agrees"]:
-        return _fail(given, "the fused loss and the reference disagree: see the table")
+    commands.train(given)
     return OK
+
+
+def _add_compare(parser: argparse.ArgumentParser) -> None:
+    commands.add_compare(parser)
+    parser.set_defaults(command=_compare)
+
+
+def _compare(given: argparse.Namespace) -> int:
+    if commands.compare(given):
+        return OK
+    return _fail(given, "the fused loss and the reference disagree: see the table")

@@ -1,10 +1,22 @@
-"""The training harness behind `ndfast train`: a teacher, its class means, and students of it.
+"""The training harness behind `ndfast train` and `ndfast compare`.
 
-- `config`: what a run is made of, and the defaults of each data set
-- `data`, `models`, `losses`: the parts; a new data set, network or method is added there
-- `loop`: one training and one evaluation, on Hugging Face Accelerate
-- `experiment`: teacher, class means and students from these parts
-- `comparison`: the fused loss against the reference, in trajectory and in time
-- `report`, `plot`: the table, `results.json` and the picture
-- `run`: the command, from the configuration to the files
+What is trained:
+
+- `config`: what a run is made of; `recipes/`: files of it; `commands`, `flags`: its command line
+- `data/`, `models/`, `losses/`: the parts; a data set, network or method is added there
+- `teacher`: the frozen teacher and its class means; `make_class_means`: the command for them alone
+- `distiller`: student, projector and losses, all that is trained, in one module
+
+How:
+
+- `loop`: the steps and epochs of one training, with `optimizers`, `position`, `finite`, `stopwatch`
+- `evaluation`: passes over a whole data set; `processes`: device and processes by Accelerate
+- `checkpoints`: written atomically, kept in a ring
+
+What comes of it:
+
+- `run`: one student from the config to the files in its `folder`
+- `comparison`: methods and seeds in pairs, the fused loss beside the reference; `step_times`
+- `records`, `progress`, `report/`: the log, the bars, tables and pages
+- `detection/`: the ND loss on the box-head features of a detector
 """

@@ -1,105 +1,206 @@
-"""The fused ND loss against the reference: the trajectory of a training, and the time of a step."""
+"""Methods compared: students of one teacher by each method from the same seeds, in pairs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from itertools import cycle, islice
-from statistics import median
-from time import perf_counter
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from rich.console import Console
+from safetensors.torch import load_file
 
-from ndfast.train.experiment import Experiment, StudentRun
-from ndfast.train.loop import build_optimizer, train_step, training_loader
+import ndfast
+from ndfast.train import folder as files
+from ndfast.train.config import TrainConfig, without_losses
+from ndfast.train.data import build_data
 from ndfast.train.losses import METHODS
+from ndfast.train.processes import build_accelerator, torch_settings
+from ndfast.train.progress import Bars
+from ndfast.train.records import read_log
+from ndfast.train.report import build_comparison_table, plot_comparison, write_comparison_page
+from ndfast.train.run import Results, leave_together, run_once, teacher_config
+from ndfast.train.step_times import measure_step_times
+from ndfast.train.teacher import prepare_teacher
 
 # With the defaults native and reference come out 1.1e-6 (digits) and 2.3e-6 (mnist1d) apart; an ND
 # loss that is 0.1 % too large, 1.1e-3 and 2.8e-3.
 TOLERANCE = 1e-3
-NO_ND = "no ND"
-WARM_UP_STEPS = 20
-TIMED_STEPS = 100
+METRIC = "accuracy"
+PICTURE = "curves.png"
 
 
-def compare_trajectories(fused: StudentRun, reference: StudentRun) -> dict[str, Any]:
-    """How far two trainings from the same seed are apart.
+def compare(configs: Mapping[str, TrainConfig], seeds: int, console: Console) -> dict[str, Any]:
+    """Trains a student for each method and seed, and writes what it found into the configs' folder.
+
+    The runs lie in its folder `runs`; those that are there already are not done again where the
+    comparison is resumed, so that methods and seeds can be added.
+
+    Args:
+        configs: by method, a name in `ndfast.train.losses.METHODS`; they differ in their losses.
+        seeds: students a method; their seeds are 0 to seeds - 1.
+        console: where progress and the table go.
 
     Returns:
-        "max_loss_difference": of the steps' losses, relative to the reference's; and
-        "parameter_difference": the L2 norm of the final parameters' difference, relative to the
-        norm of the reference's; "steps"; "tolerance"; and "agrees", whether both differences are
+        What `results.json` holds: "config" (of the first method, with "methods" and "seeds"),
+        "environment", "teacher", "student", "data"; "runs", by method the results of each seed's
+        run; "pairs", see `pair_differences`; "trajectories", by method,
+        see `compare_trajectories`, or None where no fused loss ran; "step_ms", see
+        `ndfast.train.step_times`.
+
+    Raises:
+        ConfigError, CheckpointError, FloatingPointError: as `ndfast.train.run.run`.
+    """
+    config = next(iter(configs.values()))
+    accelerator = build_accelerator(config)
+    with torch_settings(config), Bars(console, accelerator.is_main_process) as bars:
+        shared = _prepare(config, bars)
+        configs = {method: replace(chosen, **shared) for method, chosen in configs.items()}
+        runs = {
+            method: [run_once(_run_config(chosen, seed), bars) for seed in range(seeds)]
+            for method, chosen in configs.items()
+        }
+        fused = {method: found[0]["backend"] for method, found in runs.items()}
+        trajectories = {}
+        for method, backend in fused.items():
+            if backend not in (None, "reference"):
+                ours = _run_config(configs[method], 0)
+                theirs = replace(ours, backend="reference", out=f"{ours.out}-reference")
+                run_once(theirs, bars)
+                trajectories[method] = {"backend": backend} | compare_trajectories(
+                    Path(ours.out), Path(theirs.out)
+                )
+        with bars.run("step times", None) as bar:
+            step_ms = measure_step_times(configs, fused, bar.advance)
+    first = runs[config.method][0]
+    results = {
+        "config": asdict(config) | {"methods": list(configs), "seeds": seeds},
+        "environment": files.run_environment(accelerator),
+        "teacher": first["teacher"],
+        "student": first["student"],
+        "data": first["data"],
+        "runs": runs,
+        "pairs": pair_differences(runs),
+        "trajectories": trajectories or None,
+        "step_ms": step_ms,
+    }
+    if accelerator.is_main_process:
+        out = Path(config.out)
+        plot_comparison(results, out / PICTURE)
+        write_comparison_page(out / files.REPORT, results)
+        files.write_json(out / files.RESULTS, results)
+        console.print(build_comparison_table(results))
+        console.print(f"Written to {out}: {files.RESULTS}, {files.REPORT}, {PICTURE}, runs/")
+    leave_together(accelerator)
+    return results
+
+
+def pair_differences(runs: dict[str, list[Results]]) -> list[dict[str, Any]]:
+    """What the ND loss adds to each method that ran with it and without, seed by seed.
+
+    Returns:
+        For each such pair "base", "plus", "metric"; "differences", plus less base, by seed; their
+        "mean"; and from two seeds on (else None) the "interval" of 95 % of Student's t and the
+        "p_value" of the paired t-test.
+    """
+    from scipy.stats import ttest_rel
+
+    pairs = []
+    for base, method in METHODS.items():
+        plus = f"{base}++"
+        if method.nd or plus not in runs or base not in runs:
+            continue
+        without, with_nd = ([run["test"][METRIC] for run in runs[name]] for name in (base, plus))
+        differences = [ours - theirs for ours, theirs in zip(with_nd, without, strict=True)]
+        interval, p_value = None, None
+        # Without any scatter Student's t has no interval.
+        if len(set(differences)) > 1:
+            test = ttest_rel(with_nd, without)
+            interval, p_value = [float(end) for end in test.confidence_interval()], test.pvalue
+        pairs.append(
+            {
+                "base": base,
+                "plus": plus,
+                "metric": METRIC,
+                "differences": differences,
+                "mean": sum(differences) / len(differences),
+                "interval": interval,
+                "p_value": None if p_value is None else float(p_value),
+            }
+        )
+    return pairs
+
+
+def compare_trajectories(fused: Path, reference: Path) -> dict[str, Any]:
+    """How far two runs from the same seed are apart.
+
+    Args:
+        fused: the folder of a run that logged every step.
+        reference: of another.
+
+    Returns:
+        "max_loss_difference": of the steps' losses, relative to the reference's;
+        "parameter_difference": the L2 norm of the final weights' difference, relative to the norm
+        of the reference's; "steps"; "tolerance"; and "agrees", whether both differences are
         within it.
     """
-    ours = torch.tensor(fused.losses, dtype=torch.float64)
-    theirs = torch.tensor(reference.losses, dtype=torch.float64)
+    ours, theirs = (_step_losses(run) for run in (fused, reference))
+    our_weights, their_weights = (_parameters(run) for run in (fused, reference))
     loss_difference = ((ours - theirs).abs() / theirs.abs()).max().item()
-    difference = (fused.parameters - reference.parameters).norm()
-    parameter_difference = (difference / reference.parameters.norm()).item()
+    difference = ((our_weights - their_weights).norm() / their_weights.norm()).item()
     return {
-        "steps": len(reference.losses),
+        "steps": len(theirs),
         "max_loss_difference": loss_difference,
-        "parameter_difference": parameter_difference,
+        "parameter_difference": difference,
         "tolerance": TOLERANCE,
-        "agrees": max(loss_difference, parameter_difference) <= TOLERANCE,
+        "agrees": max(loss_difference, difference) <= TOLERANCE,
     }
 
 
-def measure_step_times(
-    experiment: Experiment, backends: list[str], after_step: Callable[[], None]
-) -> dict[str, dict[str, float]]:
-    """The time of a training step of each method, in ms: both networks, losses and optimiser.
-
-    Every variant trains its own student. Each batch is given to all variants in turn, so that
-    whatever else the machine does falls on all of them alike, and each comes first as often as any
-    other. Batches lie on the device beforehand. The median of `TIMED_STEPS` steps after
-    `WARM_UP_STEPS`.
-
-    Args:
-        experiment: the teacher and the data.
-        backends: to time the ND loss with.
-        after_step: is called after each batch.
-
-    Returns:
-        By method, the median by backend; for a method without the ND loss, under `NO_ND`.
-    """
-    config, accelerator = experiment.config, experiment.accelerator
-    variants: dict[tuple[str, str], Callable[[Tensor, Tensor], None]] = {}
-    for method in config.methods:
-        for backend in backends if METHODS[method].nd else [NO_ND]:
-            variants[method, backend] = _stepper(experiment, method, backend)
-    times: dict[tuple[str, str], list[float]] = {variant: [] for variant in variants}
-    loader = training_loader(experiment.data.train, config.batch_size, seed=0)
-    batches = cycle(list(accelerator.prepare(loader)))
-    order = list(variants)
-    for images, target in islice(batches, WARM_UP_STEPS + TIMED_STEPS):
-        order.append(order.pop(0))
-        for variant in order:
-            _synchronize(accelerator.device)
-            start = perf_counter()
-            variants[variant](images, target)
-            _synchronize(accelerator.device)
-            times[variant].append(1e3 * (perf_counter() - start))
-        after_step()
-    accelerator.free_memory()
-    medians: dict[str, dict[str, float]] = {method: {} for method in config.methods}
-    for (method, backend), steps in times.items():
-        medians[method][backend] = median(steps[WARM_UP_STEPS:])
-    return medians
+def _step_losses(run: Path) -> torch.Tensor:
+    records = read_log(run / files.LOG)
+    losses = [record["loss"] for record in records if record["event"] == "step"]
+    nan = float("nan")  # null in the log
+    return torch.tensor([nan if loss is None else loss for loss in losses], dtype=torch.float64)
 
 
-def _stepper(experiment: Experiment, method: str, backend: str) -> Callable[[Tensor, Tensor], None]:
-    student = experiment.build_student(method, seed=0, probe=False).train()
-    optimizer = experiment.accelerator.prepare(build_optimizer(student, experiment.config))
-
-    def step(images: Tensor, target: Tensor) -> None:
-        loss = experiment.student_loss(method, student, images, target, backend)
-        train_step(experiment.accelerator, optimizer, loss)
-
-    return step
+def _parameters(run: Path) -> torch.Tensor:
+    """The student's, without the statistics of its normalisation."""
+    statistics = ("running_mean", "running_var", "num_batches_tracked")
+    tensors = sorted(load_file(run / files.MODEL).items())
+    return torch.cat(
+        [value.flatten().double() for name, value in tensors if not name.endswith(statistics)]
+    )
 
 
-def _synchronize(device: torch.device) -> None:
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
+def _prepare(config: TrainConfig, bars: Bars) -> dict[str, Any]:
+    """The teacher and its class means, once for all runs: the fields that lead there."""
+    accelerator = build_accelerator(config)
+    if accelerator.is_main_process:
+        files.open_folder(without_losses(config))
+    accelerator.wait_for_everyone()
+    if config.teacher_weights is None:
+        teacher_run = teacher_config(config)
+        run_once(teacher_run, bars)
+        config = replace(config, teacher_weights=str(Path(teacher_run.out) / files.MODEL))
+    data = build_data(config.data, config.data_dir, config.image_size)
+    teacher, about = prepare_teacher(accelerator, config, data)
+    path = Path(config.out) / files.CLASS_MEANS
+    if accelerator.is_main_process:
+        ndfast.save_class_means(path, teacher.class_means, **about)
+    accelerator.wait_for_everyone()
+    return {"teacher_weights": str(config.teacher_weights), "class_means": str(path)}
+
+
+def _run_config(config: TrainConfig, seed: int) -> TrainConfig:
+    out = Path(config.out) / files.RUNS / f"{config.method}-seed{seed}"
+    return replace(
+        config,
+        seed=seed,
+        probe=True,  # every method's features are measured in the teacher's space
+        log_every=1,  # the trajectories are compared step by step
+        out=str(out),
+        resume=(out / files.CONFIG).exists(),
+        overwrite=False,
+    )

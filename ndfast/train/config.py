@@ -1,113 +1,286 @@
-"""What a run of `ndfast train` is made of, and the defaults of each data set."""
+"""What a run of `ndfast train` is made of: each field is a flag, a recipe's key, a line of help.
+
+The defaults are KD++'s on CIFAR-100 (arXiv 2305.17007: ResNet-56 to ResNet-20).
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass, field, fields, replace
+from difflib import get_close_matches
+from typing import Any
 
 from ndfast.dispatch import BACKENDS
 from ndfast.train.data import DATA
+from ndfast.train.errors import ConfigError
 from ndfast.train.losses import METHODS
+from ndfast.train.models import MODELS
+
+WHAT, LOSSES, HOW = "what is trained", "losses", "optimiser and schedule"
+MACHINE, LONG, OUTPUT = "machine", "long runs", "output"
 
 
-class ConfigError(ValueError):
-    """A run cannot start as it is configured; the message is one sentence that names the value."""
+def _option(
+    default: Any,
+    group: str,
+    text: str,
+    *,
+    choices: tuple[str, ...] | None = None,
+    metavar: str | None = None,
+    may_change: bool = False,
+) -> Any:
+    """A field; ``may_change``: a resumed run may have another value of it."""
+    metadata = {
+        "group": group,
+        "help": text,
+        "choices": choices,
+        "metavar": metavar,
+        "may_change": may_change,
+    }
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """A run: one teacher, and a student for each method and seed.
-
-    Optimiser, temperature and loss weights are those of KD++ on CIFAR-100 (ResNet-56 to ResNet-20):
-    SGD with Nesterov momentum, CE + KD + 2·ND. The learning rate falls by a cosine to 0.
-
-    Args:
-        data: a name in `ndfast.train.data.DATA`.
-        out: the folder that the files are written to.
-        epochs: of the teacher and of each student.
-        batch_size: images a step, in each process.
-        lr: the learning rate at the start.
-        teacher_channels: channels of the teacher's stages; the last is its feature width.
-        student_channels: the same of the student.
-        kernel_size: of both networks' convolutions.
-        methods: names in `ndfast.train.losses.METHODS`.
-        seeds: students a method; their seeds are 0 to seeds - 1.
-        backend: of the ND loss; None for the fastest that can run.
-        momentum: of SGD.
-        weight_decay: of SGD.
-        temperature: of the KD loss.
-        kd_weight: the KD loss's factor.
-        nd_weight: the ND loss's factor.
-        threads: of PyTorch on the CPU. These networks gain nothing from a second one: a step of CE
-            on digits took 3.2 to 3.5 ms with one and 3.0 to 3.8 ms with two on two quiet cores, but
-            3 and 40 ms with other work on them.
+    """One student's training, or a teacher's. Each field's metadata holds its help.
 
     Raises:
         ConfigError: a value is not taken.
     """
 
-    data: str
-    out: Path
-    epochs: int
-    batch_size: int
-    lr: float
-    teacher_channels: tuple[int, ...]
-    student_channels: tuple[int, ...]
-    kernel_size: int
-    methods: tuple[str, ...] = tuple(METHODS)
-    seeds: int = 5
-    backend: str | None = None
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    temperature: float = 4.0
-    kd_weight: float = 1.0
-    nd_weight: float = 2.0
-    threads: int = 1
+    data: str = _option("cifar100", WHAT, f"one of {', '.join(DATA)}", metavar="NAME")
+    data_dir: str | None = _option(
+        None, WHAT, "the folder of a data set that is on disk", metavar="DIR", may_change=True
+    )
+    image_size: int | None = _option(
+        None, WHAT, "side of the images of a folder, in pixels (default: 224)", metavar="N"
+    )
+    model: str = _option(
+        "resnet20", WHAT, f"the student: timm:NAME, or one of {', '.join(MODELS)}", metavar="NAME"
+    )
+    teacher: str = _option("resnet56", WHAT, "the teacher, likewise", metavar="NAME")
+    teacher_weights: str | None = _option(
+        None,
+        WHAT,
+        "the teacher's checkpoint, or `pretrained` for timm's weights (default: the teacher is "
+        "trained first, into OUT/teacher)",
+        metavar="FILE",
+    )
+    class_means: str = _option(
+        "teacher",
+        WHAT,
+        "`teacher`: taken from it over the training set; `classifier`: the rows of its classifier; "
+        "or a file",
+        metavar="FILE",
+    )
+    learnable_class_means: bool = _option(False, WHAT, "train the class means with the student")
+    seed: int = _option(0, WHAT, "of the parameters, the order, the augmentation", metavar="N")
+    probe: bool = _option(
+        False,
+        WHAT,
+        "measure a student without the ND loss in the teacher's space too, by a projector that "
+        "teaches it nothing",
+    )
+
+    method: str = _option("kd++", LOSSES, "what it learns from", choices=tuple(METHODS))
+    ce_weight: float = _option(1.0, LOSSES, "factor of the cross entropy")
+    distill_weight: float = _option(1.0, LOSSES, "factor of the distillation loss")
+    nd_weight: float = _option(2.0, LOSSES, "factor of the ND loss")
+    temperature: float = _option(4.0, LOSSES, "of kd, dkd and dist")
+    dkd_alpha: float = _option(1.0, LOSSES, "dkd: factor of the target class's part")
+    dkd_beta: float = _option(8.0, LOSSES, "dkd: factor of the other classes' part")
+    dist_beta: float = _option(1.0, LOSSES, "dist: factor of the relation between classes")
+    dist_gamma: float = _option(1.0, LOSSES, "dist: factor of the relation within a class")
+    review_channels: int | None = _option(
+        None,
+        LOSSES,
+        "reviewkd: channels of its fusion (default: the student's width, at most 512)",
+        metavar="N",
+    )
+    distill_warmup: int = _option(
+        20,
+        LOSSES,
+        "W epochs in which the distillation loss grows, by min(1, epoch/W) from epoch 0 on",
+    )
+    nd_warmup: int = _option(0, LOSSES, "the same for the ND loss")
+    label_smoothing: float = _option(0.0, LOSSES, "of the cross entropy")
+    mixup: float = _option(0.0, LOSSES, "alpha of mixup; the class means are mixed as well")
+    cutmix: float = _option(0.0, LOSSES, "alpha of cutmix; with mixup, either by even odds")
+    backend: str | None = _option(
+        None,
+        LOSSES,
+        "what computes the ND loss (default: the fastest that can run)",
+        choices=tuple(BACKENDS),
+    )
+
+    epochs: int = _option(240, HOW, "of the student, and of a teacher that is trained first")
+    batch_size: int = _option(64, HOW, "images a process takes at a time")
+    accumulate: int = _option(1, HOW, "batches that make a step", metavar="N")
+    optimizer: str = _option(
+        "sgd", HOW, "sgd with momentum by default", choices=("sgd", "adamw", "lamb", "lars")
+    )
+    lr: float = _option(0.1, HOW, "learning rate")
+    teacher_lr: float | None = _option(
+        None, HOW, "of a teacher that is trained first (default: the student's)"
+    )
+    momentum: float = _option(0.9, HOW, "of sgd and lars")
+    nesterov: bool = _option(True, HOW, "Nesterov's momentum, of sgd and lars")
+    weight_decay: float = _option(5e-4, HOW, "")
+    decay_norms: bool = _option(True, HOW, "weight decay on biases and normalisation as well")
+    clip_norm: float | None = _option(None, HOW, "longest gradient (default: none is cut)")
+    schedule: str = _option("step", HOW, "of the learning rate", choices=("step", "cosine"))
+    milestones: tuple[int, ...] = _option(
+        (150, 180, 210), HOW, "step: after these epochs the rate falls", metavar="EPOCH"
+    )
+    lr_gamma: float = _option(0.1, HOW, "step: to this part of what it was")
+    lr_warmup: int = _option(0, HOW, "epochs over which the rate grows from 0")
+    ema: float | None = _option(
+        None, HOW, "decay of an average of the weights, evaluated as well (default: none)"
+    )
+
+    precision: str | None = _option(
+        None,
+        MACHINE,
+        "of the matrix products (default: what `accelerate launch` says, else fp32)",
+        choices=("fp32", "bf16", "fp16"),
+    )
+    compile: bool = _option(False, MACHINE, "torch.compile student and teacher")
+    channels_last: bool = _option(False, MACHINE, "images and weights in NHWC")
+    deterministic: bool = _option(
+        True, MACHINE, "on a GPU no TF32, and of cuDNN the deterministic kernels: slower"
+    )
+    workers: int = _option(0, MACHINE, "processes that load images", may_change=True)
+    # Small networks gain nothing from a second thread: a step of CE on digits took 3.2 to 3.5 ms
+    # with one and 3.0 to 3.8 ms with two on two quiet cores, but 3 and 40 with other work there.
+    threads: int = _option(1, MACHINE, "of PyTorch on the CPU")
+
+    resume: bool = _option(
+        False, LONG, "go on from the newest good checkpoint in OUT", may_change=True
+    )
+    overwrite: bool = _option(False, LONG, "replace a run that is in OUT", may_change=True)
+    checkpoint_every: int | None = _option(
+        None, LONG, "steps between checkpoints (default: an epoch)", metavar="N", may_change=True
+    )
+    keep_checkpoints: int = _option(3, LONG, "of the newest", metavar="N", may_change=True)
+    max_skipped: int = _option(
+        10, LONG, "batches in a row that may be skipped for a loss of NaN or Inf", metavar="N"
+    )
+    max_steps: int | None = _option(
+        None, LONG, "end after so many (default: all epochs)", metavar="N", may_change=True
+    )
+
+    out: str = _option("", OUTPUT, "the run's folder (default: runs/DATA)", metavar="DIR")
+    log_every: int = _option(50, OUTPUT, "steps between lines of the log", metavar="N")
+    tensorboard: bool = _option(False, OUTPUT, "write TensorBoard's files too", may_change=True)
 
     def __post_init__(self) -> None:
-        _check_known("data", self.data, DATA)
-        for method in self.methods:
-            _check_known("method", method, METHODS)
-        if self.backend is not None:
-            _check_known("backend", self.backend, BACKENDS)
-        _check_least("epochs", self.epochs, 1)
-        _check_least("seeds", self.seeds, 1)
-        _check_least("batch_size", self.batch_size, 2)  # batch normalisation needs two rows
-        if not (math.isfinite(self.lr) and self.lr > 0):
-            raise ConfigError(f"lr: got {self.lr}; it takes a finite number above 0")
+        for item in fields(self):
+            self._check(item.name, getattr(self, item.name), item.metadata["choices"])
+        if not self.out:
+            name = "".join(c if c.isalnum() or c in "._-" else "-" for c in self.data)
+            object.__setattr__(self, "out", f"runs/{name}")
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ConfigError(f"{name}: got {value}; it takes {least} or more")
+        for name in ("lr", "teacher_lr", "nd_weight", "temperature"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ConfigError(f"{name}: got {value}; it takes more than 0")
+        for name in ("label_smoothing", "ema"):
+            value = getattr(self, name)
+            if value is not None and value >= 1:
+                raise ConfigError(f"{name}: got {value}; it takes less than 1")
+        if self.resume and self.overwrite:
+            raise ConfigError("resume: got it together with overwrite; it takes one of them")
+        if METHODS[self.method].distillation == "dkd" and (self.mixup or self.cutmix):
+            raise ConfigError(
+                f"mixup and cutmix: {self.method} takes neither, it needs one class for each image"
+            )
+
+    def _check(self, name: str, value: Any, choices: tuple[str, ...] | None) -> None:
+        kind, optional = _KINDS[name]
+        if value is None and optional:
+            return
+        numbers: Any = (int, float) if kind is float else kind
+        if not isinstance(value, numbers) or (isinstance(value, bool) and kind is not bool):
+            raise ConfigError(f"{name}: got {value!r}; it takes {_WORDS[kind]}")
+        if kind is tuple and not all(type(epoch) is int and epoch > 0 for epoch in value):
+            raise ConfigError(f"{name}: got {value!r}; it takes {_WORDS[kind]}")
+        if kind is float and not math.isfinite(value):
+            raise ConfigError(f"{name}: got {value}; it takes a finite number")
+        if choices and value not in choices:
+            raise ConfigError(f"{name}: got {value!r}; it takes {', '.join(choices)}")
 
 
-def _check_known(name: str, value: str, known: Collection[str]) -> None:
-    if value not in known:
-        raise ConfigError(f"{name}: got {value!r}; it takes {', '.join(known)}")
-
-
-def _check_least(name: str, value: int, least: int) -> None:
-    if value < least:
-        raise ConfigError(f"{name}: got {value}; it takes {least} or more")
-
-
-DEFAULTS = {
-    "digits": TrainConfig(
-        data="digits",
-        out=Path("runs/digits"),
-        epochs=40,
-        batch_size=32,
-        lr=0.05,
-        teacher_channels=(32, 64, 128),
-        student_channels=(4, 8, 16),
-        kernel_size=3,
-    ),
-    "mnist1d": TrainConfig(
-        data="mnist1d",
-        out=Path("runs/mnist1d"),
-        epochs=12,
-        batch_size=64,
-        lr=0.02,
-        teacher_channels=(32, 64, 128),
-        student_channels=(4, 8, 16),
-        kernel_size=5,
-    ),
+_TYPES = {"str": str, "int": int, "float": float, "bool": bool, "tuple[int, ...]": tuple}
+_WORDS = {
+    str: "a string",
+    int: "an integer",
+    float: "a number",
+    bool: "true or false",
+    tuple: "integers above 0",
 }
+_KINDS = {
+    item.name: (_TYPES[str(item.type).removesuffix(" | None")], "None" in str(item.type))
+    for item in fields(TrainConfig)
+}
+_LEAST: dict[str, float] = {
+    "epochs": 1,
+    "batch_size": 2,  # batch normalisation needs two rows
+    "accumulate": 1,
+    "image_size": 1,
+    "review_channels": 1,
+    "threads": 1,
+    "checkpoint_every": 1,
+    "keep_checkpoints": 1,
+    "max_skipped": 1,
+    "max_steps": 1,
+    "log_every": 1,
+    "clip_norm": 0,
+    "seed": 0,
+    "workers": 0,
+    "lr_warmup": 0,
+    "distill_warmup": 0,
+    "nd_warmup": 0,
+    "ce_weight": 0,
+    "distill_weight": 0,
+    "weight_decay": 0,
+    "momentum": 0,
+    "label_smoothing": 0,
+    "mixup": 0,
+    "cutmix": 0,
+    "ema": 0,
+}
+
+
+def without_losses(config: TrainConfig) -> TrainConfig:
+    """What the runs of a comparison share: all but what they learn from, which is by default."""
+    defaults: dict[str, Any] = {
+        item.name: item.default for item in fields(config) if item.metadata["group"] == LOSSES
+    }
+    return replace(config, **defaults)
+
+
+def check_keys(keys: list[str], source: str) -> None:
+    """Raises ConfigError for the first of ``keys`` that is no field, naming one that is near."""
+    for key in keys:
+        if key not in _KINDS:
+            near = get_close_matches(key, _KINDS, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ConfigError(f"{source}: unknown key {key!r}{hint}")
+
+
+def check_same_run(config: TrainConfig, before: dict[str, Any]) -> None:
+    """Raises ConfigError if ``before``, the config of the run to resume, is of another training."""
+    now = asdict(config)
+    for item in fields(TrainConfig):
+        if item.metadata["may_change"] or item.name == "out":
+            continue
+        was = before.get(item.name)
+        was = tuple(was) if isinstance(was, list) else was
+        if was != now[item.name]:
+            raise ConfigError(
+                f"{item.name}: got {now[item.name]!r}, but the run in {config.out} was started "
+                f"with {was!r}; a resumed run takes the same"
+            )

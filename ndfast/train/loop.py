@@ -1,125 +1,318 @@
-"""One training and one evaluation, on Hugging Face Accelerate."""
+"""The training of a `Distiller`: steps, epochs, and where it stands."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from time import perf_counter
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.optim import SGD, Optimizer
-from torch.optim.lr_scheduler import CosineAnnealingLR
-from torch.utils.data import DataLoader, Dataset
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+import ndfast
 from ndfast.train.config import TrainConfig
+from ndfast.train.data import Data
+from ndfast.train.data.batches import TrainingBatches, build_loader, mix_seeds
+from ndfast.train.data.mixing import Mixer
+from ndfast.train.distiller import Distiller
+from ndfast.train.errors import ConfigError
+from ndfast.train.evaluation import evaluate, move, place
+from ndfast.train.finite import FiniteCheck
+from ndfast.train.optimizers import build_optimizer, learning_rate
+from ndfast.train.position import Bar, Log, Position, Silent
+from ndfast.train.stopwatch import Stopwatch
+from ndfast.train.teacher import Teacher
 
-LossOf = Callable[[nn.Module, Tensor, Tensor], Tensor]
-METRICS = ("accuracy", "cross_entropy", "norm", "cosine")
-EVALUATION_BATCH = 512
-
-
-def training_loader(dataset: Dataset, batch_size: int, seed: int) -> DataLoader:
-    """Batches in an order that only ``seed`` decides, whatever else draws random numbers."""
-    return DataLoader(
-        dataset,
-        batch_size,
-        shuffle=True,
-        drop_last=True,  # batch normalisation cannot train on a last batch of one
-        generator=torch.Generator().manual_seed(seed),
-    )
+MIXING = 1  # sets the seeds of mixup and cutmix apart from those of the batches
 
 
-def build_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
-    """KD++'s optimiser: SGD with Nesterov momentum and weight decay."""
-    return SGD(
-        model.parameters(),
-        config.lr,
-        config.momentum,
-        weight_decay=config.weight_decay,
-        nesterov=True,
-    )
-
-
-def train_step(accelerator: Accelerator, optimizer: Optimizer, loss: Tensor) -> Tensor:
-    """Steps along the gradient of ``loss``; returns it detached."""
-    accelerator.backward(loss)
-    optimizer.step()
-    optimizer.zero_grad()
-    return loss.detach()
-
-
-def fit(
-    accelerator: Accelerator,
-    model: nn.Module,
-    dataset: Dataset,
-    loss_of: LossOf,
-    config: TrainConfig,
-    seed: int,
-) -> Iterator[list[float]]:
-    """Trains ``model``, which Accelerate has prepared, in place.
-
-    Args:
-        accelerator: the device and the processes.
-        model: what to train.
-        dataset: images and labels.
-        loss_of: the loss of (model, images, labels).
-        config: epochs, batch size and optimiser.
-        seed: of the order of the images.
-
-    Yields:
-        After each epoch the losses of its steps, each the mean over the processes.
+def count_steps(config: TrainConfig, data: Data, processes: int) -> int:
+    """The optimiser's steps in an epoch.
 
     Raises:
-        FloatingPointError: a loss is NaN or infinite.
+        ConfigError: there are none.
     """
-    loader = training_loader(dataset, config.batch_size, seed)
-    optimizer = build_optimizer(model, config)
-    # Accelerate steps the schedule once for each process, so it is planned for one.
-    schedule = CosineAnnealingLR(optimizer, T_max=config.epochs * len(loader))
-    loader, optimizer, schedule = accelerator.prepare(loader, optimizer, schedule)
-    for epoch in range(1, config.epochs + 1):
-        model.train()
-        losses = []
-        for images, target in loader:
-            losses.append(train_step(accelerator, optimizer, loss_of(model, images, target)))
-            schedule.step()
-        epoch_losses = accelerator.reduce(torch.stack(losses), "mean").tolist()
-        if not all(map(math.isfinite, epoch_losses)):
-            raise FloatingPointError(
-                f"the training loss is NaN or infinite in epoch {epoch} with seed {seed}; a lower "
-                "learning rate may help"
-            )
-        yield epoch_losses
+    steps = len(data.train) // (config.batch_size * processes) // config.accumulate
+    if steps == 0:
+        most = len(data.train) // (processes * config.accumulate)
+        raise ConfigError(
+            f"batch_size: got {config.batch_size}; it takes at most {most}, a process's share of "
+            "the training images in a step"
+        )
+    return steps
 
 
-@torch.no_grad()
-def evaluate(
-    accelerator: Accelerator, model: nn.Module, dataset: Dataset, class_means: Tensor
-) -> dict[str, float]:
-    """The means of `METRICS` over a data set, all its rows counted once.
+class Trainer:
+    """Trains a distiller on the data, from wherever its position says.
 
     Args:
         accelerator: the device and the processes.
-        model: returns features [N, D] and logits [N, K].
-        dataset: images and labels.
-        class_means: [K, D], which the cosine is taken to.
+        config: everything that decides the training.
+        data: what to train and test on.
+        distiller: what is trained; not yet prepared by Accelerate.
+        teacher: None where the method has none and nothing is measured against one.
 
-    Returns:
-        The accuracy (0 to 1), the cross entropy (nats), the features' L2 norm, and the cosine of
-        the features to their label's class mean.
+    Attributes:
+        model: the distiller as Accelerate prepared it.
+        position: what `Accelerator.load_state` sets.
+        average: the exponential average of the weights, or None.
+        stopwatch: the time of a step by its parts.
+
+    Raises:
+        ConfigError: an epoch has fewer images than a step takes.
     """
-    model.eval()
-    loader = accelerator.prepare(DataLoader(dataset, EVALUATION_BATCH))
-    rows = []
-    for images, target in loader:
-        features, logits = model(images)
-        metrics = (
-            (logits.argmax(dim=1) == target).float(),
-            F.cross_entropy(logits, target, reduction="none"),
-            features.norm(dim=1),
-            F.cosine_similarity(features, class_means[target]),
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        config: TrainConfig,
+        data: Data,
+        distiller: Distiller,
+        teacher: Teacher | None,
+    ) -> None:
+        self.accelerator, self.config, self.data = accelerator, config, data
+        self.teacher = teacher
+        self.log: Log = Silent()
+        self.bar: Bar = Silent()
+        self.batches = TrainingBatches(
+            len(data.train),
+            config.batch_size,
+            config.seed,
+            accelerator.process_index,
+            accelerator.num_processes,
         )
-        rows.append(accelerator.gather_for_metrics(torch.stack(metrics, dim=1)))
-    return dict(zip(METRICS, torch.cat(rows).double().mean(dim=0).tolist(), strict=True))
+        self.steps_per_epoch = count_steps(config, data, accelerator.num_processes)
+        distiller = place(distiller, accelerator.device, config)
+        self.average = (
+            None
+            if config.ema is None
+            else AveragedModel(distiller, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
+        )
+        if config.compile:
+            distiller.compile()
+        optimizer = build_optimizer(distiller, config)
+        self.model, self.optimizer = accelerator.prepare(distiller, optimizer)
+        self.position = Position()
+        accelerator.register_for_checkpointing(self.position)
+        if self.average is not None:
+            accelerator.register_for_checkpointing(self.average)
+        self.all_steps = self.steps_per_epoch * config.epochs
+        self.stopwatch = Stopwatch(accelerator.device)
+        if distiller.nd is not None and not config.compile:
+            self.stopwatch.watch("nd", distiller.nd)
+        self.mixer = Mixer(config.mixup, config.cutmix) if config.mixup or config.cutmix else None
+        self.finite = FiniteCheck(accelerator)
+        # What a forward pass changes.
+        self._buffers = [
+            buffer
+            for module in self.model.modules()
+            if isinstance(module, nn.modules.batchnorm._NormBase)
+            for buffer in module.buffers(recurse=False)
+        ]
+        self._buffers_before = [torch.empty_like(buffer) for buffer in self._buffers]
+
+    def train(self, log: Log, bar: Bar, after: Callable[[bool], None]) -> None:
+        """Trains until the last epoch, or ``config.max_steps``.
+
+        Args:
+            log: is told what happens.
+            bar: shows it.
+            after: is called after each step with whether it ended an epoch; the place for
+                checkpoints.
+
+        Raises:
+            FloatingPointError: too many batches in a row had a loss of NaN or Inf.
+        """
+        position, config = self.position, self.config
+        self.log, self.bar = log, bar
+        while position.epoch < config.epochs and not self._finished():
+            start, first = perf_counter(), position.step % self.steps_per_epoch
+            for step_batches in self.steps_of_epoch(first):
+                self.step(step_batches)
+                epoch_ends = position.step % self.steps_per_epoch == 0
+                if epoch_ends:
+                    seconds = perf_counter() - start
+                    self._end_epoch(config.batch_size * (self.steps_per_epoch - first), seconds)
+                after(epoch_ends)
+                if self._finished():
+                    break
+
+    def _finished(self) -> bool:
+        return self.config.max_steps is not None and self.position.step >= self.config.max_steps
+
+    def evaluate(self) -> tuple[dict[str, float], dict[str, float] | None]:
+        """The metrics on the test set, of the student and of its average if there is one."""
+        found: list[dict[str, float]] = []
+        for model in (self.model, self.average):
+            if model is None:
+                return found[0], None
+            was_training = model.training
+            model.eval()
+            means = None if self.teacher is None else self.teacher.class_means
+            if means is not None and means.shape[1] != self._width():
+                means = None  # without a projector the features are not in the teacher's space
+            metrics = evaluate(self.accelerator, model, self.data.test, self.config, means)
+            if self.teacher is not None and means is not None:
+                metrics["norm_ratio"] = metrics["norm"] / self.teacher.metrics["norm"]
+            model.train(was_training)
+            found.append(metrics)
+        return found[0], found[1]
+
+    def _width(self) -> int:
+        distiller = self.accelerator.unwrap_model(self.model)
+        projector = distiller.projector
+        return distiller.network.dim if projector is None else projector[-1].out_features
+
+    def steps_of_epoch(self, first: int) -> Iterator[list[tuple[Tensor, Tensor]]]:
+        """The images and labels of each step of this epoch, from step ``first`` on, on the CPU."""
+        accumulate = self.config.accumulate
+        self.batches.epoch, self.batches.start = self.position.epoch, first * accumulate
+        self.model.train()
+        loader = build_loader(
+            self.data.train, self.batches, self.config.workers, self.accelerator.device
+        )
+        batches = iter(loader)
+        for _ in range(first, self.steps_per_epoch):
+            self.stopwatch.start_step()
+            with self.stopwatch.part("data"):
+                step_batches = [next(batches) for _ in range(accumulate)]
+            yield step_batches
+
+    def step(self, step_batches: list[tuple[Tensor, Tensor]]) -> None:
+        """One step of the optimiser; its images and labels in ``config.accumulate`` batches."""
+        position, accumulate = self.position, len(step_batches)
+        if self._buffers:
+            torch._foreach_copy_(self._buffers_before, self._buffers)
+        losses: list[dict[str, Tensor]] = []
+        for number, (images, labels) in enumerate(step_batches):
+            last = number == accumulate - 1
+            with nullcontext() if last else self.accelerator.no_sync(self.model):
+                total, parts = self.losses(images, labels, number)
+                self.finite.ask(total)
+                losses.append({"loss": total.detach()} | parts)
+                with self.stopwatch.part("backward"):
+                    self.accelerator.backward(total / accumulate if accumulate > 1 else total)
+        rate = learning_rate(self.config, position.step, self.steps_per_epoch)
+        if self.finite.answer():
+            with self.stopwatch.part("optimizer"):
+                self._update(rate)
+            position.in_a_row = 0
+            position.count(losses)
+        else:
+            self._skip()
+        self.optimizer.zero_grad()
+        position.step += 1
+        self.stopwatch.end_step()
+        self._tell(losses, rate)
+
+    def losses(
+        self, images: Tensor, labels: Tensor, number: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The sum of a batch's losses with factors and warm-ups, and each without."""
+        config, position = self.config, self.position
+        device = self.accelerator.device
+        images, labels = move(images, device, config), labels.to(device, non_blocking=True)
+        targets: Tensor | ndfast.Mix = labels
+        if self.mixer is not None:
+            rank = self.accelerator.process_index
+            seed = mix_seeds(MIXING, config.seed, position.step, number, rank)
+            images, targets = self.mixer(images, labels, np.random.default_rng(seed))
+        teacher = None
+        if self.teacher is not None:
+            with self.stopwatch.part("teacher"), self.accelerator.autocast():
+                teacher = self.teacher(images)
+        with self.stopwatch.part("forward"):
+            parts = self.model(images, targets, teacher)
+        factors = {
+            "ce": config.ce_weight,
+            "distillation": config.distill_weight * self._warmup(config.distill_warmup),
+            "nd": self._warmup(config.nd_warmup),
+        }
+        terms = [
+            parts[name] if factor == 1 else factor * parts[name]
+            for name, factor in factors.items()
+            if name in parts
+        ]
+        found = {name: value.detach() for name, value in parts.items()}
+        if "nd" in found:
+            found["nd"] = found["nd"] / config.nd_weight
+        return sum(terms[1:], terms[0]), found
+
+    def _warmup(self, epochs: int) -> float:
+        return min(1.0, self.position.epoch / epochs) if epochs else 1.0
+
+    def _update(self, rate: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        if self.config.clip_norm is not None:
+            self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
+        self.optimizer.step()
+        if self.average is not None:
+            self.average.update_parameters(self.accelerator.unwrap_model(self.model))
+
+    def _skip(self) -> None:
+        """Leaves the step's batches out: parameters, and statistics of normalisation, as before."""
+        position, most = self.position, self.config.max_skipped
+        if self._buffers:
+            torch._foreach_copy_(self._buffers, self._buffers_before)
+        position.skipped += 1
+        position.in_a_row += 1
+        self.log.write(
+            "skip", step=position.step + 1, epoch=position.epoch + 1, in_a_row=position.in_a_row
+        )
+        if position.in_a_row >= most:
+            raise FloatingPointError(
+                f"the training loss was NaN or infinite {most} times in a row, up to step "
+                f"{position.step + 1} in epoch {position.epoch + 1} with seed {self.config.seed}; "
+                "a lower learning rate may help"
+            )
+
+    def _tell(self, losses: list[dict[str, Tensor]], rate: float) -> None:
+        position = self.position
+        if position.step % self.config.log_every:
+            self.bar.advance()
+            return
+        names = list(losses[0])
+        stacked = torch.stack(
+            [torch.stack([found[name].double() for name in names]) for found in losses]
+        )
+        means = dict(
+            zip(names, self.accelerator.reduce(stacked.mean(dim=0), "mean").tolist(), strict=True)
+        )
+        loss = means.pop("loss")
+        means.pop("accuracy", None)
+        speed = self.config.batch_size * self.accelerator.num_processes * len(losses)
+        speed /= self.stopwatch.seconds_per_step()
+        self.log.write(
+            "step",
+            step=position.step,
+            epoch=position.epoch + 1,
+            loss=loss,
+            losses=means,
+            lr=rate,
+            images_per_s=speed,
+        )
+        self.bar.advance(loss=loss, images_per_s=speed)
+
+    def _end_epoch(self, images: int, seconds: float) -> None:
+        position = self.position
+        position.settle(self.accelerator)
+        counted = max(position.counted, 1)
+        test, average = self.evaluate()
+        position.epoch += 1
+        self.bar.show(accuracy=test["accuracy"])
+        self.log.write(
+            "epoch",
+            epoch=position.epoch,
+            step=position.step,
+            train={name: value / counted for name, value in position.sums.items()},
+            test=test,
+            ema=average,
+            parts_ms=self.stopwatch.medians_ms(),
+            images_per_s=images * self.accelerator.num_processes * self.config.accumulate / seconds,
+            skipped=position.skipped,
+        )
+        position.sums, position.counted = {}, 0

@@ -1,163 +1,270 @@
-"""The command `ndfast train`: from the configuration to the table and the files."""
+"""One run: a student by one method from one seed, from the config to the files in its folder."""
 
 from __future__ import annotations
 
-import json
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
+from statistics import median
+from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import set_seed
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 import ndfast
 from ndfast.dispatch import choose
-from ndfast.train.comparison import (
-    TIMED_STEPS,
-    WARM_UP_STEPS,
-    compare_trajectories,
-    measure_step_times,
-)
-from ndfast.train.config import ConfigError, TrainConfig
-from ndfast.train.data import DATA, Data
-from ndfast.train.experiment import Experiment
-from ndfast.train.plot import plot_curves
-from ndfast.train.report import Results, build_table, summarise
+from ndfast.train import folder as files
+from ndfast.train.checkpoints import load_newest_checkpoint, save_checkpoint
+from ndfast.train.config import TrainConfig
+from ndfast.train.data import Data, build_data
+from ndfast.train.data.batches import mix_seeds
+from ndfast.train.distiller import Distiller
+from ndfast.train.errors import CheckpointError, ConfigError
+from ndfast.train.loop import Trainer, count_steps
+from ndfast.train.losses import METHODS
+from ndfast.train.models import AnyNetwork, build_model
+from ndfast.train.models.weights import save_weights, weights_digest
+from ndfast.train.processes import build_accelerator, torch_settings
+from ndfast.train.progress import Bars
+from ndfast.train.records import RunLog, read_log
+from ndfast.train.report import build_run_table, write_run_page
+from ndfast.train.teacher import MEANS_WORDS, PRETRAINED, Teacher, prepare_teacher
+
+Results = dict[str, Any]
 
 
 def run(config: TrainConfig, console: Console) -> Results:
-    """Trains, compares, shows the table and writes the files into ``config.out``.
+    """Trains a student, shows a table and writes the run's folder; see `ndfast.train.folder`.
 
-    The files are `class_means.safetensors`, `results.json` and `curves.png`; those of an earlier
-    run are replaced. Device and processes are what Accelerate finds. Every process returns; only
-    the main one shows and writes anything.
+    Every process calls this and returns; only the main one shows and writes anything, but for the
+    checkpoints.
 
     Args:
         config: the run.
         console: where progress and the table go.
 
     Returns:
-        What `results.json` holds; see `ndfast.train.report.summarise`.
+        What `results.json` holds.
 
     Raises:
         ConfigError: the run cannot start as it is configured.
-        FloatingPointError: a training diverged.
+        CheckpointError: a checkpoint cannot be written.
+        FloatingPointError: too many batches in a row had a loss of NaN or Inf.
     """
-    accelerator = Accelerator()
-    if accelerator.mixed_precision != "no":
-        raise ConfigError(
-            f"mixed_precision: got {accelerator.mixed_precision!r}; the harness trains in float32"
-        )
-    backend = _resolve_backend(accelerator.device, config.backend)
-    data = _load_data(config, accelerator.num_processes)
+    accelerator = build_accelerator(config)
+    with torch_settings(config), Bars(console, accelerator.is_main_process) as bars:
+        results = run_once(config, bars)
     if accelerator.is_main_process:
-        _check_writable(config.out)
-    with (
-        _torch_settings(config.threads),
-        Progress(
-            TextColumn("{task.description:<18}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not accelerator.is_main_process,
-        ) as progress,
-    ):
-        experiment, results = _run_all(config, data, accelerator, backend, progress)
-    if accelerator.is_main_process:
-        ndfast.save_class_means(
-            config.out / "class_means.safetensors",
-            experiment.class_means,
-            counts=experiment.counts,
-            teacher=f"ConvNet {config.teacher_channels} on {config.data}",
-        )
-        _write_json(config.out / "results.json", results)
-        plot_curves(results, config.out / "curves.png")
-        console.print(build_table(results))
-        console.print(f"Written to {config.out}: class_means.safetensors, curves.png, results.json")
-    accelerator.end_training()
+        console.print(build_run_table(results))
+        console.print(f"Written to {config.out}")
+    leave_together(accelerator)
     return results
 
 
-@contextmanager
-def _torch_settings(threads: int) -> Iterator[None]:
-    """Settings for the length of a run; what was set before comes back."""
-    threads_before = torch.get_num_threads()
-    torch.set_num_threads(threads)
+def run_once(config: TrainConfig, bars: Bars) -> Results:
+    """`run` as a part of something larger: no table, and the processes stay together.
+
+    A run that is over is not done again: its results are read.
+    """
+    accelerator = build_accelerator(config)  # of its own: it collects what a checkpoint holds
+    out = Path(config.out)
+    backend = _resolve_backend(accelerator, config)
+    data = build_data(config.data, config.data_dir, config.image_size)
+    _rehearse(config, accelerator, data)
+    if accelerator.is_main_process:
+        files.open_folder(config)
+    accelerator.wait_for_everyone()
+    if (out / files.RESULTS).exists():
+        results = files.read_json(out / files.RESULTS)
+        if results["steps"] >= min(config.max_steps or results["all_steps"], results["all_steps"]):
+            return results
+    teacher = _find_teacher(config, accelerator, data, bars)
+    trainer = build_trainer(config, accelerator, data, teacher)
     try:
-        # Full float32 and deterministic kernels: else two equal trainings drift apart on a GPU.
-        with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
-            yield
+        return _train(trainer, backend, bars)
     finally:
-        torch.set_num_threads(threads_before)
+        accelerator.free_memory()
 
 
-def _run_all(
-    config: TrainConfig, data: Data, accelerator: Accelerator, backend: str, progress: Progress
-) -> tuple[Experiment, Results]:
-    def bar(description: str, total: int) -> Callable[[], None]:
-        task = progress.add_task(description, total=total)
-        return lambda: progress.advance(task)
-
-    experiment = Experiment(config, data, accelerator, bar("teacher", config.epochs))
-    runs = {}
-    for method in config.methods:
-        advance = bar(f"{method}, {config.seeds} seeds", config.seeds * config.epochs)
-        runs[method] = [
-            experiment.train_student(method, seed, backend, advance) for seed in range(config.seeds)
-        ]
-    trajectories, backends = None, ["reference"]
-    if backend != "reference":
-        backends = [backend, "reference"]
-        fused, reference = (
-            experiment.train_student("kd++", 0, name, bar(f"kd++, {name}", config.epochs))
-            for name in backends
-        )
-        trajectories = compare_trajectories(fused, reference)
-    advance = bar("step times", WARM_UP_STEPS + TIMED_STEPS)
-    step_ms = measure_step_times(experiment, backends, advance)
-    return experiment, summarise(experiment, backend, runs, step_ms, trajectories)
+def leave_together(accelerator: Accelerator) -> None:
+    """Ends all processes at once: one that is gone early looks like one that failed."""
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
 
 
-def _resolve_backend(device: torch.device, name: str | None) -> str:
+def build_trainer(
+    config: TrainConfig, accelerator: Accelerator, data: Data, teacher: Teacher | None
+) -> Trainer:
+    """A trainer of the config's student; the config's seed decides its weights and its dropout."""
+    set_seed(config.seed)
+    network = build_model(config.model, data.num_classes, data.image_shape)
+    distiller = Distiller(network, config, teacher)
+    # The same weights in every process, but not the same dropout.
+    set_seed(mix_seeds(config.seed, accelerator.process_index) % 2**32)
+    return Trainer(accelerator, config, data, distiller, teacher)
+
+
+def teacher_config(config: TrainConfig) -> TrainConfig:
+    """The run that trains a config's teacher: cross entropy alone, always from the same seed."""
+    out = Path(config.out) / files.TEACHER
+    begun = (out / files.CONFIG).exists()  # the folder of a run that starts anew was cleared
+    return replace(
+        config,
+        model=config.teacher,
+        method="ce",
+        lr=config.lr if config.teacher_lr is None else config.teacher_lr,
+        probe=False,
+        seed=0,
+        out=str(out),
+        resume=begun,
+        overwrite=False,
+    )
+
+
+def _resolve_backend(accelerator: Accelerator, config: TrainConfig) -> str | None:
+    if not METHODS[config.method].nd:
+        return None
     try:
-        return choose(device, name).__name__.rpartition(".")[2]
+        return choose(accelerator.device, config.backend).__name__.rpartition(".")[2]
     except (RuntimeError, ValueError) as error:
-        raise ConfigError(str(error)) from error
+        raise ConfigError(f"backend: {error}") from error
 
 
-def _load_data(config: TrainConfig, num_processes: int) -> Data:
-    data = DATA[config.data]()
-    share = len(data.train) // num_processes
-    if config.batch_size > share:
-        raise ConfigError(
-            f"batch_size: got {config.batch_size}; it takes at most {share}, a process's share of "
-            "the training images"
+def _rehearse(config: TrainConfig, accelerator: Accelerator, data: Data) -> None:
+    """Raises what would only be raised once a teacher has been trained, and costs nothing."""
+    count_steps(config, data, accelerator.num_processes)
+    for name, words in (("teacher_weights", (None, PRETRAINED)), ("class_means", MEANS_WORDS)):
+        path = getattr(config, name)
+        if path not in words and not Path(path).is_file():
+            raise ConfigError(f"{name}: cannot read {path}: there is no such file")
+    with torch.device("meta"):
+        network = build_model(config.model, data.num_classes, data.image_shape)
+        teacher = None
+        if _needs_teacher(config):
+            teacher_network = build_model(config.teacher, data.num_classes, data.image_shape)
+            means = torch.empty(data.num_classes, teacher_network.dim)
+            teacher = Teacher(teacher_network, means, {})
+        Distiller(network, config, teacher)
+
+
+def _needs_teacher(config: TrainConfig) -> bool:
+    method = METHODS[config.method]
+    return method.distillation is not None or method.nd or config.probe
+
+
+def _find_teacher(
+    config: TrainConfig, accelerator: Accelerator, data: Data, bars: Bars
+) -> Teacher | None:
+    if not _needs_teacher(config):
+        return None
+    if config.teacher_weights is None:
+        teacher_run = teacher_config(config)
+        run_once(teacher_run, bars)
+        weights = Path(teacher_run.out) / files.MODEL
+        config = replace(config, teacher_weights=str(weights))
+    teacher, about = prepare_teacher(accelerator, config, data)
+    if accelerator.is_main_process:
+        path = Path(config.out) / files.CLASS_MEANS
+        ndfast.save_class_means(path, teacher.class_means, **about)
+    return teacher
+
+
+def _train(trainer: Trainer, backend: str | None, bars: Bars) -> Results:
+    config, accelerator, out = trainer.config, trainer.accelerator, Path(trainer.config.out)
+    checkpoints = out / files.CHECKPOINTS
+    resumed = files.is_resumed(config) and load_newest_checkpoint(
+        accelerator, checkpoints, bars.note
+    )
+    position = trainer.position
+    environment = files.run_environment(accelerator)
+    log = RunLog(
+        out, config.tensorboard, position.step if resumed else None, accelerator.is_main_process
+    )
+    saved = position.step if resumed else None
+
+    def save() -> None:
+        nonlocal saved
+        position.settle(accelerator)
+        name = save_checkpoint(accelerator, checkpoints, position.step, config.keep_checkpoints)
+        log.write("checkpoint", step=position.step, name=name)
+        saved = position.step
+
+    def after_step(epoch_ends: bool) -> None:
+        every = config.checkpoint_every
+        if epoch_ends if every is None else position.step % every == 0:
+            save()
+
+    title = f"{config.method}, seed {config.seed}" if trainer.teacher else config.model
+    with log, bars.run(title, trainer.all_steps, position.step) as bar:
+        log.write(
+            "resume" if resumed else "start",
+            step=position.step,
+            epoch=position.epoch + 1,
+            environment=environment,
         )
-    return data
+        trainer.train(log, bar, after_step)
+        if saved != position.step:
+            save()
+        distiller = accelerator.unwrap_model(trainer.model)
+        digest = weights_digest(distiller)
+        log.write("end", step=position.step, sha256=digest)
+    results = _summarise(trainer, backend, environment, digest, read_log(out / files.LOG))
+    if accelerator.is_main_process:
+        try:
+            save_weights(distiller.network, out / files.MODEL)
+            if trainer.average is not None:
+                average = trainer.average.module
+                assert isinstance(average, Distiller)
+                save_weights(average.network, out / files.MODEL_EMA)
+            write_run_page(out / files.REPORT, results, read_log(out / files.LOG))
+            files.write_json(out / files.RESULTS, results)
+        except OSError as error:
+            raise CheckpointError(
+                f"the results cannot be written to {out}: {error.strerror}; the checkpoints are "
+                "kept, --resume goes on from them"
+            ) from error
+    accelerator.wait_for_everyone()
+    return results
 
 
-def _check_writable(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise ConfigError(f"out: cannot write to {str(folder)!r}: {error.strerror}") from error
+def _summarise(
+    trainer: Trainer,
+    backend: str | None,
+    environment: dict[str, Any],
+    digest: str,
+    records: list[dict[str, Any]],
+) -> Results:
+    config, data, teacher = trainer.config, trainer.data, trainer.teacher
+    test, average = trainer.evaluate()
+    distiller = trainer.accelerator.unwrap_model(trainer.model)
+    speeds = [record["images_per_s"] for record in records if record["event"] == "epoch"]
+    return {
+        "config": asdict(config),
+        "environment": environment,
+        "backend": backend,
+        "data": {
+            "name": data.name,
+            "train": len(data.train),
+            "test": len(data.test),
+            "num_classes": data.num_classes,
+        },
+        "teacher": None
+        if teacher is None
+        else _describe(config.teacher, teacher.network) | teacher.metrics,
+        "student": _describe(config.model, distiller.network),
+        "epochs": [record for record in records if record["event"] == "epoch"],
+        "test": test,
+        "ema": average,
+        "steps": trainer.position.step,
+        "all_steps": trainer.steps_per_epoch * config.epochs,
+        "skipped": trainer.position.skipped,
+        "parts_ms": trainer.stopwatch.medians_ms(),
+        "images_per_s": median(speeds) if speeds else None,
+        "sha256": digest,
+    }
 
 
-def _write_json(path: Path, results: Results) -> None:
-    partial = path.with_suffix(".json.partial")
-    partial.write_text(json.dumps(results, indent=1, allow_nan=False), encoding="utf-8")
-    partial.replace(path)
+def _describe(name: str, network: AnyNetwork) -> dict[str, Any]:
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    return {"name": name, "parameters": parameters, "dim": network.dim}

@@ -1,0 +1,136 @@
+"""Checkpoints that appear whole or not at all, in a ring, each with the SHA-256 of its files.
+
+Accelerate writes and reads what is in them: weights, optimiser, scaler, the generators of random
+numbers of every process, and the objects registered with it. A damaged file would pass it unseen.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+
+from ndfast.train.errors import CheckpointError
+
+_MANIFEST = "sha256.json"
+_PARTIAL = ".partial"
+
+
+def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, keep: int) -> str:
+    """Writes a checkpoint and removes the oldest beyond ``keep``; every process must call this.
+
+    Written beside, synced to the disk and renamed: whoever is killed meanwhile leaves the older
+    ones and a folder that nobody reads.
+
+    Args:
+        accelerator: has the state.
+        folder: of the run's checkpoints.
+        step: of the optimiser, which names the checkpoint.
+        keep: how many stay.
+
+    Returns:
+        The checkpoint's name.
+
+    Raises:
+        CheckpointError: it could not be written, a full disk for one.
+    """
+    partial, name = folder / _PARTIAL, f"step-{step:010d}"
+    try:
+        if accelerator.is_main_process:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+        accelerator.wait_for_everyone()
+        accelerator.save_state(str(partial))
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            _seal(partial)
+            shutil.rmtree(folder / name, ignore_errors=True)
+            partial.rename(folder / name)
+            _sync(folder)
+            for old in _newest_first(folder)[keep:]:
+                shutil.rmtree(old)
+    # torch.save and safetensors tell of a full disk by a RuntimeError and an error of their own.
+    except Exception as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise CheckpointError(
+            f"the checkpoint of step {step} cannot be written to {folder}: {reason}; those before "
+            "it are kept"
+        ) from error
+    accelerator.wait_for_everyone()
+    return name
+
+
+def load_newest_checkpoint(
+    accelerator: Accelerator, folder: Path, tell: Callable[[str], None]
+) -> bool:
+    """Reads the newest checkpoint that is whole; every process must call this.
+
+    Args:
+        accelerator: gets the state.
+        folder: of the run's checkpoints.
+        tell: is called with a sentence for each broken one that is passed over.
+
+    Returns:
+        Whether there was one.
+    """
+    found: list[Path | None] = [None]
+    if accelerator.is_main_process:
+        for path in _newest_first(folder):
+            if _is_whole(path):
+                found = [path]
+                break
+            tell(f"{path} is broken; the checkpoint before it is taken")
+    broadcast_object_list(found)
+    if found[0] is None:
+        return False
+    accelerator.load_state(str(found[0]))
+    return True
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    return sorted(folder.glob("step-*"), reverse=True)
+
+
+def _seal(folder: Path) -> None:
+    """Writes the files' SHA-256, after syncing each to the disk."""
+    sums = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            sums[str(path.relative_to(folder))] = _digest(path)
+            _sync(path)
+    manifest = folder / _MANIFEST
+    manifest.write_text(json.dumps(sums), encoding="utf-8")
+    _sync(manifest)
+    _sync(folder)
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        sums = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+        return all(_digest(folder / name) == digest for name, digest in sums.items())
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _sync(path: Path) -> None:
+    """Waits until the disk has a file or a folder's entries."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,136 @@
+"""The commands `ndfast train`, `ndfast compare` and `ndfast class-means --teacher`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ndfast.train.config import TrainConfig
+from ndfast.train.errors import ConfigError
+from ndfast.train.flags import add_flags, given_flags
+from ndfast.train.losses import METHODS
+from ndfast.train.recipes import load_recipe, recipe_names
+
+_OF_A_COMPARISON = ("method", "seed", "probe", "log_every", "max_steps", "ema")
+_OF_CLASS_MEANS = (
+    "data",
+    "data_dir",
+    "image_size",
+    "teacher",
+    "teacher_weights",
+    "precision",
+    "channels_last",
+    "workers",
+    "threads",
+)
+_PROCESSES = (
+    "Device and processes are what Hugging Face Accelerate finds: ACCELERATE_USE_CPU=true keeps to "
+    "the CPU; torchrun or `accelerate launch -m ndfast` starts several processes."
+)
+
+
+def add_train(parser: argparse.ArgumentParser) -> None:
+    """The flags of `ndfast train`."""
+    _add_recipe(parser)
+    add_flags(parser, TrainConfig)
+    parser.usage = "ndfast train [--recipe NAME] [FLAG ...]"
+    parser.epilog = _PROCESSES
+
+
+def add_compare(parser: argparse.ArgumentParser) -> None:
+    """The flags of `ndfast compare`."""
+    compared = parser.add_argument_group("what is compared")
+    compared.add_argument(
+        "--methods",
+        nargs="+",
+        choices=METHODS,
+        metavar="METHOD",
+        default=["ce", "kd", "kd++"],
+        help=f"of {', '.join(METHODS)} (default: ce kd kd++)",
+    )
+    compared.add_argument(
+        "--seeds", type=int, metavar="N", default=5, help="students a method (default: 5)"
+    )
+    _add_recipe(parser)
+    add_flags(parser, TrainConfig, skip=_OF_A_COMPARISON)
+    parser.usage = "ndfast compare [--methods METHOD ...] [--seeds N] [--recipe NAME] [FLAG ...]"
+    parser.epilog = _PROCESSES
+
+
+def add_make_class_means(parser: argparse.ArgumentParser) -> None:
+    """The flags of `ndfast class-means` that make a file."""
+    add_flags(parser, TrainConfig, only=_OF_CLASS_MEANS)
+    making = parser.add_argument_group("what is written")
+    making.add_argument("--out", type=Path, metavar="FILE", help=".safetensors or .npz")
+    making.add_argument(
+        "--augmented",
+        action="store_true",
+        help="over augmented images, as KD++'s authors have them",
+    )
+
+
+def train(given: argparse.Namespace) -> None:
+    """Runs `ndfast train`."""
+    from rich.console import Console
+
+    from ndfast.train.run import run
+
+    run(read_config(given), Console())
+
+
+def compare(given: argparse.Namespace) -> bool:
+    """Runs `ndfast compare`; returns whether the fused loss and the reference agree."""
+    from rich.console import Console
+
+    from ndfast.train.comparison import compare
+
+    if given.seeds < 1:
+        raise ConfigError(f"seeds: got {given.seeds}; it takes 1 or more")
+    configs = {method: read_config(given, method) for method in given.methods}
+    results = compare(configs, given.seeds, Console())
+    return all(found["agrees"] for found in (results["trajectories"] or {}).values())
+
+
+def make_class_means(given: argparse.Namespace) -> None:
+    """Runs `ndfast class-means --teacher ...`."""
+    from rich.console import Console
+
+    from ndfast.train.make_class_means import make_class_means
+
+    if given.out is None:
+        raise ConfigError("out: got none; it takes the file to write, .safetensors or .npz")
+    chosen = given_flags(given, TrainConfig)
+    chosen.pop("out", None)
+    if "teacher_weights" not in chosen:
+        raise ConfigError("teacher_weights: got none; it takes a checkpoint, or `pretrained`")
+    make_class_means(TrainConfig(**chosen), given.out, given.augmented, Console())
+
+
+def read_config(given: argparse.Namespace, method: str | None = None) -> TrainConfig:
+    """The config of a command line: the recipe's fields, and over them the flags.
+
+    Without --recipe it is the recipe of the data set's name where there is one; without --data
+    either, digits.
+
+    Args:
+        given: what `add_train` or `add_compare` parsed.
+        method: of the run; by default the one of --method, or kd++.
+    """
+    flags = given_flags(given, TrainConfig)
+    method = method or flags.pop("method", "kd++")
+    name = given.recipe
+    if name is None:
+        data = flags.get("data", "digits")
+        name = data if data in recipe_names() else None
+    recipe = {"method": method} if name is None else load_recipe(name, method)
+    return TrainConfig(**{**recipe, **flags})
+
+
+def _add_recipe(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--recipe",
+        metavar="NAME",
+        help="a .toml file of flags, or one of those that come with ndfast: "
+        f"{', '.join(recipe_names())} (default: the data set's, and digits without --data). "
+        "The defaults below are those without a recipe.",
+    )

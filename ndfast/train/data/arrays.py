@@ -1,0 +1,182 @@
+"""Data sets that are held in memory: digits, MNIST-1D, CIFAR, and any npz archive."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ndfast.train.data import Data
+from ndfast.train.data.archives import Arrays, read_cifar, read_npz
+from ndfast.train.data.batches import Batch
+
+# Per channel, of the training images from 0 to 1, as the CIFAR trainers of KD papers have them.
+_CIFAR_STATISTICS = {
+    "cifar10": ([0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616]),
+    "cifar100": ([0.5071, 0.4867, 0.4408], [0.2675, 0.2565, 0.2761]),
+}
+
+
+class ArrayDataset:
+    """Images and labels in memory; a batch is augmented and normalised at once.
+
+    Args:
+        arrays: images uint8 or float32 [N, C, ...] and labels int64 [N].
+        mean: [C], in the unit of the images.
+        std: [C], the same.
+        augmented: crop and flip the images [N, C, H, W] of a batch that has a seed.
+    """
+
+    def __init__(
+        self, arrays: Arrays, mean: np.ndarray, std: np.ndarray, augmented: bool = False
+    ) -> None:
+        self.arrays = arrays
+        self.augmented = augmented
+        per_channel = (-1,) + (1,) * (arrays.images.ndim - 2)
+        self._mean, self._std = (
+            torch.from_numpy(values.astype(np.float32)).reshape(per_channel)
+            for values in (mean, std)
+        )
+
+    def __len__(self) -> int:
+        return len(self.arrays.labels)
+
+    def __getitems__(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Images float32 [n, C, ...], of zero mean and unit variance in training; labels int64."""
+        images = self.arrays.images[batch.indices]
+        if self.augmented and batch.seed is not None:
+            images = crop_and_flip(images, np.random.default_rng(batch.seed))
+        normalised = torch.from_numpy(images).float().sub_(self._mean).div_(self._std)
+        return normalised, torch.from_numpy(self.arrays.labels[batch.indices])
+
+
+def crop_and_flip(images: np.ndarray, rng: np.random.Generator, padding: int = 4) -> np.ndarray:
+    """Pads each image with zeros, crops it to its size at random, and flips half of them.
+
+    Args:
+        images: [N, C, H, W].
+        rng: draws the crops, then the flips (left to right).
+        padding: pixels on each side.
+    """
+    N, _, H, W = images.shape
+    edge = (padding, padding)
+    padded = np.pad(images, ((0, 0), (0, 0), edge, edge))
+    # [N, C, 2·padding + 1, 2·padding + 1, H, W], a view
+    crops = np.lib.stride_tricks.sliding_window_view(padded, (H, W), axis=(2, 3))
+    top, left = rng.integers(2 * padding + 1, size=(2, N))
+    cropped = crops[np.arange(N), :, top, left]
+    flipped = rng.random(N) < 0.5
+    cropped[flipped] = cropped[flipped, :, :, ::-1]
+    return cropped
+
+
+def digits() -> Data:
+    """scikit-learn's copy of the UCI handwritten digits: 1,797 images of 8×8, 10 classes.
+
+    A fifth of each class trains and the rest tests: with more, every method gets nearly everything
+    right and there is nothing left to compare.
+    """
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    images, labels = load_digits(return_X_y=True)
+    train, test, train_labels, test_labels = train_test_split(
+        images.reshape(-1, 1, 8, 8), labels, train_size=0.2, stratify=labels, random_state=0
+    )
+    return _build("digits", _arrays(train, train_labels), _arrays(test, test_labels))
+
+
+def mnist1d() -> Data:
+    """MNIST-1D (Greydanus and Kobak, arXiv 2011.14439): 4,000 and 1,000 signals of 40 samples.
+
+    Generated with the authors' own settings and seed by the package mnist1d, whose get_dataset
+    would look on the network first.
+    """
+    from mnist1d.data import get_dataset_args, make_dataset
+
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    try:
+        made = make_dataset(get_dataset_args())  # seeds the global generators
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
+    train = _arrays(made["x"][:, None], made["y"])
+    return _build("mnist1d", train, _arrays(made["x_test"][:, None], made["y_test"]))
+
+
+def cifar(name: str, folder: str) -> Data:
+    """CIFAR-10 or CIFAR-100 (Krizhevsky, 2009): 50,000 and 10,000 images of 32×32.
+
+    Augmented in training by 4 pixels of black border, a random crop and a flip.
+
+    Args:
+        name: "cifar10" or "cifar100".
+        folder: holds the Python version as it is published, packed or unpacked, or an npz file.
+
+    Raises:
+        ConfigError: it holds none of them, or what it holds is broken.
+    """
+    train, test = read_cifar(name, Path(folder))
+    mean, std = (255 * np.array(values) for values in _CIFAR_STATISTICS[name])
+    return _build(f"{name} {_hash(train)}", train, test, (mean, std), augmented=True)
+
+
+def npz(file: str) -> Data:
+    """The images of an npz file, normalised by the mean and standard deviation of each channel.
+
+    Images of three channels are augmented as CIFAR's are, others not.
+
+    Args:
+        file: holds x_train, y_train, x_test and y_test; see `archives.read_npz`.
+
+    Raises:
+        ConfigError: the file is missing or does not hold what it should.
+    """
+    train, test = read_npz(Path(file))
+    has_colours = train.images.ndim == 4 and train.images.shape[1] == 3
+    return _build(f"npz {_hash(train)}", train, test, augmented=has_colours)
+
+
+def _arrays(images: np.ndarray, labels: np.ndarray) -> Arrays:
+    return Arrays(images.astype(np.float32), labels.astype(np.int64))
+
+
+def _build(
+    name: str,
+    train: Arrays,
+    test: Arrays,
+    statistics: tuple[np.ndarray, np.ndarray] | None = None,
+    augmented: bool = False,
+) -> Data:
+    mean, std = statistics or _mean_and_std(train.images)
+    return Data(
+        ArrayDataset(train, mean, std, augmented),
+        ArrayDataset(test, mean, std),
+        int(train.labels.max()) + 1,
+        train.images.shape[1:],
+        name,
+    )
+
+
+def _mean_and_std(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of each channel, float64 [C]; the deviation of a constant channel is given as 1."""
+    but_channels = (0, *range(2, images.ndim))
+    mean = images.mean(axis=but_channels, keepdims=True, dtype=np.float64)
+    # In parts: numpy's std makes a float64 copy of all images.
+    parts = np.array_split(images, -(-len(images) // 1024))
+    total = sum(np.square(part - mean).sum(axis=but_channels) for part in parts)
+    std = np.sqrt(total / (images.size / images.shape[1]))
+    return mean.flatten(), np.where(std > 0, std, 1.0)
+
+
+def _hash(arrays: Arrays) -> str:
+    """Of the shape, all labels, and about 256 images."""
+    some = np.ascontiguousarray(arrays.images[:: max(1, len(arrays.images) // 256)])
+    digest = hashlib.sha256(repr(arrays.images.shape).encode())
+    digest.update(arrays.labels.tobytes())
+    digest.update(some.tobytes())
+    return digest.hexdigest()[:12]

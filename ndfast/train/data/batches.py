@@ -1,0 +1,148 @@
+"""Which rows make a batch, and what decides their augmentation: functions of seed and epoch alone.
+
+A run that was interrupted goes on at any step with the batches that it would have had.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
+
+
+class Batch(NamedTuple):
+    """What a sampler asks a dataset for.
+
+    Args:
+        indices: the rows.
+        seed: decides their augmentation; None for none, as in evaluation.
+    """
+
+    indices: list[int]
+    seed: int | None
+
+
+class BatchDataset(Protocol):
+    """A dataset that fetches a whole batch at once."""
+
+    def __len__(self) -> int: ...
+
+    def __getitems__(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Returns images float32 [n, C, ...] and labels int64 [n]."""
+        ...
+
+
+class TrainingBatches(Sampler[Batch]):
+    """The full batches of one epoch in a new order, shared out over the processes.
+
+    The rows of a last batch that would not be full are left out: batch normalisation cannot train
+    on one row, and no process may have more steps than another.
+
+    Args:
+        rows: of the data set.
+        batch_size: of one process.
+        seed: of the order and the augmentation, together with the epoch.
+        rank: of this process.
+        processes: how many there are.
+
+    Attributes:
+        epoch: from 0; to be set before each.
+        start: the first of the epoch's batches to be given; 0 but after an interruption.
+    """
+
+    def __init__(self, rows: int, batch_size: int, seed: int, rank: int, processes: int) -> None:
+        self.rows = rows
+        self.batch_size = batch_size
+        self.seed = seed
+        self.rank = rank
+        self.processes = processes
+        self.epoch = 0
+        self.start = 0
+
+    def __len__(self) -> int:
+        """The batches of a whole epoch."""
+        return self.rows // (self.batch_size * self.processes)
+
+    def __iter__(self) -> Iterator[Batch]:
+        generator = torch.Generator().manual_seed(mix_seeds(self.seed, self.epoch))
+        order = torch.randperm(self.rows, generator=generator)
+        for step in range(self.start, len(self)):
+            first = (step * self.processes + self.rank) * self.batch_size
+            seed = mix_seeds(self.seed, self.epoch, step, self.rank)
+            yield Batch(order[first : first + self.batch_size].tolist(), seed)
+
+
+class EvaluationBatches(Sampler[Batch]):
+    """Every row in order, shared out over the processes in batches of as many rows.
+
+    Each process has as many batches as any other: those that exceed the rows repeat row 0 and are
+    told by `counted`.
+
+    Args:
+        rows: of the data set.
+        batch_size: of one process.
+        rank: of this process.
+        processes: how many there are.
+        seed: augments the rows; None leaves them as they are.
+    """
+
+    def __init__(
+        self, rows: int, batch_size: int, rank: int, processes: int, seed: int | None = None
+    ) -> None:
+        self.rows = rows
+        self.batch_size = min(batch_size, -(-rows // processes))
+        self.rank = rank
+        self.processes = processes
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return -(-self.rows // (self.batch_size * self.processes))
+
+    def __iter__(self) -> Iterator[Batch]:
+        for step in range(len(self)):
+            first, counted = self._share(step)
+            indices = [*range(first, first + counted), *([0] * (self.batch_size - counted))]
+            seed = None if self.seed is None else mix_seeds(self.seed, step, self.rank)
+            yield Batch(indices, seed)
+
+    def counted(self, step: int) -> int:
+        """How many rows of this process's batch ``step`` count; the rest fill it up."""
+        return self._share(step)[1]
+
+    def _share(self, step: int) -> tuple[int, int]:
+        first = (step * self.processes + self.rank) * self.batch_size
+        return first, min(max(self.rows - first, 0), self.batch_size)
+
+
+def build_loader(
+    dataset: BatchDataset, batches: Sampler[Batch], workers: int, device: torch.device
+) -> DataLoader:
+    """Loads ``batches`` of ``dataset``, in ``workers`` processes besides this one."""
+    return DataLoader(
+        dataset,  # type: ignore[arg-type]  # it has __getitems__ and needs no __getitem__
+        batch_sampler=batches,  # type: ignore[arg-type]  # a Batch is more than a list of indices
+        collate_fn=_as_fetched,  # type: ignore[arg-type]  # nor a list of rows
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+        # Its own: a loader that is made draws a number, and a resumed run makes one more.
+        generator=torch.Generator(),
+    )
+
+
+def _as_fetched(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    return batch
+
+
+def mix_seeds(*numbers: int) -> int:
+    """One seed from several, so that none of them being one larger gives another's neighbour."""
+    mixed = 0
+    for number in numbers:
+        # splitmix64's finaliser (Steele, Lea and Flood, OOPSLA 2014)
+        mixed = (mixed + number + 0x9E3779B97F4A7C15) % 2**64
+        mixed = (mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+        mixed = (mixed ^ (mixed >> 27)) * 0x94D049BB133111EB % 2**64
+        mixed ^= mixed >> 31
+    return mixed % 2**63

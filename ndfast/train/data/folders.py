@@ -1,0 +1,168 @@
+"""Folders of images, one folder a class: ImageNet and any other set on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ndfast.train.data import Data
+from ndfast.train.data.batches import Batch
+from ndfast.train.errors import ConfigError
+
+_CROP = 0.875  # 224 of 256 pixels, as ImageNet is evaluated since AlexNet
+
+
+class FolderDataset:
+    """Images that are read from disk batch by batch.
+
+    Args:
+        samples: the files and their labels.
+        image_size: side in pixels.
+    """
+
+    def __init__(self, samples: list[tuple[str, int]], image_size: int) -> None:
+        self.samples = samples
+        self._augment, self._resize = _transforms(image_size)
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitems__(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Images float32 [n, 3, H, W], normalised as ImageNet's, and labels int64 [n].
+
+        Raises:
+            ConfigError: an image cannot be read.
+        """
+        transform = self._resize if batch.seed is None else self._augment
+        with nullcontext() if batch.seed is None else _global_generators(batch.seed):
+            images = [transform(_read(self.samples[row][0])) for row in batch.indices]
+        labels = [self.samples[row][1] for row in batch.indices]
+        return torch.stack(images), torch.tensor(labels)
+
+
+def image_folder(kind: str, folder: str, image_size: int) -> Data:
+    """A set of images in class folders; the classes are numbered by their names' order.
+
+    Trained on crops of 8 to 100 % of the area, resized, and flipped; tested on the middle.
+
+    Args:
+        kind: "imagenet" for one that must have 1,000 classes, else "folder".
+        folder: holds train/ and val/, or test/ where there is no val/.
+        image_size: side in pixels.
+
+    Raises:
+        ConfigError: a folder is missing, a class has no image, or the two have other classes.
+        ModuleNotFoundError: torchvision is not installed.
+    """
+    root = Path(folder)
+    found = [root / name for name in ("val", "test") if (root / name).is_dir()]
+    if not (root / "train").is_dir() or not found:
+        raise ConfigError(
+            f"data_dir: found no train and val in {root}; put both there, with a folder of images "
+            "for each class"
+        )
+    train, train_classes = _list(root / "train")
+    test, test_classes = _list(found[0])
+    differing = sorted(set(train_classes) ^ set(test_classes))
+    if differing:
+        raise ConfigError(
+            f"data_dir: {root / 'train'} and {found[0]} have other classes; only one of them has "
+            f"{differing[0]}"
+        )
+    if kind == "imagenet" and len(train_classes) != 1000:
+        raise ConfigError(
+            f"data_dir: found {len(train_classes)} classes in {root / 'train'}; imagenet takes "
+            "1000, `--data folder` any number"
+        )
+    counts = np.bincount([label for _, label in train]).tolist()
+    described = repr((image_size, train_classes, counts))
+    digest = hashlib.sha256(described.encode()).hexdigest()[:12]
+    return Data(
+        FolderDataset(train, image_size),
+        FolderDataset(test, image_size),
+        len(train_classes),
+        (3, image_size, image_size),
+        f"{kind} {digest}",
+    )
+
+
+def _list(folder: Path) -> tuple[list[tuple[str, int]], list[str]]:
+    """The files with their labels, and the names of the classes."""
+    from torchvision.datasets import ImageFolder
+
+    try:
+        found = ImageFolder(str(folder), allow_empty=True)
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"data_dir: found no class in {folder}; put a folder of images for each there"
+        ) from error
+    counts = np.bincount(found.targets, minlength=len(found.classes))
+    if not counts.all():
+        empty = folder / found.classes[int(counts.argmin())]
+        raise ConfigError(f"data_dir: found no image in {empty}; each class takes at least one")
+    return found.samples, found.classes
+
+
+def _transforms(image_size: int) -> tuple[Callable[[Any], Tensor], Callable[[Any], Tensor]]:
+    """From a PIL image to float32 [3, H, W], augmented and not; timm's where it is installed."""
+    try:
+        from timm.data import create_transform
+    except ModuleNotFoundError:
+        return _torchvision_transforms(image_size)
+    augment = create_transform(
+        image_size,
+        is_training=True,
+        color_jitter=None,  # type: ignore[arg-type]  # it leaves the jitter out
+    )
+    return augment, create_transform(image_size, crop_pct=_CROP)
+
+
+def _torchvision_transforms(
+    image_size: int,
+) -> tuple[Callable[[Any], Tensor], Callable[[Any], Tensor]]:
+    from torchvision import transforms
+
+    to_tensor = transforms.Compose(
+        [
+            transforms.ToTensor(),
+            transforms.Normalize(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
+        ]
+    )
+    augment = [transforms.RandomResizedCrop(image_size), transforms.RandomHorizontalFlip()]
+    resize = [transforms.Resize(int(image_size / _CROP)), transforms.CenterCrop(image_size)]
+    return transforms.Compose([*augment, to_tensor]), transforms.Compose([*resize, to_tensor])
+
+
+def _read(file: str) -> Any:
+    from PIL import Image
+
+    try:
+        with Image.open(file) as image:
+            return image.convert("RGB")
+    except Exception as error:  # a decoder raises whatever it stumbles over
+        raise ConfigError(
+            f"data_dir: {file} is no image that can be read ({type(error).__name__})"
+        ) from error
+
+
+@contextmanager
+def _global_generators(seed: int) -> Iterator[None]:
+    """Seeds those that transforms draw from, and gives them back as they were."""
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        try:
+            random.seed(seed)
+            np.random.seed(seed % 2**32)
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed GPUs as well
+            yield
+        finally:
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)

@@ -1,0 +1,155 @@
+"""Passes over a whole data set in which every row counts once, whatever the number of processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+import ndfast
+from ndfast.train.config import TrainConfig
+from ndfast.train.data.batches import BatchDataset, EvaluationBatches, build_loader
+from ndfast.train.models import AnyNetwork, Output
+
+Module = TypeVar("Module", bound=nn.Module)
+
+BATCH = 256
+IGNORED = -100
+
+
+def rows_once(
+    accelerator: Accelerator, dataset: BatchDataset, config: TrainConfig, seed: int | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """This process's share of a data set, in batches of as many rows in every process.
+
+    Args:
+        accelerator: the device and the processes.
+        dataset: images and labels.
+        config: batch size, workers and memory format.
+        seed: augments the images; None leaves them as they are.
+
+    Yields:
+        Images [N, C, ...] and labels [N] on the device; rows that only fill a batch up are labelled
+        `IGNORED`.
+    """
+    batches = _batches(accelerator, dataset, seed)
+    loader = build_loader(dataset, batches, config.workers, accelerator.device)
+    for step, (images, labels) in enumerate(loader):
+        counted = torch.arange(len(labels)) < batches.counted(step)
+        labels = torch.where(counted, labels, IGNORED)
+        yield (
+            move(images, accelerator.device, config),
+            labels.to(accelerator.device, non_blocking=True),
+        )
+
+
+def count_batches(accelerator: Accelerator, dataset: BatchDataset) -> int:
+    """How many batches `rows_once` gives."""
+    return len(_batches(accelerator, dataset, None))
+
+
+def _batches(
+    accelerator: Accelerator, dataset: BatchDataset, seed: int | None
+) -> EvaluationBatches:
+    rank, processes = accelerator.process_index, accelerator.num_processes
+    return EvaluationBatches(len(dataset), BATCH, rank, processes, seed)
+
+
+def move(images: Tensor, device: torch.device, config: TrainConfig) -> Tensor:
+    """The images on the device, in NHWC where the config asks for it."""
+    layout = torch.channels_last if config.channels_last and images.dim() == 4 else None
+    return images.to(device, non_blocking=True, memory_format=layout or torch.preserve_format)
+
+
+def place(module: Module, device: torch.device, config: TrainConfig) -> Module:
+    """The module on the device, in NHWC where the config asks for it."""
+    module = module.to(device)
+    if config.channels_last:
+        module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return module
+
+
+@torch.no_grad()
+def evaluate(
+    accelerator: Accelerator,
+    model: Callable[[Tensor], dict[str, Tensor]],
+    dataset: BatchDataset,
+    config: TrainConfig,
+    class_means: Tensor | None,
+) -> dict[str, float]:
+    """The means over a data set.
+
+    Args:
+        accelerator: the device and the processes.
+        model: in evaluation mode; gives "features" [N, D] and "logits" [N, K] of images.
+        dataset: images and labels.
+        config: how it is loaded.
+        class_means: [K, D], which the cosine is taken to; None for no cosine.
+
+    Returns:
+        "accuracy" (0 to 1), "cross_entropy" (nats), "norm" (of the features, L2), and "cosine" of
+        the features to their label's class mean.
+    """
+    sums = torch.zeros(5, dtype=torch.float64, device=accelerator.device)
+    for images, labels in rows_once(accelerator, dataset, config):
+        found = model(images)
+        features, logits = found["features"].float(), found["logits"].float()
+        counted = labels != IGNORED
+        safe = labels.clamp(min=0)
+        rows = [
+            torch.ones_like(labels, dtype=torch.float32),
+            (logits.argmax(dim=1) == labels).float(),
+            F.cross_entropy(logits, safe, reduction="none"),
+            features.norm(dim=1),
+            torch.zeros_like(features[:, 0])
+            if class_means is None
+            else F.cosine_similarity(features, class_means[safe]),
+        ]
+        sums += torch.where(counted, torch.stack(rows), 0.0).double().sum(dim=1)
+    total, *found_sums = accelerator.reduce(sums, "sum").tolist()
+    names = ("accuracy", "cross_entropy", "norm", "cosine")
+    metrics = {name: found / total for name, found in zip(names, found_sums, strict=True)}
+    if class_means is None:
+        del metrics["cosine"]
+    return metrics
+
+
+@torch.no_grad()
+def take_class_means(
+    accelerator: Accelerator,
+    network: AnyNetwork,
+    dataset: BatchDataset,
+    num_classes: int,
+    config: TrainConfig,
+    seed: int | None = None,
+    after_batch: Callable[[], None] = lambda: None,
+) -> tuple[Tensor, Tensor]:
+    """The class means of a network over a data set, in one pass shared by all processes.
+
+    Args:
+        accelerator: the device and the processes.
+        network: in evaluation mode; see `ndfast.train.models`.
+        dataset: images and labels.
+        num_classes: K.
+        config: how it is loaded.
+        seed: augments the images, as KD++'s authors do; None leaves them as they are.
+        after_batch: is called after each batch.
+
+    Returns:
+        The means [K, D] and the rows of each class, int64 [K].
+
+    Raises:
+        ValueError: a class has no row, or its mean is not finite.
+    """
+    means = ndfast.ClassMeans(num_classes, network.dim, ignore_index=IGNORED)
+    for images, labels in rows_once(accelerator, dataset, config, seed):
+        with accelerator.autocast():
+            output: Output = network(images)
+        means.update(output.features, labels)
+        after_batch()
+    means.all_reduce()
+    return means.compute(), means.counts

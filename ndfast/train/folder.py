@@ -1,0 +1,126 @@
+"""A run's folder: who may write into it, and what every run keeps there.
+
+- `config.json`: every field of the run, to repeat it
+- `log.jsonl`: versions, git revision and device; steps, epochs, skipped batches, checkpoints
+- `checkpoints/`: the newest, for --resume
+- `class_means.safetensors`, `model.safetensors`, `model_ema.safetensors`
+- `results.json`: what was found; a run that has it is over
+- `report.html`: the same to look at
+- `teacher/`: the run of a teacher that was trained first
+- `runs/`: the runs of a comparison
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import subprocess
+import tempfile
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from ndfast.environment import describe_environment
+from ndfast.files import write_whole
+from ndfast.train.config import TrainConfig, check_same_run
+from ndfast.train.errors import ConfigError
+
+CONFIG, LOG, RESULTS = "config.json", "log.jsonl", "results.json"
+CHECKPOINTS, CLASS_MEANS, REPORT = "checkpoints", "class_means.safetensors", "report.html"
+MODEL, MODEL_EMA = "model.safetensors", "model_ema.safetensors"
+TENSORBOARD, TEACHER, RUNS = "tensorboard", "teacher", "runs"
+_FILES = (CONFIG, LOG, RESULTS, CLASS_MEANS, REPORT, MODEL, MODEL_EMA)
+_FOLDERS = (CHECKPOINTS, TENSORBOARD, TEACHER, RUNS)
+
+
+def is_resumed(config: TrainConfig) -> bool:
+    """Whether the run goes on where it was: asked for, or torchrun has restarted the processes."""
+    return config.resume or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+
+
+def open_folder(config: TrainConfig) -> None:
+    """Makes the run's folder, or checks that the run in it is the one to resume.
+
+    Raises:
+        ConfigError: it cannot be written to, or holds a run that is neither to be resumed nor to be
+            replaced, or is to be resumed with another config.
+    """
+    folder = Path(config.out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigError(f"out: cannot write to {str(folder)!r}: {error.strerror}") from error
+    if (folder / CONFIG).exists():
+        if is_resumed(config):
+            check_same_run(config, read_json(folder / CONFIG))
+        elif config.overwrite:
+            clear_folder(folder)
+        else:
+            raise ConfigError(
+                f"out: {folder} holds a run; it takes --resume to go on with it, --overwrite to "
+                "replace it, or another folder"
+            )
+    write_json(folder / CONFIG, asdict(config))
+
+
+def clear_folder(folder: Path) -> None:
+    """Removes what a run writes, and nothing else."""
+    for name in _FILES:
+        (folder / name).unlink(missing_ok=True)
+    for name in _FOLDERS:
+        shutil.rmtree(folder / name, ignore_errors=True)
+
+
+def run_environment(accelerator: Accelerator) -> dict[str, Any]:
+    """What a run ran on: `ndfast env`, and what its training adds."""
+    return describe_environment() | {
+        "accelerate": version("accelerate"),
+        "git": _git_revision(),
+        "device": str(accelerator.device),
+        "processes": accelerator.num_processes,
+        "precision": {"no": "fp32"}.get(accelerator.mixed_precision, accelerator.mixed_precision),
+    }
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A file that `write_json` wrote.
+
+    Raises:
+        ConfigError: it is damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"out: {path} cannot be read: {error}") from error
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Writes whole or not at all."""
+    write_whole(path, json.dumps(without_nan(values), indent=1, allow_nan=False).encode())
+
+
+def without_nan(value: Any) -> Any:
+    """The same with None for NaN and Inf, which JSON does not have."""
+    if isinstance(value, dict):
+        return {name: without_nan(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_nan(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _git_revision() -> str | None:
+    """Of the checkout that ndfast runs from; None for an installed one."""
+    describe = ["describe", "--always", "--dirty", "--abbrev=40"]
+    command = ["git", "-C", str(Path(__file__).parent), *describe]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None

@@ -1,0 +1,144 @@
+"""ReviewKD: the student's stages, each fused with the deeper ones, against the teacher's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ndfast.train.errors import ConfigError
+from ndfast.train.losses.precision import at_least_float32
+from ndfast.train.models import Output
+
+
+def hcl_loss(student_stages: Sequence[Tensor], teacher_stages: Sequence[Tensor]) -> Tensor:
+    r"""The hierarchical context loss: mean squared differences of the maps averaged into grids.
+
+    .. math:: \sum_{stages} \frac{\sum_{l} w_l \, \mathrm{mean}\big((P_l f_s - P_l f_t)^2\big)}
+        {\sum_{l} w_l}
+
+    P_l averages a map into a grid of l by l. The first level is the map as it is, with weight 1;
+    then come l = 4, 2, 1, those below the longer side of the map, each with half the weight of the
+    level before. A side shorter than l stays as it is.
+
+    Source: Chen et al., "Distilling Knowledge via Knowledge Review", CVPR 2021, arXiv 2104.09044,
+    section 3; levels and weights as in the authors' code, where all maps are square.
+
+    Args:
+        student_stages: [N, C, H, W] each, of any floating-point dtype.
+        teacher_stages: of the same shapes; constants, no gradient goes to them.
+
+    Returns:
+        The loss, 0-dim, float32 (float64 for float64 stages).
+    """
+    losses = []
+    for student, teacher in zip(student_stages, teacher_stages, strict=True):
+        # Averaging is linear: the difference of the averages is the average of the differences.
+        difference = at_least_float32(student) - at_least_float32(teacher.detach())
+        height, width = difference.shape[2:]
+        loss, weight, weights = difference.square().mean(), 1.0, 1.0
+        for side in (4, 2, 1):
+            if side < max(height, width):
+                weight /= 2
+                weights += weight
+                grid = F.adaptive_avg_pool2d(difference, (min(height, side), min(width, side)))
+                loss = loss + weight * grid.square().mean()
+        losses.append(loss / weights)
+    return torch.stack(losses).sum()
+
+
+class ReviewKD(nn.Module):
+    """The fusion of the student's stages, and the loss between them and the teacher's.
+
+    From the deepest stage upwards, each is fused with what the deeper ones gave and brought to the
+    teacher's size and channels, where `hcl_loss` compares them. The deepest stage are the pooled
+    features, as [N, D, 1, 1].
+
+    The parameters are trained with the student and of no use afterwards. Training needs N of at
+    least 2, for the batch normalisation of the features.
+
+    Source: as of `hcl_loss`.
+
+    Args:
+        student_channels: of each stage from high to low resolution, and last the features' width D.
+        teacher_channels: the same of the teacher.
+        mid_channels: what the stages are fused in; by default the student's D, but at most 512, as
+            mdistiller and KD++ have it on CIFAR-100.
+
+    Raises:
+        ConfigError: student and teacher differ in their number of stages.
+    """
+
+    def __init__(
+        self,
+        student_channels: Sequence[int],
+        teacher_channels: Sequence[int],
+        mid_channels: int | None = None,
+    ) -> None:
+        super().__init__()
+        if len(student_channels) != len(teacher_channels):
+            raise ConfigError(
+                f"model: got a network of {len(student_channels) - 1} stages against the teacher's "
+                f"{len(teacher_channels) - 1}; reviewkd takes equal numbers of stages"
+            )
+        if mid_channels is None:
+            mid_channels = min(512, student_channels[-1])
+        pairs = reversed(list(zip(student_channels, teacher_channels, strict=True)))
+        self.fusions = nn.ModuleList(
+            _Fusion(ours, mid_channels, theirs, deepest=not index)
+            for index, (ours, theirs) in enumerate(pairs)
+        )
+
+    def forward(self, student: Output, teacher: Output) -> Tensor:
+        """The loss of a batch.
+
+        Args:
+            student: of `ndfast.train.models`; stages [N, C, H, W] or, of 1-D data, [N, C, L].
+            teacher: the same; constants, no gradient goes to them.
+
+        Returns:
+            The loss, 0-dim, float32 (float64 for float64 stages).
+        """
+        theirs = _deepest_first(teacher)
+        fused: Tensor | None = None
+        reviewed = []
+        for fusion, stage, goal in zip(self.fusions, _deepest_first(student), theirs, strict=True):
+            fused, result = fusion(stage, fused, goal.shape[2:])
+            reviewed.append(result)
+        return hcl_loss(reviewed, theirs)
+
+
+class _Fusion(nn.Module):
+    """Attention-based fusion (ABF) of a stage with what the deeper ones gave, if there are any."""
+
+    def __init__(self, channels: int, mid_channels: int, out_channels: int, deepest: bool) -> None:
+        super().__init__()
+        inner = nn.Conv2d(channels, mid_channels, 1, bias=False)
+        outer = nn.Conv2d(mid_channels, out_channels, 3, padding=1, bias=False)
+        for convolution in (inner, outer):
+            nn.init.kaiming_uniform_(convolution.weight, a=1)  # the authors'; PyTorch has a = √5
+        self.inner = nn.Sequential(inner, nn.BatchNorm2d(mid_channels))
+        self.outer = nn.Sequential(outer, nn.BatchNorm2d(out_channels))
+        self.attention: nn.Module = nn.Identity()
+        if not deepest:
+            self.attention = nn.Sequential(nn.Conv2d(2 * mid_channels, 2, 1), nn.Sigmoid())
+
+    def forward(
+        self, stage: Tensor, deeper: Tensor | None, size: torch.Size
+    ) -> tuple[Tensor, Tensor]:
+        """Gives the fused maps, for the next stage, and the same in the teacher's channels."""
+        maps = self.inner(stage)
+        if deeper is not None:
+            deeper = F.interpolate(deeper, maps.shape[2:], mode="nearest")
+            shares = self.attention(torch.cat([maps, deeper], dim=1))
+            maps = maps * shares[:, :1] + deeper * shares[:, 1:]
+        if maps.shape[2:] != size:
+            maps = F.interpolate(maps, size, mode="nearest")
+        return maps, self.outer(maps)
+
+
+def _deepest_first(output: Output) -> list[Tensor]:
+    stages = [stage.unsqueeze(2) if stage.ndim == 3 else stage for stage in output.stages]
+    return [output.features[:, :, None, None], *reversed(stages)]

@@ -1,0 +1,56 @@
+"""Recipes: files of `TrainConfig` fields in TOML, one for each experiment."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from ndfast.train.config import check_keys
+from ndfast.train.errors import ConfigError
+from ndfast.train.losses import METHODS
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+FOLDER = Path(__file__).parent
+_TABLES = [name for name, method in METHODS.items() if not method.nd]
+
+
+def recipe_names() -> list[str]:
+    """The recipes that come with ndfast."""
+    return sorted(path.stem for path in FOLDER.glob("*.toml"))
+
+
+def load_recipe(name: str, method: str = "kd++") -> dict[str, Any]:
+    """The fields that a recipe sets for a method.
+
+    A table named after a method, without its ++, holds what that method takes besides or instead,
+    with the ND loss and without.
+
+    Args:
+        name: one of `recipe_names`, or a path to a .toml file.
+        method: in `ndfast.train.losses.METHODS`.
+
+    Raises:
+        ConfigError: there is none, it is not TOML, or it has a key that is no field of
+            `TrainConfig`.
+    """
+    path = Path(name) if name.endswith(".toml") else FOLDER / f"{name}.toml"
+    try:
+        recipe = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(
+            f"recipe: got {name!r}; it takes a .toml file or {', '.join(recipe_names())}"
+        ) from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"recipe: {path} cannot be read: {error}") from error
+    tables = {key: recipe.pop(key) for key in _TABLES if isinstance(recipe.get(key), dict)}
+    for keys in (recipe, *tables.values()):
+        check_keys(list(keys), f"recipe {name}")
+    fields = recipe | tables.get(method.removesuffix("++"), {}) | {"method": method}
+    return {
+        key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()
+    }

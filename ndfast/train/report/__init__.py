@@ -1,0 +1,19 @@
+"""What was found, to look at: tables in the terminal, one HTML page, one picture.
+
+- `tables`: the tables, which terminal and page share
+- `drawing`: the pictures' style, and curves
+- `pictures`: the pictures of a page
+- `pages`, `page.html`: the page
+"""
+
+from ndfast.train.report.drawing import plot_comparison
+from ndfast.train.report.pages import write_comparison_page, write_run_page
+from ndfast.train.report.tables import build_comparison_table, build_run_table
+
+__all__ = [
+    "build_comparison_table",
+    "build_run_table",
+    "plot_comparison",
+    "write_comparison_page",
+    "write_run_page",
+]

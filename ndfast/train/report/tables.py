@@ -1,0 +1,235 @@
+"""The tables of a run and of a comparison, as the terminal and the page show them alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import fmean, stdev
+from typing import Any, NamedTuple
+
+from rich import box
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+Results = dict[str, Any]
+
+NONE = "–"
+PARTS = ("data", "teacher", "forward", "nd", "backward", "optimizer")  # of a step, in their order
+_LEGEND = (
+    "On the test set. s: the student's feature, projected to the teacher's width where that "
+    "differs (by a probe where the method has no ND loss), t: the teacher's; cos: to the teacher's "
+    "mean feature of the label's class."
+)
+
+
+class Grid(NamedTuple):
+    """A table of strings; the first cell of a row names it."""
+
+    title: str
+    head: tuple[str, ...]
+    rows: Sequence[tuple[str, ...]]
+    caption: str
+
+
+def build_run_table(results: Results) -> Group:
+    """The tables of one run for the terminal; every figure in them is in ``results``."""
+    return _for_terminal(run_grids(results))
+
+
+def build_comparison_table(results: Results) -> Group:
+    """The tables of a comparison for the terminal, made of the figures in ``results``."""
+    return _for_terminal(comparison_grids(results))
+
+
+def run_grids(results: Results) -> list[Grid]:
+    """The tables of one run: what it reached, and the time of its step.
+
+    Args:
+        results: what `ndfast.train.run.run` returns.
+    """
+    rows = []
+    if results["teacher"] is not None:
+        rows.append(_metrics_row("teacher", results["teacher"] | {"norm_ratio": 1.0}))
+    rows.append(_metrics_row("student", results["test"]))
+    if results["ema"] is not None:
+        rows.append(_metrics_row("averaged", results["ema"]))
+    speed = results["images_per_s"]
+    happened = (
+        f"{count(results['steps'], 'step')}, {results['skipped']:,} skipped"
+        + (f", {speed:,.0f} images/s" if speed is not None else "")
+        + f". SHA-256 of the weights: {results['sha256'][:16]}…"
+    )
+    head = ("", "accuracy, %", "cross entropy", "‖s‖", "‖s‖/‖t‖", "cos")
+    grids = [Grid(headline(results), head, rows, f"{_LEGEND} {happened}")]
+    parts = {name: results["parts_ms"][name] for name in PARTS if name in results["parts_ms"]}
+    if parts:
+        backend = f" (here by the backend {results['backend']})" if results["backend"] else ""
+        grids.append(
+            Grid(
+                "Step, ms",
+                ("", *parts),
+                [("median", *(f"{time:.2f}" for time in parts.values()))],
+                f"The ND loss{backend} is a part of the forward pass." if "nd" in parts else "",
+            )
+        )
+    return grids
+
+
+def comparison_grids(results: Results) -> list[Grid]:
+    """The tables of a comparison: the methods, what the ND loss adds, fused against reference.
+
+    Args:
+        results: what `ndfast.train.comparison.compare` returns.
+    """
+    grids = [_methods_grid(results)]
+    if results["pairs"]:
+        grids.append(_pairs_grid(results))
+    if results["trajectories"]:
+        grids.append(_trajectories_grid(results["trajectories"]))
+    return grids
+
+
+def headline(results: Results) -> str:
+    """What was trained on what, in a line; of a run or of a comparison."""
+    config, student, teacher = results["config"], results["student"], results["teacher"]
+    methods = config.get("methods", [config["method"]])
+    line = f"{', '.join(methods)} on {results['data']['name']}: {_network(student)}"
+    return line if teacher is None else f"{line}, teacher {_network(teacher)}"
+
+
+def percent(share: float | None) -> str:
+    """A share in per cent, without the sign."""
+    return fixed(None if share is None else 100 * share, 2)
+
+
+def fixed(value: float | None, decimals: int) -> str:
+    """A number, or a dash where there is none."""
+    return NONE if value is None else f"{value:.{decimals}f}"
+
+
+def count(number: int, noun: str) -> str:
+    """A number with its noun, in the plural but for 1."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def added_time(results: Results, pair: dict[str, Any]) -> dict[str, float]:
+    """What the ND loss adds to a step of a pair's method, by backend, as a share of that step."""
+    step_ms = results["step_ms"]
+    (base,) = step_ms[pair["base"]].values()
+    return {backend: time / base - 1 for backend, time in step_ms[pair["plus"]].items()}
+
+
+def _network(described: dict[str, Any]) -> str:
+    return f"{described['name']} ({described['parameters']:,} parameters)"
+
+
+def _metrics_row(name: str, metrics: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        name,
+        percent(metrics.get("accuracy")),
+        fixed(metrics.get("cross_entropy"), 4),
+        fixed(metrics.get("norm"), 2),
+        fixed(metrics.get("norm_ratio"), 2),
+        fixed(metrics.get("cosine"), 3),
+    )
+
+
+def _methods_grid(results: Results) -> Grid:
+    step_ms, teacher = results["step_ms"], results["teacher"]
+    backends = list(dict.fromkeys(name for times in step_ms.values() for name in times))
+    rows = []
+    if teacher is not None:
+        reached = [percent(teacher["accuracy"]), fixed(teacher["norm"], 2), "1.00"]
+        rows.append(("teacher", *reached, fixed(teacher["cosine"], 3), *([""] * len(backends))))
+    for method, runs in results["runs"].items():
+        accuracy, std = over_seeds(runs, "accuracy")
+        times = [step_ms[method].get(backend) for backend in backends]
+        rows.append(
+            (
+                method,
+                f"{percent(accuracy)} ± {percent(std)}",
+                fixed(over_seeds(runs, "norm")[0], 2),
+                fixed(over_seeds(runs, "norm_ratio")[0], 2),
+                fixed(over_seeds(runs, "cosine")[0], 3),
+                *("" if time is None else f"{time:.2f}" for time in times),
+            )
+        )
+    head = ("", "accuracy, %", "‖s‖", "‖s‖/‖t‖", "cos", *(f"step, ms\n{name}" for name in backends))
+    seeds = results["config"]["seeds"]
+    caption = (
+        f"{_LEGEND} Means over {count(seeds, 'seed')} ± one standard deviation. Steps: medians."
+    )
+    return Grid(headline(results), head, rows, caption)
+
+
+def _pairs_grid(results: Results) -> Grid:
+    rows = []
+    for pair in results["pairs"]:
+        interval = NONE
+        if pair["interval"] is not None:
+            low, high = (f"{100 * end:+.2f}" for end in pair["interval"])
+            interval = f"{low} to {high}"
+        added = added_time(results, pair)
+        rows.append(
+            (
+                f"{pair['plus']} − {pair['base']}",
+                f"{100 * pair['mean']:+.2f}",
+                interval,
+                fixed(pair["p_value"], 4),
+                ", ".join(f"{name} {100 * share:+.1f} %" for name, share in added.items()),
+            )
+        )
+    head = ("", f"{pair['metric']}, points", "95 % interval", "p", "step")
+    caption = (
+        f"Paired by seed, {count(len(pair['differences']), 'pair')}; interval and p by Student's "
+        "t. Step: the median with the ND loss, by the backend that computes it, to the one without."
+    )
+    return Grid("What the ND loss adds", head, rows, caption)
+
+
+def _trajectories_grid(trajectories: dict[str, Any]) -> Grid:
+    rows = [
+        (
+            method,
+            found["backend"],
+            f"{found['steps']:,}",
+            f"{found['max_loss_difference']:.1e}",
+            f"{found['parameter_difference']:.1e}",
+            f"{found['tolerance']:g}",
+            "agree" if found["agrees"] else "DISAGREE",
+        )
+        for method, found in trajectories.items()
+    ]
+    head = ("", "backend", "steps", "loss", "parameters", "tolerance", "verdict")
+    caption = (
+        "Relative differences of two trainings from the same seed: the largest of a step's loss, "
+        "and that of the final parameters."
+    )
+    return Grid("Fused loss and reference", head, rows, caption)
+
+
+def over_seeds(runs: list[Results], metric: str) -> tuple[float | None, float | None]:
+    """Mean and sample standard deviation; None where a run lacks it, or is alone."""
+    values = [run["test"].get(metric) for run in runs]
+    if None in values:
+        return None, None
+    return fmean(values), stdev(values) if len(values) > 1 else None
+
+
+def _for_terminal(grids: list[Grid]) -> Group:
+    tables = []
+    for grid in grids:
+        # Text: a name in square brackets is no markup.
+        table = Table(
+            title=Text(grid.title),
+            caption=Text(grid.caption),
+            caption_justify="left",
+            box=box.SIMPLE_HEAD,
+            padding=(0, 0, 0, 1),
+        )
+        for column, heading in enumerate(grid.head):
+            table.add_column(Text(heading), justify="right" if column else "left")
+        for row in grid.rows:
+            table.add_row(*map(Text, row), end_section=row[0] == "teacher")
+        tables.append(table)
+    return Group(*tables)

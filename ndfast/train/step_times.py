@@ -1,0 +1,92 @@
+"""The time of a training step of each method: both networks, losses and optimiser."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from itertools import cycle, islice
+from statistics import median
+from time import perf_counter
+from typing import TypeVar
+
+import torch
+
+from ndfast.train.config import TrainConfig
+from ndfast.train.data import build_data
+from ndfast.train.loop import Trainer
+from ndfast.train.losses import METHODS
+from ndfast.train.processes import build_accelerator
+from ndfast.train.run import build_trainer
+from ndfast.train.teacher import prepare_teacher
+
+NO_ND = "no ND"
+WARM_UP_STEPS = 20
+TIMED_STEPS = 100
+
+Variant = TypeVar("Variant")
+
+
+def measure_step_times(
+    configs: Mapping[str, TrainConfig],
+    backends: Mapping[str, str | None],
+    after_batch: Callable[[], None],
+) -> dict[str, dict[str, float]]:
+    """The median time of a step of each method, in ms; nothing is probed here.
+
+    Args:
+        configs: by method, with the teacher's weights and class means.
+        backends: by method that of the ND loss, which is timed besides the reference; None for a
+            method without it.
+        after_batch: is called after each batch.
+
+    Returns:
+        By method, the median by backend; for a method without the ND loss, under `NO_ND`.
+    """
+    config = next(iter(configs.values()))
+    data = build_data(config.data, config.data_dir, config.image_size)
+    teacher, _ = prepare_teacher(build_accelerator(config), config, data)
+    trainers: dict[tuple[str, str], Trainer] = {}
+    for method, backend in backends.items():
+        needed = None if METHODS[method].distillation is None else teacher
+        for name in [NO_ND] if backend is None else dict.fromkeys((backend, "reference")):
+            chosen = replace(configs[method], probe=False, backend=None if name == NO_ND else name)
+            trainers[method, name] = build_trainer(chosen, build_accelerator(chosen), data, needed)
+    medians: dict[str, dict[str, float]] = {method: {} for method in configs}
+    for (method, name), time in time_steps(trainers, after_batch).items():
+        medians[method][name] = time
+    return medians
+
+
+def time_steps(
+    trainers: Mapping[Variant, Trainer],
+    after_batch: Callable[[], None] = lambda: None,
+    warm_up_steps: int = WARM_UP_STEPS,
+    timed_steps: int = TIMED_STEPS,
+) -> dict[Variant, float]:
+    """The median time of a step of each trainer, in ms.
+
+    Each batch is given to all trainers in turn, so that whatever else the machine does falls on
+    all of them alike, and each comes first as often as any other.
+    """
+    times: dict[Variant, list[float]] = {variant: [] for variant in trainers}
+    order = list(trainers)
+    for trainer in trainers.values():
+        trainer.model.train()
+    steps = warm_up_steps + timed_steps
+    batches = list(islice(trainers[order[0]].steps_of_epoch(0), steps))
+    for batch in islice(cycle(batches), steps):
+        order.append(order.pop(0))
+        for variant in order:
+            device = trainers[variant].accelerator.device
+            _synchronize(device)
+            start = perf_counter()
+            trainers[variant].step(batch)
+            _synchronize(device)
+            times[variant].append(1e3 * (perf_counter() - start))
+        after_batch()
+    return {variant: median(found[warm_up_steps:]) for variant, found in times.items()}
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)

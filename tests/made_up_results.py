@@ -1,0 +1,97 @@
+"""Results of runs and comparisons that never were, of random figures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+METRICS = ("accuracy", "cross_entropy", "norm", "norm_ratio", "cosine")
+LOSSES = ("ce", "distillation", "nd")
+PARTS = ("data", "teacher", "nd", "forward", "backward", "optimizer")  # as the stopwatch has them
+
+
+def uniform(low: float, high: float) -> float:
+    """Of PyTorch's generator, which the fixture `seed` seeds."""
+    return torch.rand((), dtype=torch.float64).item() * (high - low) + low
+
+
+def metrics() -> dict[str, float]:
+    return {name: uniform(0.2, 0.9) for name in METRICS}
+
+
+def run_results(**changed: Any) -> dict[str, Any]:
+    """Of a run of four epochs of ten steps."""
+    epochs = [
+        {
+            "epoch": epoch,
+            "step": 10 * epoch,
+            "train": {name: uniform(1, 3) for name in ("loss", "accuracy", *LOSSES)},
+            "test": metrics(),
+            "ema": metrics(),
+        }
+        for epoch in range(1, 5)
+    ]
+    parts = {name: uniform(0.1, 1) for name in PARTS}
+    teacher = {name: value for name, value in metrics().items() if name != "norm_ratio"}
+    results = {
+        "config": {"method": "kd++", "seed": 3, "milestones": (1, 2), "resume": None},
+        "environment": {"torch": "2.13.0", "device": "cpu", "gpus": [], "backends": {"cuda": "no"}},
+        "backend": "native",
+        "data": {"name": "digits", "train": 1438, "test": 359, "num_classes": 10},
+        "teacher": {"name": "resnet56", "parameters": 861_620, "dim": 64} | teacher,
+        "student": {"name": "resnet20", "parameters": 278_324, "dim": 64},
+        "epochs": epochs,
+        "test": epochs[-1]["test"],
+        "ema": epochs[-1]["ema"],
+        "steps": 40,
+        "skipped": 2,
+        "parts_ms": parts | {"forward": parts["nd"] + uniform(0.1, 1)},
+        "images_per_s": uniform(1000, 9000),
+        "sha256": "abcdef" * 10 + "abcd",
+    }
+    return results | changed
+
+
+def run_records(steps: int = 40) -> list[dict[str, Any]]:
+    return [
+        {
+            "event": "step",
+            "step": step,
+            "loss": uniform(1, 3),
+            "losses": {name: uniform(1, 3) for name in LOSSES},
+        }
+        for step in range(1, steps + 1)
+    ]
+
+
+def comparison_results(seeds: int = 3) -> dict[str, Any]:
+    methods = ("ce", "kd", "kd++")
+    runs = {method: [run_results() for _ in range(seeds)] for method in methods}
+    kd, plus = (
+        np.array([run["test"]["accuracy"] for run in runs[name]]) for name in ("kd", "kd++")
+    )
+    pair = {
+        "base": "kd",
+        "plus": "kd++",
+        "metric": "accuracy",
+        "differences": (plus - kd).tolist(),
+        "mean": float((plus - kd).mean()),
+        "interval": sorted((uniform(-0.2, 0.2), uniform(-0.2, 0.2))) if seeds > 1 else None,
+        "p_value": uniform(0, 1) if seeds > 1 else None,
+    }
+    found = {"max_loss_difference": 1.5e-6, "parameter_difference": 2.5e-7, "tolerance": 1e-3}
+    first = run_results()
+    return {
+        "config": first["config"] | {"methods": list(methods), "seeds": seeds},
+        **{name: first[name] for name in ("environment", "teacher", "student", "data")},
+        "runs": runs,
+        "pairs": [pair],
+        "trajectories": {"kd++": {"backend": "native", "steps": 1240, "agrees": True} | found},
+        "step_ms": {
+            "ce": {"no ND": uniform(1, 2)},
+            "kd": {"no ND": uniform(2, 3)},
+            "kd++": {"native": uniform(2, 3), "reference": uniform(3, 4)},
+        },
+    }

@@ -1,0 +1,30 @@
+"""Runs on digits that take a second or two, and what tests look at in their folders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from accelerate.state import AcceleratorState
+from rich.console import Console
+
+from ndfast.train.config import TrainConfig
+from ndfast.train.recipes import load_recipe
+from ndfast.train.records import read_log
+from ndfast.train.run import run
+
+
+def small_config(out: Path, **fields: Any) -> TrainConfig:
+    """KD++ on digits for two epochs of eleven steps."""
+    return TrainConfig(**{**load_recipe("digits"), "epochs": 2, "out": str(out), **fields})
+
+
+def quiet_run(out: Path, **fields: Any) -> dict[str, Any]:
+    """Runs `small_config`; returns its results."""
+    AcceleratorState._reset_state()  # one process has one precision otherwise
+    return run(small_config(out, **fields), Console(quiet=True))
+
+
+def events(out: Path, name: str) -> list[dict[str, Any]]:
+    """The log's records of one event."""
+    return [record for record in read_log(out / "log.jsonl") if record["event"] == name]

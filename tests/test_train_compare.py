@@ -1,0 +1,153 @@
+"""The comparison: pairs by seed, trajectories, what is written; it goes on where it was."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("accelerate", reason="needs the extra [train]")
+
+from matplotlib.image import imread
+from safetensors.torch import save_file
+
+import ndfast
+from ndfast.cli import main
+from ndfast.train.comparison import compare_trajectories, pair_differences
+
+COMMAND = ["compare", "--epochs", "2", "--seeds", "2", "--methods", "ce", "kd", "kd++", "--out"]
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    out = tmp_path_factory.mktemp("compared") / "new folder"
+    threads = torch.get_num_threads()
+    assert main([*COMMAND, str(out)]) == 0
+    assert torch.get_num_threads() == threads
+    return out, json.loads((out / "results.json").read_text(encoding="utf-8"))
+
+
+def test_it_writes_what_it_found(compared: tuple[Path, dict[str, Any]]) -> None:
+    out, results = compared
+    assert sorted(path.name for path in out.iterdir()) == [
+        "class_means.safetensors",
+        "config.json",
+        "curves.png",
+        "report.html",
+        "results.json",
+        "runs",
+        "teacher",
+    ]
+    assert ndfast.load_class_means(out / "class_means.safetensors").shape == (10, 128)
+    metadata = ndfast.load_class_means_metadata(out / "class_means.safetensors")
+    assert metadata["counts"].sum() == 359
+    assert imread(out / "curves.png").std() > 0.05
+    assert all(method in (out / "report.html").read_text() for method in ("ce", "kd", "kd++"))
+    assert list(results["runs"]) == ["ce", "kd", "kd++"]
+    for method, runs in results["runs"].items():
+        assert [run["config"]["seed"] for run in runs] == [0, 1]
+        for seed, run in enumerate(runs):
+            assert run["config"]["method"] == method
+            assert run == json.loads((out / f"runs/{method}-seed{seed}/results.json").read_text())
+            assert {"accuracy", "cosine", "norm_ratio"} <= run["test"].keys()  # probed too
+    assert set(results["step_ms"]["kd"]) == {"no ND"}
+    assert "reference" in results["step_ms"]["kd++"]
+    assert results["trajectories"]["kd++"]["agrees"]
+    assert results["trajectories"]["kd++"]["steps"] == 22
+    (pair,) = results["pairs"]
+    accuracy = {
+        method: [run["test"]["accuracy"] for run in runs]
+        for method, runs in results["runs"].items()
+    }
+    assert pair["differences"] == list(np.subtract(accuracy["kd++"], accuracy["kd"]))
+
+
+def test_seeds_and_methods_are_added(compared: tuple[Path, dict[str, Any]], capsys: Any) -> None:
+    out, results = compared
+    assert main([*COMMAND, str(out)]) == 2
+    assert "it takes --resume to go on" in capsys.readouterr().err
+    log = (out / "runs/kd-seed0/log.jsonl").read_text()
+    more = ["compare", "--epochs", "2", "--seeds", "3", "--methods", "kd", "--resume", "--out"]
+    assert main([*more, str(out)]) == 0
+    again = json.loads((out / "results.json").read_text())
+    assert again["runs"]["kd"][:2] == results["runs"]["kd"]
+    assert len(again["runs"]["kd"]) == 3
+    assert (out / "runs/kd-seed0/log.jsonl").read_text() == log
+    assert again["trajectories"] is None
+
+
+def _runs(**accuracies: list[float]) -> dict[str, list[dict[str, Any]]]:
+    return {
+        method.replace("pp", "++"): [{"test": {"accuracy": value}} for value in values]
+        for method, values in accuracies.items()
+    }
+
+
+def test_pair_differences_by_hand() -> None:
+    # Differences 1, 2 and 3: mean 2, standard error 1/√3, and t(0.975, 2) = 4.302653.
+    runs = _runs(ce=[0.0] * 3, kd=[1.0, 5.0, 2.0], kdpp=[2.0, 7.0, 5.0], dkdpp=[1.0] * 3)
+    (pair,) = pair_differences(runs)
+    assert (pair["base"], pair["plus"], pair["metric"]) == ("kd", "kd++", "accuracy")
+    assert pair["differences"] == [1.0, 2.0, 3.0]
+    assert pair["mean"] == 2.0
+    half = 4.302652729911275 / math.sqrt(3)
+    assert pair["interval"] == pytest.approx([2 - half, 2 + half])
+    # t = 2·√3 with two degrees of freedom: p = 1 − t/√(t² + 2)
+    assert pair["p_value"] == pytest.approx(1 - math.sqrt(12 / 14))
+
+
+def test_one_seed_has_no_interval() -> None:
+    (pair,) = pair_differences(_runs(dist=[0.5], distpp=[0.75]))
+    assert (pair["mean"], pair["interval"], pair["p_value"]) == (0.25, None, None)
+
+
+@pytest.mark.parametrize(
+    ("losses", "weights", "apart"),
+    [
+        ([2.0, 5.0], [3.0, 4.5], (0.25, 0.1)),
+        ([2.0, 5.0], [3.0, 4.0], (0.25, 0.0)),
+        ([2.0, 4.0], [3.0, 4.5], (0.0, 0.1)),
+        ([2.0, 4.0], [3.0, 4.0], (0.0, 0.0)),
+    ],
+)
+def test_compare_trajectories_by_hand(
+    losses: list[float], weights: list[float], apart: tuple[float, float], tmp_path: Path
+) -> None:
+    for name, of_steps, of_weights in (
+        ("fused", losses, weights),
+        ("reference", [2.0, 4.0], [3.0, 4.0]),
+    ):
+        (tmp_path / name).mkdir()
+        lines = [json.dumps({"event": "step", "loss": loss}) for loss in of_steps]
+        (tmp_path / name / "log.jsonl").write_text("\n".join([*lines, '{"event": "end"}', ""]))
+        save_file({"weight": torch.tensor(of_weights)}, tmp_path / name / "model.safetensors")
+    found = compare_trajectories(tmp_path / "fused", tmp_path / "reference")
+    assert found["steps"] == 2
+    assert (found["max_loss_difference"], found["parameter_difference"]) == pytest.approx(apart)
+    assert found["agrees"] == (apart == (0.0, 0.0))
+
+
+@pytest.mark.parametrize("defect", ["loss", "gradient"])
+def test_disagreement_with_the_reference_fails_the_command(
+    defect: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    right = ndfast.NDLoss.forward
+
+    def wrong(module: ndfast.NDLoss, *arguments: Any) -> Tensor:
+        loss = right(module, *arguments)
+        if module.backend == "reference":
+            return loss
+        return 1.02 * loss if defect == "loss" else loss + 0.02 * (loss - loss.detach())
+
+    monkeypatch.setattr(ndfast.NDLoss, "forward", wrong)
+    command = ["compare", "--methods", "kd++", "--epochs", "2", "--seeds", "1"]
+    assert main([*command, "--backend", "native", "--out", str(tmp_path)]) == 1
+    assert "disagree" in capsys.readouterr().err
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert not results["trajectories"]["kd++"]["agrees"]

@@ -1,0 +1,204 @@
+"""The data sets: what is made, how it is augmented and normalised, which names are refused."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import random
+import socket
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from whole_dataset import all_rows
+
+from ndfast.train.data import DATA, build_data
+from ndfast.train.data.archives import Arrays
+from ndfast.train.data.arrays import ArrayDataset, crop_and_flip
+from ndfast.train.data.batches import Batch, TrainingBatches, build_loader
+from ndfast.train.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("name", "package", "sizes", "image_shape", "first_labels"),
+    [
+        ("digits", "sklearn.model_selection", (359, 1438), (1, 8, 8), [9, 7, 9, 0, 3, 4]),
+        ("mnist1d", "mnist1d", (4000, 1000), (1, 40), [2, 6, 4, 5, 6, 6]),
+    ],
+)
+def test_what_needs_no_files_needs_no_network_and_keeps_the_generators(
+    name: str,
+    package: str,
+    sizes: tuple[int, int],
+    image_shape: tuple[int, ...],
+    first_labels: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip(package, reason="needs the extra [train]")
+
+    def refuse(*arguments: Any, **options: Any) -> None:
+        raise AssertionError("the network was used")
+
+    monkeypatch.setattr(socket, "socket", refuse)
+    states = random.getstate(), np.random.get_state()[1].tolist()
+    data = build_data(name)
+    assert states == (random.getstate(), np.random.get_state()[1].tolist())
+    assert (len(data.train), len(data.test)) == sizes
+    assert (data.name, data.num_classes, data.image_shape) == (name, 10, image_shape)
+    images, labels = all_rows(data.train)
+    assert (images.dtype, labels.dtype) == (torch.float32, torch.int64)
+    assert images.shape == (sizes[0], *image_shape)
+    assert images.mean().item() == pytest.approx(0, abs=1e-5)
+    assert images.std().item() == pytest.approx(1, abs=1e-3)
+    assert sorted(set(labels.tolist())) == list(range(10))
+    assert labels[:6].tolist() == first_labels  # always the same split and seed
+    augmented, _ = all_rows(data.train, seed=1)
+    assert torch.equal(augmented, images)
+
+
+class StubRng:
+    """Draws what it is told to."""
+
+    def __init__(self, top: list[int], left: list[int], flips: list[float]) -> None:
+        self.offsets = np.array([top, left])
+        self.flips = np.array(flips)
+
+    def integers(self, high: int, size: tuple[int, int]) -> np.ndarray:
+        assert (high, size) == (9, self.offsets.shape)  # 0 to 8: 4 pixels to each side
+        return self.offsets
+
+    def random(self, size: int) -> np.ndarray:
+        assert size == len(self.flips)
+        return self.flips
+
+
+def test_crop_and_flip_by_hand() -> None:
+    # Each pixel is its own place, 10·row + column + 1, and in the second channel 100 more.
+    place = 10 * np.arange(5)[:, None] + np.arange(6)[None] + 1
+    image = np.stack([place, place + 100]).astype(np.uint8)
+    images = np.stack([image] * 4)
+    # Offset 4 is the image itself; 3 down shows one row of the border on top.
+    rng = StubRng(top=[4, 3, 4, 0], left=[4, 4, 6, 8], flips=[0.5, 0.7, 0.49, 0.9])
+    before = images.copy()
+    found = crop_and_flip(images, rng)  # type: ignore[arg-type]
+    assert found.dtype == np.uint8
+    assert np.array_equal(images, before)
+    assert np.array_equal(found[0], image)
+    assert found[1, 0].tolist() == [
+        [0, 0, 0, 0, 0, 0],
+        [1, 2, 3, 4, 5, 6],
+        [11, 12, 13, 14, 15, 16],
+        [21, 22, 23, 24, 25, 26],
+        [31, 32, 33, 34, 35, 36],
+    ]
+    # Two to the right, and flipped.
+    assert found[2, 0, 0].tolist() == [0, 0, 6, 5, 4, 3]
+    assert found[2, 1, 4].tolist() == [0, 0, 146, 145, 144, 143]
+    # The corner: four up, four to the right.
+    assert found[3, 0].tolist() == [[0] * 6] * 4 + [[5, 6, 0, 0, 0, 0]]
+
+
+def test_crops_and_flips_are_drawn_evenly(seed: int) -> None:
+    place = np.arange(1, 26, dtype=np.uint8).reshape(1, 1, 5, 5)
+    found = crop_and_flip(np.repeat(place, 8100, axis=0), np.random.default_rng(seed))
+    # The centre tells the shift: it is pixel (2 + down, 2 + right) of the image, 0 outside of it.
+    centres = np.bincount(found[:, 0, 2, 2], minlength=26)
+    # 25 places of 81 lie within, by 100 draws each; six sigma is 60.
+    assert np.all(np.abs(centres[1:] - 100) < 60)
+    within = found[found[:, 0, 2, 2] == 13]  # not shifted
+    flipped = (within[:, 0, 0, 0] == 5).sum()
+    assert abs(flipped - len(within) / 2) < 3 * len(within) ** 0.5 + 1
+
+
+def test_normalisation_by_hand() -> None:
+    images = np.array([[[[0, 255]], [[51, 102]]]], dtype=np.uint8)  # [1, 2, 1, 2]
+    mean, std = np.array([127.5, 51.0]), np.array([51.0, 25.5])
+    dataset = ArrayDataset(Arrays(images, np.array([3])), mean, std)
+    found, labels = all_rows(dataset)
+    assert found.tolist() == [[[[-2.5, 2.5]], [[0.0, 2.0]]]]
+    assert labels.tolist() == [3]
+    assert images.tolist() == [[[[0, 255]], [[51, 102]]]]
+
+
+def test_the_batch_seed_alone_decides_the_augmentation(seed: int) -> None:
+    images = np.random.default_rng(seed).integers(256, size=(50, 3, 9, 7), dtype=np.uint8)
+    arrays = Arrays(images, np.arange(50))
+    train = ArrayDataset(arrays, np.zeros(3), np.ones(3), augmented=True)
+    states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+    batches = TrainingBatches(len(train), 8, seed, 0, 1)
+    asked = list(batches)
+    here = [train.__getitems__(batch) for batch in reversed(asked)][::-1]
+    assert states == (
+        random.getstate(),
+        np.random.get_state()[1].tolist(),
+        torch.get_rng_state().tolist(),
+    )
+    for workers in (0, 2):
+        loaded = build_loader(train, batches, workers, torch.device("cpu"))
+        torch.testing.assert_close([*map(tuple, loaded)], here, rtol=0, atol=0)
+    other = train.__getitems__(Batch(asked[0].indices, seed))[0]
+    assert not torch.equal(other, here[0][0])
+
+
+def test_synthetic_rows_are_the_same_in_any_batch() -> None:
+    data = build_data("synthetic:2000,30,3x8x10")
+    assert (len(data.train), len(data.test), data.num_classes) == (2000, 200, 30)
+    assert data.image_shape == (3, 8, 10)
+    images, labels = all_rows(data.train)
+    assert (images.shape, images.dtype) == ((2000, 3, 8, 10), torch.float32)
+    assert labels.tolist() == [row % 30 for row in range(2000)]
+    found, found_labels = data.train.__getitems__(Batch([1999, 3, 3], seed=5))
+    assert torch.equal(found, images[[1999, 3, 3]])
+    assert found_labels.tolist() == [19, 3, 3]
+    assert len({hashlib.sha256(image.numpy().tobytes()).digest() for image in images}) == 2000
+    assert not torch.equal(all_rows(data.test)[0], images[:200])
+    assert images.mean().item() == pytest.approx(0, abs=0.02)
+    assert images.std().item() == pytest.approx(1, abs=0.02)
+    # The windows of neighbours do not overlap.
+    assert not {*images[0].flatten().tolist()} & {*images[1].flatten().tolist()}
+    # The last row that has an image of its own, and the first that shares one.
+    data = build_data("synthetic:2000000,1000,1x40")
+    asked = [0, 2**20, 2**20 - 1, 2**19]
+    first, shared, *others = data.train.__getitems__(Batch(asked, None))[0]
+    assert torch.equal(shared, first)
+    assert not any(torch.equal(other, first) for other in others)
+
+
+def test_a_synthetic_set_is_cheap_to_send_to_a_worker() -> None:
+    train = build_data("synthetic:1281167,1000,3x224x224").train
+    sent = pickle.dumps(train)
+    assert len(sent) < 5e6
+    batch = Batch([7, 1281166], None)
+    assert torch.equal(pickle.loads(sent).__getitems__(batch)[0], train.__getitems__(batch)[0])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("mnist",), f"data: got 'mnist'; it takes {', '.join(DATA)}"),
+        (("digits:8",), "data: got 'digits:8'; it takes digits,"),
+        (("npz",), "data: got 'npz'; it takes digits,"),
+        (
+            ("cifar10",),
+            "data_dir: got none; cifar10 takes the folder that holds cifar-10-python.ta",
+        ),
+        (("imagenet",), "data_dir: got none; imagenet takes the folder that holds train/ and val/"),
+        (("digits", "here"), "data_dir: got 'here'; digits takes none"),
+        (("digits", None, 8), "image_size: got 8; only folder and imagenet take it"),
+        (("synthetic:10,3",), "data: got 'synthetic:10,3'; it takes synthetic:N,K,CxHxW"),
+        (("synthetic:10,3,4x0x2",), "data: got 'synthetic:10,3,4x0x2'; it takes synthetic:N,K"),
+        (("synthetic:10,3,4x",), "data: got 'synthetic:10,3,4x'; it takes synthetic:N,K"),
+        (("synthetic:2,3,1x4",), "data: got 'synthetic:2,3,1x4'; it takes at least as many"),
+        (
+            ("cifar100", "nowhere"),
+            "data_dir: found no cifar100 in nowhere; put cifar-100-python.tar.gz, its folder "
+            "cifar-100-python, or cifar100.npz there",
+        ),
+    ],
+)
+def test_wrong_arguments(arguments: tuple[Any, ...], message: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        build_data(*arguments)
+    assert str(raised.value).startswith(message)
+    assert "\n" not in str(raised.value)

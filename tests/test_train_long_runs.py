@@ -1,0 +1,212 @@
+"""Long runs survive: kills, broken checkpoints, a full disk, batches of NaN, a lost process."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("accelerate", reason="needs the extra [train]")
+
+from small_runs import events, quiet_run
+
+from ndfast.cli import main
+
+TESTS = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Weights of a teacher of one epoch."""
+    out = tmp_path_factory.mktemp("teacher")
+    quiet_run(out, model="convnet32", method="ce", epochs=1)
+    return str(out / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"method": "kd++", "ema": 0.9},
+        {"method": "reviewkd++", "learnable_class_means": True},
+        {"method": "kd++", "mixup": 0.4, "cutmix": 1.0, "accumulate": 2, "batch_size": 16},
+        {"method": "dist++", "precision": "bf16", "optimizer": "lamb", "lr": 0.01},
+        {"method": "dkd", "optimizer": "lars", "probe": True, "nd_warmup": 2},
+    ],
+    ids=lambda fields: fields["method"],
+)
+@pytest.mark.parametrize("stop", [4, 11])  # amid an epoch, and at its end
+def test_a_resumed_run_ends_bit_for_bit(
+    fields: dict[str, Any], stop: int, teacher: str, tmp_path: Path
+) -> None:
+    fields = {**fields, "teacher_weights": teacher}
+    unbroken = quiet_run(tmp_path / "unbroken", **fields)
+    first = quiet_run(tmp_path / "broken", **fields, max_steps=stop)
+    assert first["steps"] == stop
+    assert first["sha256"] != unbroken["sha256"]
+    torch.manual_seed(stop)  # what else draws random numbers between the two does not matter
+    resumed = quiet_run(tmp_path / "broken", **fields, resume=True)
+    assert resumed["sha256"] == unbroken["sha256"]
+    assert resumed["test"] == unbroken["test"]
+    assert resumed["ema"] == unbroken["ema"]
+    for ours, theirs in zip(resumed["epochs"], unbroken["epochs"], strict=True):
+        assert ours["train"] == pytest.approx(theirs["train"], rel=1e-12)
+        assert ours["test"] == theirs["test"]
+    assert [record["step"] for record in events(tmp_path / "broken", "resume")] == [stop]
+
+
+def test_a_run_that_is_over_is_only_read(teacher: str, tmp_path: Path) -> None:
+    first = quiet_run(tmp_path, teacher_weights=teacher, max_steps=2)
+    (tmp_path / "model.safetensors").unlink()
+    again = quiet_run(tmp_path, teacher_weights=teacher, max_steps=2, resume=True)
+    assert again == json.loads(json.dumps(first))
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment(teacher: str, tmp_path: Path, seed: int) -> None:
+    """NDFAST_TEST_KILLS=200 is the long form."""
+    kills = os.environ.get("NDFAST_TEST_KILLS", "6")
+    command = [sys.executable, TESTS / "kill_runs.py", teacher, tmp_path, kills, str(seed)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert sum(run["kills"] for run in found["broken"]) == int(kills)
+    for run in found["broken"]:
+        assert run["sha256"] == found["sha256"], found
+        assert run["lost"] == 0, found
+
+
+@pytest.mark.parametrize("damage", ["flipped", "truncated", "missing", "manifest"])
+def test_a_broken_checkpoint_is_passed_over(
+    damage: str, teacher: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    fields = {"teacher_weights": teacher, "checkpoint_every": 3}
+    unbroken = quiet_run(tmp_path / "unbroken", **fields)
+    broken = tmp_path / "broken"
+    quiet_run(broken, **fields, max_steps=9)
+    newest = sorted((broken / "checkpoints").iterdir())[-1]
+    assert newest.name == "step-0000000009"
+    path = newest / ("sha256.json" if damage == "manifest" else "optimizer.bin")
+    content = bytearray(path.read_bytes())
+    if damage == "missing":
+        path.unlink()
+    elif damage == "truncated":
+        path.write_bytes(content[:-7])
+    else:
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    assert quiet_run(broken, **fields, resume=True)["sha256"] == unbroken["sha256"]
+    assert [record["step"] for record in events(broken, "resume")] == [6]
+
+
+def test_checkpoints_are_a_ring(teacher: str, tmp_path: Path) -> None:
+    fields = {"checkpoint_every": 2, "keep_checkpoints": 3, "max_steps": 9}
+    quiet_run(tmp_path, teacher_weights=teacher, **fields)
+    kept = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert kept == ["step-0000000006", "step-0000000008", "step-0000000009"]
+
+
+def test_a_full_disk_is_one_sentence(teacher: str, tmp_path: Path) -> None:
+    fields = {"teacher_weights": teacher, "checkpoint_every": 3}
+    unbroken = quiet_run(tmp_path / "unbroken", **fields)
+    broken = tmp_path / "broken"
+    quiet_run(broken, **fields, max_steps=3)
+
+    def no_large_files() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # the write fails instead
+        resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, 12_000))
+
+    command = [sys.executable, "-m", "ndfast", "train", "--epochs", "2", "--out", str(broken)]
+    command += ["--teacher-weights", teacher, "--checkpoint-every", "3", "--resume"]
+    done = subprocess.run(command, capture_output=True, text=True, preexec_fn=no_large_files)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert "the checkpoint of step 6 cannot be written" in done.stderr
+    kept = [path.name for path in (broken / "checkpoints").iterdir()]
+    assert kept == ["step-0000000003"]
+    assert quiet_run(broken, **fields, resume=True)["sha256"] == unbroken["sha256"]
+
+
+def test_a_batch_of_nan_is_skipped_and_counted(
+    teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states = _poison_batches(monkeypatch, {4, 13})
+    results = quiet_run(tmp_path, teacher_weights=teacher)
+    assert results["skipped"] == 2
+    assert [(record["step"], record["in_a_row"]) for record in events(tmp_path, "skip")] == [
+        (5, 1),
+        (14, 1),
+    ]
+    assert all(torch.equal(before, after) for before, after in zip(*states, strict=True))
+    assert results["test"]["cross_entropy"] > 0  # no statistics of NaN are left
+
+
+def test_too_many_skipped_in_a_row_end_the_run(
+    teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    _poison_batches(monkeypatch, {2, 5, 6, 7, 8})
+    command = ["train", "--out", str(tmp_path), "--teacher-weights", teacher, "--max-skipped", "3"]
+    assert main(command) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "NaN or infinite 3 times in a row, up to step 8" in error
+    assert [record["in_a_row"] for record in events(tmp_path, "skip")] == [1, 1, 2, 3]
+
+
+def _poison_batches(
+    monkeypatch: pytest.MonkeyPatch, steps: set[int]
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Makes the images of some steps NaN; the model's tensors before and after those, in order."""
+    from ndfast.train.loop import Trainer
+
+    before: list[torch.Tensor] = []
+    after: list[torch.Tensor] = []
+    step = Trainer.step
+
+    def state(trainer: Trainer) -> list[torch.Tensor]:
+        return [value.clone() for value in trainer.model.state_dict().values()]
+
+    def poisoned(trainer: Trainer, batches: list) -> None:
+        if trainer.position.step not in steps:
+            step(trainer, batches)
+            return
+        before.extend(state(trainer))
+        images, labels = batches[0]
+        step(trainer, [(torch.full_like(images, float("nan")), labels), *batches[1:]])
+        after.extend(state(trainer))
+
+    monkeypatch.setattr(Trainer, "step", poisoned)
+    return before, after
+
+
+@pytest.mark.slow
+def test_a_killed_rank_is_restarted_and_nothing_changes(teacher: str, tmp_path: Path) -> None:
+    flags = ["train", "--epochs", "1", "--checkpoint-every", "2", "--teacher-weights", teacher]
+
+    def launch(out: Path, *program: str) -> dict[str, Any]:
+        command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+        command += ["--max-restarts", "2", *program, *flags, "--out", str(out)]
+        done = subprocess.run(
+            command,
+            env=os.environ | {"ACCELERATE_USE_CPU": "true"},
+            cwd=TESTS.parent,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr
+        return json.loads((out / "results.json").read_text())
+
+    unbroken = launch(tmp_path / "unbroken", "-m", "ndfast")
+    assert unbroken["environment"]["processes"] == 2
+    broken = launch(tmp_path / "broken", str(TESTS / "killed_rank.py"))
+    assert [record["step"] for record in events(tmp_path / "broken", "resume")] == [2]
+    assert broken["sha256"] == unbroken["sha256"]

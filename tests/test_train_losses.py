@@ -1,0 +1,337 @@
+"""The harness's losses: values worked out by hand, other ways to the same value, and gradients."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import ndfast
+from ndfast.train.errors import ConfigError
+from ndfast.train.losses import (
+    METHODS,
+    ReviewKD,
+    cross_entropy,
+    dist_loss,
+    dkd_loss,
+    hcl_loss,
+    kd_loss,
+)
+from ndfast.train.models import Output
+
+TARGET, OTHER = torch.tensor([0, 4, 2, 2]), torch.tensor([3, 1, 2, 0])
+MIX = ndfast.Mix(TARGET, OTHER, torch.tensor([0.25, 0.5, 0.75, 1.0]))
+
+# Each of student and teacher logits [4, 5]; for the HCL loss they are one map of 4 by 5.
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "cross_entropy": lambda student, _: cross_entropy(student, TARGET, 0.1),
+    "cross_entropy of a mix": lambda student, _: cross_entropy(student, MIX, 0.1),
+    "kd": lambda student, teacher: kd_loss(student, teacher, 2.0),
+    "dkd": lambda student, teacher: dkd_loss(student, teacher, TARGET, 1.5, 3.0, 2.0),
+    "dist": lambda student, teacher: dist_loss(student, teacher, 1.5, 3.0, 2.0),
+    "hcl": lambda student, teacher: hcl_loss([student[None, None]], [teacher[None, None]]),
+}
+
+
+def log(*rows: list[float]) -> Tensor:
+    """Logits whose softmax at temperature 1 is ``rows``."""
+    return torch.tensor(rows, dtype=torch.float64).log()
+
+
+def test_methods_come_in_pairs() -> None:
+    assert METHODS["ce"] == (None, False)
+    names = [name for name in METHODS if name.endswith("++")]
+    assert names == ["kd++", "dkd++", "dist++", "reviewkd++"]
+    for name in names:
+        assert METHODS[name] == (name[:-2], True)
+        assert METHODS[name[:-2]] == (name[:-2], False)
+
+
+def test_cross_entropy_by_hand() -> None:
+    logits = log([3 / 4, 1 / 4], [1 / 2, 1 / 2])
+    labels, other = torch.tensor([0, 1]), torch.tensor([1, 1])
+    first, second = math.log(4 / 3), math.log(4)  # of the first row's classes
+    half = math.log(2)  # of the second row's, either of them
+    assert cross_entropy(logits, labels).item() == pytest.approx((first + half) / 2)
+    smoothed = 0.95 * first + 0.05 * second
+    assert cross_entropy(logits, labels, 0.1).item() == pytest.approx((smoothed + half) / 2)
+    same = cross_entropy(logits, ndfast.Mix(labels, labels, 0.25), 0.1)
+    assert same.item() == pytest.approx((smoothed + half) / 2)
+    mixed = 0.25 * first + 0.75 * second
+    for lam in (0.25, torch.tensor(0.25), torch.tensor([0.25, 0.5])):
+        loss = cross_entropy(logits, ndfast.Mix(labels, other, lam))
+        assert loss.item() == pytest.approx((mixed + half) / 2)
+
+
+def test_kd_by_hand() -> None:
+    student = (4 * log([1 / 2, 1 / 2], [1 / 3, 2 / 3])).requires_grad_()
+    teacher = 4 * log([3 / 4, 1 / 4], [1 / 3, 2 / 3])
+    loss = kd_loss(student, teacher, 4.0)
+    loss.backward()
+    divergence = 3 / 4 * math.log(3 / 2) + 1 / 4 * math.log(1 / 2)
+    assert loss.item() == pytest.approx(16 * divergence / 2)
+    # ∂/∂z_s = T (p_s - p_t) / N
+    expected = torch.tensor([[-0.5, 0.5], [0.0, 0.0]], dtype=torch.float64)
+    torch.testing.assert_close(student.grad, expected)
+
+
+def test_dkd_by_hand() -> None:
+    student = 2 * log([1 / 4, 1 / 4, 1 / 2], [1 / 3, 1 / 3, 1 / 3])
+    teacher = 2 * log([1 / 2, 1 / 4, 1 / 4], [1 / 3, 1 / 3, 1 / 3])
+    # Of the first row b is (1/2, 1/2) and (1/4, 3/4), and p̂ is (1/2, 1/2) and (1/3, 2/3).
+    tckd = (math.log(2) + math.log(2 / 3)) / 2
+    nckd = (math.log(3 / 2) + math.log(3 / 4)) / 2
+    loss = dkd_loss(student, teacher, torch.tensor([0, 1]), alpha=2.0, beta=3.0, temperature=2.0)
+    assert loss.item() == pytest.approx(4 * (2 * tckd + 3 * nckd) / 2)
+
+
+def test_dkd_from_probabilities(seed: int) -> None:
+    student, teacher = torch.randn(2, 6, 5, dtype=torch.float64)
+    target = torch.randint(5, (6,))
+    total = 0.0
+    for row, label in enumerate(target.tolist()):
+        p_s, p_t = ((logits[row] / 3).softmax(dim=0).tolist() for logits in (student, teacher))
+        b_s, b_t = p_s.pop(label), p_t.pop(label)
+        total += 1.5 * (b_t * math.log(b_t / b_s) + (1 - b_t) * math.log((1 - b_t) / (1 - b_s)))
+        for q_s, q_t in zip(p_s, p_t, strict=True):
+            share_s, share_t = q_s / (1 - b_s), q_t / (1 - b_t)
+            total += 2.5 * share_t * math.log(share_t / share_s)
+    assert dkd_loss(student, teacher, target, 1.5, 2.5, 3.0).item() == pytest.approx(9 * total / 6)
+
+
+def test_kd_is_dkd_with_the_factors_of_a_row(seed: int) -> None:
+    student, teacher = 3 * torch.randn(2, 4, 5, dtype=torch.float64)
+    for s, t, label in zip(student.split(1), teacher.split(1), TARGET.split(1), strict=True):
+        beta = 1 - (t / 2).softmax(dim=1)[0, label].item()
+        decoupled = dkd_loss(s, t, label, alpha=1.0, beta=beta, temperature=2.0)
+        torch.testing.assert_close(decoupled, kd_loss(s, t, 2.0))
+
+
+def test_dkd_of_a_certain_teacher_and_a_student_as_certain_of_another_class() -> None:
+    student = torch.tensor([[-1e4, 0.0, 1.0]], dtype=torch.float64)
+    teacher = torch.tensor([[1e4, 1.0, 0.0]], dtype=torch.float64)
+    target = torch.tensor([0])
+    # b is (1, 0) of the teacher; log p̂ of the two differs by ±1.
+    tckd = dkd_loss(student, teacher, target, alpha=1.0, beta=0.0, temperature=1.0)
+    nckd = dkd_loss(student, teacher, target, alpha=0.0, beta=1.0, temperature=1.0)
+    assert tckd.item() == pytest.approx(1e4 + math.log(1 + math.e))
+    assert nckd.item() == pytest.approx(math.tanh(1 / 2))
+
+
+@pytest.mark.parametrize("name", ["kd", "dkd", "dist"])
+def test_logits_of_10000(name: str, seed: int) -> None:
+    signs = torch.tensor([-1e4, 1e4])
+    student, teacher = signs[torch.randint(2, (2, 4, 5))]
+    student.requires_grad_()
+    loss = LOSSES[name](student, teacher)
+    loss.backward()
+    assert loss.isfinite()
+    assert student.grad.isfinite().all()
+
+
+def test_dkd_of_two_classes_has_one_part(seed: int) -> None:
+    student, teacher = torch.randn(2, 3, 2)
+    target = torch.tensor([0, 1, 1])
+    assert dkd_loss(student, teacher, target, alpha=0.0, beta=1.0).item() == 0
+    torch.testing.assert_close(
+        dkd_loss(student, teacher, target, alpha=1.0, beta=0.0), kd_loss(student, teacher)
+    )
+
+
+def test_dist_by_hand() -> None:
+    student = 3 * log([1 / 2, 1 / 4, 1 / 4], [1 / 4, 1 / 2, 1 / 4])
+    teacher = 3 * log([1 / 4, 1 / 2, 1 / 4], [1 / 4, 1 / 4, 1 / 2])
+    # Rows: (2, -1, -1) and (-1, 2, -1), and (-1, 2, -1) and (-1, -1, 2): both correlate by -3/6.
+    # Columns: the teacher's first and the student's last are constant: 0; the second: -1.
+    loss = dist_loss(student, teacher, beta=2.0, gamma=3.0, temperature=3.0)
+    assert loss.item() == pytest.approx(9 * (2 * 3 / 2 + 3 * 4 / 3), rel=1e-6)  # 1e-6: its eps
+
+
+def test_dist_from_correlation_coefficients(seed: int) -> None:
+    student, teacher = 2 * torch.randn(2, 6, 5, dtype=torch.float64)
+    p_s, p_t = (student / 2).softmax(dim=1), (teacher / 2).softmax(dim=1)
+    rows = [torch.corrcoef(torch.stack(pair))[0, 1] for pair in zip(p_s, p_t, strict=True)]
+    columns = [torch.corrcoef(torch.stack(pair))[0, 1] for pair in zip(p_s.T, p_t.T, strict=True)]
+    expected = 4 * (1.5 * (1 - sum(rows) / 6) + 2.5 * (1 - sum(columns) / 5))
+    loss = dist_loss(student, teacher, 1.5, 2.5, 2.0)
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-4)  # a narrow column: its eps
+
+
+@pytest.mark.parametrize("constant", ["student", "teacher"])
+def test_dist_of_constant_probabilities(constant: str, seed: int) -> None:
+    student, teacher = torch.randn(2, 4, 5)
+    (student if constant == "student" else teacher).fill_(1.0)
+    loss = dist_loss(student.requires_grad_(), teacher, beta=2.0, gamma=3.0)
+    loss.backward()
+    assert loss.item() == pytest.approx(5)
+    assert student.grad.isfinite().all()
+
+
+def test_dist_of_one_row(seed: int) -> None:
+    student, teacher = torch.randn(2, 1, 5)
+    student.requires_grad_()
+    within_class = dist_loss(student, teacher, beta=0.0, gamma=3.0, temperature=2.0)
+    assert within_class.item() == 12
+    assert torch.autograd.grad(within_class, student)[0].count_nonzero() == 0
+    correlation = torch.corrcoef(torch.cat([student, teacher]).detach().softmax(dim=1))[0, 1]
+    loss = dist_loss(student, teacher, beta=1.0, gamma=0.0).item()
+    assert loss == pytest.approx(1 - correlation.item(), abs=1e-4)
+
+
+def test_hcl_by_hand() -> None:
+    square = torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]])
+    line = torch.tensor([[[[1.0, 3.0]]]])
+    wide = torch.tensor([1.0, 0.0, 0.0])[:, None].expand(1, 1, 3, 5)
+    stages = [square, line, wide]
+    # Mean squares 30/4, 5 and 1/3; means 5/2, 2 and 1/3. The wide map is averaged into 3 by 4, of
+    # mean square 1/3 again, and into 2 by 2, whose rows are 1/2 and 0.
+    of_square = (30 / 4 + 25 / 4 / 2) / (1 + 1 / 2)
+    of_line = (5 + 4 / 2) / (1 + 1 / 2)
+    of_wide = (1 / 3 + 1 / 3 / 2 + 1 / 8 / 4 + 1 / 9 / 8) / (1 + 1 / 2 + 1 / 4 + 1 / 8)
+    loss = hcl_loss(stages, [torch.zeros_like(stage) for stage in stages])
+    assert loss.item() == pytest.approx(of_square + of_line + of_wide)
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (1, 8), (2, 8)])
+def test_hcl_from_means_of_blocks(shape: tuple[int, int], seed: int) -> None:
+    height, width = shape
+    student, teacher = torch.randn(2, 2, 3, height, width, dtype=torch.float64)
+    total = (student - teacher).square().mean()
+    for side, weight in ((4, 1 / 2), (2, 1 / 4), (1, 1 / 8)):
+        rows = min(height, side)
+        blocks = (2, 3, rows, height // rows, side, width // side)
+        means = [maps.reshape(blocks).mean(dim=(3, 5)) for maps in (student, teacher)]
+        total += weight * (means[0] - means[1]).square().mean()
+    torch.testing.assert_close(hcl_loss([student], [teacher]), total / (15 / 8))
+
+
+def review(*channels: tuple[int, ...]) -> ReviewKD:
+    return ReviewKD(*channels, mid_channels=2).double().eval()
+
+
+def test_review_by_hand() -> None:
+    model = ReviewKD((1, 1, 1), (1, 1, 1)).eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eps = 0.0  # with running means of 0 and variances of 1: the identity
+        elif isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1):
+            nn.init.ones_(module.weight)
+        elif isinstance(module, nn.Conv2d):
+            module.weight.data = torch.tensor([[[[7.0, 7.0, 7.0], [0.0, 2.0, 0.0], [7.0] * 3]]])
+    # The shares of the stage and of the deeper ones: 3/4 and 1/4, which the second stage draws from
+    # the deeper ones (they are 2), and the first has from the bias.
+    third = math.log(3)
+    for fusion, weight, bias in (
+        (model.fusions[1], third / 2, 0.0),
+        (model.fusions[2], 0.0, third),
+    ):
+        attention = fusion.attention[0]
+        attention.weight.data = torch.tensor([[0.0, weight], [0.0, -weight]])[..., None, None]
+        attention.bias.data = torch.tensor([bias, -bias])
+    student = Output(
+        torch.tensor([[2.0]]),
+        torch.empty(1, 0),
+        (torch.tensor([[[1.0, 3.0]]]), torch.tensor([[[6.0]]])),
+    )
+    teacher = Output(
+        torch.tensor([[3.0]]),
+        torch.empty(1, 0),
+        (torch.tensor([[[3.0, 4.0]]]), torch.tensor([[[9.0]]])),
+    )
+    # Fused: 2, 6·3/4 + 2·1/4 = 5, (1, 3)·3/4 + 5·1/4 = (2, 7/2). Twice that against the teacher's:
+    # off by 1, 1, and (1, 3), whose mean square is 5 and whose mean 2.
+    expected = 1 + 1 + (5 + 4 / 2) / (1 + 1 / 2)
+    assert model(student, teacher).item() == pytest.approx(expected)
+
+
+def outputs(dtype: torch.dtype = torch.float64) -> tuple[Output, Output]:
+    """Of a student and a teacher whose stages differ in widths and sizes."""
+    student, teacher = (
+        Output(
+            torch.randn(2, channels[2], dtype=dtype, requires_grad=True),
+            torch.empty(2, 0),
+            tuple(
+                torch.randn(2, width, side, side, dtype=dtype, requires_grad=True)
+                for width, side in zip(channels, sides, strict=False)
+            ),
+        )
+        for channels, sides in (((2, 3, 4), (4, 2)), ((3, 4, 5), (6, 3)))
+    )
+    return student, teacher
+
+
+def test_review_trains_everything_but_the_teacher(seed: int) -> None:
+    student, teacher = outputs()
+    model = review((2, 3, 4), (3, 4, 5)).train()
+    model(student, teacher).backward()
+    for tensor in (student.features, *student.stages, *model.parameters()):
+        assert tensor.grad is not None
+        assert tensor.grad.count_nonzero() > 0
+    assert all(tensor.grad is None for tensor in (teacher.features, *teacher.stages))
+
+
+def test_review_gradients(seed: int) -> None:
+    student, teacher = outputs()
+    model = review((2, 3, 4), (3, 4, 5))
+
+    def loss(features: Tensor, first: Tensor, second: Tensor, *parameters: Tensor) -> Tensor:
+        return model(Output(features, student.logits, (first, second)), teacher)
+
+    inputs = (student.features, *student.stages, *model.parameters())
+    assert torch.autograd.gradcheck(loss, inputs, fast_mode=True)
+
+
+def test_review_is_sized_and_initialised_as_the_authors_have_it(seed: int) -> None:
+    for dim, mid_channels in ((64, 64), (600, 512)):
+        deepest, first = ReviewKD((16, dim), (32, 8)).fusions
+        for fusion, channels, out_channels in ((deepest, dim, 8), (first, 16, 32)):
+            inner, outer = fusion.inner[0].weight, fusion.outer[0].weight
+            assert inner.shape == (mid_channels, channels, 1, 1)
+            assert outer.shape == (out_channels, mid_channels, 3, 3)
+            for weight in (inner, outer):  # uniform up to √(3 / fan-in)
+                bound = math.sqrt(3 / weight[0].numel())
+                assert 0.95 * bound < weight.abs().max() <= bound
+
+
+def test_review_wants_equal_numbers_of_stages() -> None:
+    with pytest.raises(ConfigError, match="got a network of 2 stages against the teacher's 3;"):
+        ReviewKD((1, 2, 2), (1, 2, 3, 3))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_gradients(name: str, seed: int) -> None:
+    student, teacher = torch.randn(2, 4, 5, dtype=torch.float64)
+    student.requires_grad_()
+    assert torch.autograd.gradcheck(lambda logits: LOSSES[name](logits, teacher), student)
+
+
+@pytest.mark.parametrize("name", [name for name in LOSSES if "cross" not in name])
+def test_the_teacher_is_a_constant(name: str, seed: int) -> None:
+    student, teacher = (torch.randn(4, 5, requires_grad=True) for _ in range(2))
+    LOSSES[name](student, teacher).backward()
+    assert student.grad.count_nonzero() > 0
+    assert teacher.grad is None
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_bfloat16_is_computed_in_float32(name: str, seed: int) -> None:
+    student, teacher = torch.randn(2, 4, 5).bfloat16()
+    expected = LOSSES[name](student.double(), teacher.double())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = LOSSES[name](student, teacher)
+    assert loss.shape == ()
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_review_under_autocast(seed: int) -> None:
+    student, teacher = outputs(torch.float32)
+    model = ReviewKD((2, 3, 4), (3, 4, 5))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = model(student, teacher)
+    loss.backward()
+    assert loss.dtype == torch.float32
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())

@@ -1,0 +1,266 @@
+"""The tables and pages of runs and comparisons, of made-up results."""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ElementTree
+from base64 import b64decode
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("matplotlib", reason="needs the extra [train]")
+pytest.importorskip("rich", reason="needs the extra [train]")
+
+from made_up_results import METRICS, comparison_results, run_records, run_results
+from rich.console import Console, Group
+
+from ndfast.train.report import (
+    build_comparison_table,
+    build_run_table,
+    plot_comparison,
+    write_comparison_page,
+    write_run_page,
+)
+from ndfast.train.report.drawing import INK
+from ndfast.train.report.tables import comparison_grids
+
+HOSTILE = "<script>alert('1')</script> \"$\\frac{[bold]&"
+
+pytestmark = pytest.mark.usefixtures("seed")
+
+
+def in_terminal(table: Group, width: int = 100) -> str:
+    console = Console(width=width, color_system=None)
+    with console.capture() as capture:
+        console.print(table)
+    return capture.get()
+
+
+def numbers(value: Any) -> list[float]:
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        return [number for part in value for number in numbers(part)]
+    return [value] if isinstance(value, (int, float)) else []
+
+
+def not_held(shown: str, results: dict[str, Any]) -> list[str]:
+    """The figures that are shown and are not in the results."""
+    figures = re.findall(r"(?<![\w.])\d+(?:,\d{3})*(?:\.\d+)?(?:e-\d+)?", shown)
+    assert len(figures) > 20
+    formats: list[Callable[[float], str]] = [
+        "{:,}".format,
+        "{:,.0f}".format,
+        "{:g}".format,
+        "{:.2f}".format,
+        "{:.3f}".format,
+        "{:.4f}".format,
+        "{:.1e}".format,
+        lambda value: f"{100 * value:.2f}",
+    ]
+    held = {format(number) for number in [1.0, *numbers(results)] for format in formats}
+    return [figure for figure in figures if figure not in held]
+
+
+class Page(HTMLParser):
+    """A page's elements, with every tag closed in order; its text; its pictures, decoded."""
+
+    VOID = ("meta", "img", "br", "link")
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.source = path.read_text(encoding="utf-8")
+        self.feed(self.source)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attributes)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+        self.text += " "
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] != "style":
+            self.text += data
+
+    def find(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+    def pictures(self) -> list[str]:
+        prefix = "data:image/svg+xml;base64,"
+        sources = [attributes["src"] or "" for attributes in self.find("img")]
+        assert all(source.startswith(prefix) for source in sources)
+        return [b64decode(source.removeprefix(prefix)).decode() for source in sources]
+
+
+def run_page(path: Path) -> Page:
+    write_run_page(path / "run.html", run_results(), run_records())
+    return Page(path / "run.html")
+
+
+def comparison_page(path: Path) -> Page:
+    write_comparison_page(path / "comparison.html", comparison_results())
+    return Page(path / "comparison.html")
+
+
+def test_a_runs_table_shows_what_is_in_its_results() -> None:
+    results = run_results()
+    shown = " ".join(in_terminal(build_run_table(results)).split())
+    for line in ("kd++ on digits", "resnet20 (278,324 parameters)", "40 steps, 2 skipped"):
+        assert line in shown
+    formats = ("{:.2%}", "{:.4f}", "{:.2f}", "{:.2f}", "{:.3f}")
+    for name, of in (("student", "test"), ("averaged", "ema")):
+        cells = [
+            form.format(results[of][metric]) for form, metric in zip(formats, METRICS, strict=True)
+        ]
+        assert " ".join([name, *cells]).replace("%", "") in shown
+    assert f"{results['parts_ms']['nd']:.2f}" in shown
+    hash_shown = results["sha256"][:16]
+    assert hash_shown in shown
+    assert not_held(shown.replace("SHA-256", ""), results) == []
+
+
+def test_a_comparisons_tables_are_made_of_its_results() -> None:
+    results = comparison_results()
+    methods, pairs, trajectories = comparison_grids(results)
+    rows = {row[0]: row[1:] for row in methods.rows}
+    for method, runs in results["runs"].items():
+        found = {name: np.array([run["test"][name] for run in runs]) for name in METRICS}
+        accuracy = 100 * found["accuracy"]
+        assert rows[method][:4] == (
+            f"{accuracy.mean():.2f} ± {accuracy.std(ddof=1):.2f}",
+            f"{found['norm'].mean():.2f}",
+            f"{found['norm_ratio'].mean():.2f}",
+            f"{found['cosine'].mean():.3f}",
+        )
+    times = results["step_ms"]
+    assert methods.head[5:] == ("step, ms\nno ND", "step, ms\nnative", "step, ms\nreference")
+    assert rows["kd"][4:] == (f"{times['kd']['no ND']:.2f}", "", "")
+    assert rows["kd++"][4:] == ("", *(f"{time:.2f}" for time in times["kd++"].values()))
+    ((name, mean, interval, p, step),) = pairs.rows
+    (pair,) = results["pairs"]
+    low, high = pair["interval"]
+    assert (name, mean) == ("kd++ − kd", f"{100 * pair['mean']:+.2f}")
+    assert interval == f"{100 * low:+.2f} to {100 * high:+.2f}"
+    assert p == f"{pair['p_value']:.4f}"
+    native, reference = (100 * (time / times["kd"]["no ND"] - 1) for time in times["kd++"].values())
+    assert step == f"native {native:+.1f} %, reference {reference:+.1f} %"
+    assert trajectories.rows == [
+        ("kd++", "native", "1,240", "1.5e-06", "2.5e-07", "0.001", "agree")
+    ]
+
+
+def test_one_seed_has_no_deviation_and_no_interval() -> None:
+    results = comparison_results(seeds=1)
+    shown = in_terminal(build_comparison_table(results))
+    accuracy = results["runs"]["kd"][0]["test"]["accuracy"]
+    assert f"{100 * accuracy:.2f} ± –" in shown
+    assert "1 seed ±" in " ".join(shown.split())
+    assert "1 pair;" in shown
+
+
+def test_a_disagreement_is_seen() -> None:
+    results = comparison_results()
+    results["trajectories"]["kd++"]["agrees"] = False
+    assert "DISAGREE" in in_terminal(build_comparison_table(results))
+
+
+def test_the_tables_fit_a_terminal() -> None:
+    results = comparison_results()
+    results["runs"]["reviewkd++"] = results["runs"].pop("kd++")
+    results["step_ms"]["reviewkd++"] = results["step_ms"]["kd++"]
+    shown = in_terminal(build_comparison_table(results), width=80)
+    assert "…" not in shown
+    assert "reviewkd++" in shown
+
+
+@pytest.mark.parametrize("make", [run_page, comparison_page])
+def test_a_page_needs_nothing_else(make: Callable[[Path], Page], tmp_path: Path) -> None:
+    page = make(tmp_path)
+    assert page.source.startswith("<!DOCTYPE html>")
+    for tag in ("script", "link", "iframe", "object"):
+        assert page.find(tag) == []
+    without_pictures = re.sub(r'src="data:[^"]*"', "", page.source)
+    for reference in ("http", "url(", "@import", "src=", "href="):
+        assert reference not in without_pictures
+    assert "prefers-color-scheme: dark" in page.source
+    for svg in page.pictures():
+        tree = ElementTree.fromstring(svg)
+        targets = [
+            value
+            for element in tree.iter()
+            for name, value in element.attrib.items()
+            if name.endswith("href")
+        ]
+        assert all(target.startswith("#") for target in targets)
+        assert len(list(tree.iter("{http://www.w3.org/2000/svg}path"))) > 20
+        assert "prefers-color-scheme:dark" in svg
+        assert svg.count(INK) == 1  # where the light scheme is defined
+
+
+@pytest.mark.parametrize("make", [run_page, comparison_page])
+def test_a_page_reads_without_its_pictures(make: Callable[[Path], Page], tmp_path: Path) -> None:
+    page = make(tmp_path)
+    assert len(page.pictures()) >= 3
+    assert all(len(attributes["alt"] or "") > 30 for attributes in page.find("img"))
+    assert page.find("html") == [{"lang": "en"}]
+    assert len(page.find("h1")) == 1
+    scopes = [attributes.get("scope") for attributes in page.find("th")]
+    assert scopes.count("row") == len(page.find("tr")) - len(page.find("thead"))
+    assert "col" in scopes
+    assert "device" in page.text
+    assert "cuda: no" in page.text
+
+
+def test_a_runs_page_shows_what_its_table_shows(tmp_path: Path) -> None:
+    results = run_results()
+    write_run_page(tmp_path / "run.html", results, run_records())
+    page = Page(tmp_path / "run.html")
+    shown = page.text.replace("SHA-256", "").replace("2.13.0", "")
+    assert not_held(shown, results) == []
+    for figure in (
+        f"{100 * results['test']['accuracy']:.2f} %",
+        f"{results['test']['cosine']:.3f}",
+    ):
+        assert figure in shown
+    for milestone in ("milestones", "1, 2", "torch"):
+        assert milestone in page.text
+
+
+def test_names_are_text_and_nothing_else(tmp_path: Path) -> None:
+    results = comparison_results()
+    for described in (results["data"], results["student"], results["config"]):
+        described["name"] = HOSTILE
+    write_comparison_page(tmp_path / "page.html", results)
+    page = Page(tmp_path / "page.html")
+    assert page.find("script") == []
+    assert HOSTILE in page.text
+    assert HOSTILE in in_terminal(build_comparison_table(results), width=200)
+    plot_comparison(results, tmp_path / "curves.png")
+    run = run_results(data=results["data"], student=results["student"])
+    write_run_page(tmp_path / "page.html", run, [])
+    assert Page(tmp_path / "page.html").find("script") == []
+    assert HOSTILE in in_terminal(build_run_table(run), width=200)
+
+
+def test_a_run_that_ended_early_has_a_page(tmp_path: Path) -> None:
+    few = {"accuracy": 0.125, "cross_entropy": None, "norm": 2.0}
+    changed = {"teacher": None, "ema": None, "epochs": [], "parts_ms": {}, "images_per_s": None}
+    results = run_results(test=few, backend=None, **changed)
+    write_run_page(tmp_path / "run.html", results, [])
+    page = Page(tmp_path / "run.html")
+    assert page.pictures() == []
+    assert "12.50 %" in page.text
+    assert "–" in in_terminal(build_run_table(results))
