@@ -1,4 +1,4 @@
-"""The command `ndfast`: env, class-means, train, compare."""
+"""The command `ndfast`: env, class-means, train, compare, detect."""
 
 from __future__ import annotations
 
@@ -65,6 +65,7 @@ def _build_parser() -> argparse.ArgumentParser:
         ("class-means", _add_class_means, "show, convert or make a class-mean file"),
         ("train", _add_train, "train a student by one method from one seed"),
         ("compare", _add_compare, "train students by several methods and seeds, in pairs"),
+        ("detect", _add_detect, "train a detector by the ND loss on its box-head features"),
     ):
         # No abbreviations: --seed 3 would be taken for --seeds 3.
         add_arguments(
@@ -160,6 +161,16 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
 
 def _train(given: argparse.Namespace) -> int:
     commands.train(given)
+    return OK
+
+
+def _add_detect(parser: argparse.ArgumentParser) -> None:
+    commands.add_detect(parser)
+    parser.set_defaults(command=_detect)
+
+
+def _detect(given: argparse.Namespace) -> int:
+    commands.detect(given)
     return OK
 
 

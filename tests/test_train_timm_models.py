@@ -110,7 +110,13 @@ def test_weights_by_either_name(prefix: str, tmp_path: Path) -> None:
 )
 def test_refused(name: str, image_shape: tuple[int, ...], pretrained: bool, sentence: str) -> None:
     with pytest.raises(ConfigError, match=rf"^model timm:{name}: [^\n]*{sentence}[^\n]*$"):
-        build_model(f"timm:{name}", 10, image_shape, pretrained)
+        build_model(f"timm:{name}", 1000, image_shape, pretrained)
+
+
+def test_a_pretrained_classifier_of_other_classes_teaches_nothing() -> None:
+    sentence = "its pretrained classifier has 1000 classes, the data has 10"
+    with pytest.raises(ConfigError, match=sentence):
+        build_model("timm:resnet18", 10, IMAGES, pretrained=True)
 
 
 def test_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,7 +126,7 @@ def test_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timm.models._builder, "load_pretrained", refuse)
     sentence = r"^model timm:resnet18: its weights cannot be had: We couldn't connect to the hub.$"
     with pytest.raises(ConfigError, match=sentence):
-        build_model("timm:resnet18", 10, IMAGES, pretrained=True)
+        build_model("timm:resnet18", 1000, IMAGES, pretrained=True)
 
 
 def test_features_that_the_classifier_does_not_read(monkeypatch: pytest.MonkeyPatch) -> None:

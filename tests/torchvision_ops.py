@@ -1,11 +1,13 @@
 """Lets torchvision and timm be imported beside a torch that torchvision was not compiled for.
 
 Its wheel looks for its compiled operators at import and fails without them. This declares those
-that it looks for, and gives nms and roi_align in plain Python, in place of the compiled ones; where
-torchvision works by itself nothing is done. Import this before torchvision or timm.
+that it looks for, and gives nms in plain Python, and roi_align as torchvision itself has it in
+Python; where torchvision works by itself nothing is done. Import this before torchvision or timm.
 """
 
 from __future__ import annotations
+
+import sys
 
 import torch
 from torch import Tensor
@@ -35,6 +37,9 @@ def _declare() -> None:
 
     # torchvision.ops.nms asks this before it calls the operator that is declared above.
     torchvision.ops.boxes._assert_has_ops = lambda: None
+    # Without its operators torchvision compiles this one, which takes half a minute.
+    roi_align = sys.modules["torchvision.ops.roi_align"]
+    roi_align._roi_align = roi_align._roi_align.__wrapped__
 
 
 try:
@@ -42,8 +47,6 @@ try:
 except RuntimeError as error:  # "operator torchvision::nms does not exist"
     if "torchvision::" not in str(error):
         raise
-    import sys
-
     for module in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
         del sys.modules[module]
     _declare()

@@ -1,4 +1,4 @@
-"""The commands `ndfast train`, `ndfast compare` and `ndfast class-means --teacher`."""
+"""The commands `ndfast train`, `compare`, `detect` and `class-means --teacher`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from ndfast.train.config import TrainConfig
+from ndfast.train.detection.config import DetectionConfig
 from ndfast.train.errors import ConfigError
 from ndfast.train.flags import add_flags, given_flags
 from ndfast.train.losses import METHODS
@@ -69,6 +70,13 @@ def add_make_class_means(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_detect(parser: argparse.ArgumentParser) -> None:
+    """The flags of `ndfast detect`."""
+    add_flags(parser, DetectionConfig)
+    parser.usage = "ndfast detect [--methods METHOD ...] [FLAG ...]"
+    parser.epilog = _PROCESSES
+
+
 def train(given: argparse.Namespace) -> None:
     """Runs `ndfast train`."""
     from rich.console import Console
@@ -89,6 +97,15 @@ def compare(given: argparse.Namespace) -> bool:
     configs = {method: read_config(given, method) for method in given.methods}
     results = compare(configs, given.seeds, Console())
     return all(found["agrees"] for found in (results["trajectories"] or {}).values())
+
+
+def detect(given: argparse.Namespace) -> None:
+    """Runs `ndfast detect`."""
+    from rich.console import Console
+
+    from ndfast.train.detection.run import run
+
+    run(DetectionConfig(**given_flags(given, DetectionConfig)), Console())
 
 
 def make_class_means(given: argparse.Namespace) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import Any
+
 
 class ConfigError(ValueError):
     """A run cannot start as it is configured; the message is one sentence that names the value."""
@@ -9,3 +12,21 @@ class ConfigError(ValueError):
 
 class CheckpointError(RuntimeError):
     """A checkpoint could not be written; the ones before it are as they were."""
+
+
+def import_package(name: str) -> Any:
+    """Imports a package that fails in its own ways where it does not fit the torch that is there.
+
+    Raises:
+        ConfigError: it is there and cannot be imported.
+        ModuleNotFoundError: it is not there.
+    """
+    try:
+        return import_module(name)
+    except ModuleNotFoundError:
+        raise
+    except Exception as error:
+        raise ConfigError(
+            f"the package {name} cannot be imported: {error}; it takes a torchvision that was "
+            "built for the torch that is there"
+        ) from error

@@ -9,15 +9,35 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 
 from ndfast.train.config import TrainConfig
+from ndfast.train.errors import ConfigError
 
 
 def build_accelerator(config: TrainConfig) -> Accelerator:
-    """What Accelerate finds: one process or those of torchrun and `accelerate launch`."""
+    """What Accelerate finds: one process or those of torchrun and `accelerate launch`.
+
+    Raises:
+        ConfigError: the device cannot compute in the precision, or the processes are not joined
+            as DistributedDataParallel needs them.
+    """
     _join_restarted()
     precision = {None: None, "fp32": "no"}.get(config.precision, config.precision)
-    return Accelerator(mixed_precision=precision)
+    accelerator = Accelerator(mixed_precision=precision)
+    # Accelerate takes it, and trains in float32.
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise ConfigError("precision: got fp16; on the CPU it takes fp32 or bf16")
+    kind = accelerator.distributed_type
+    if kind not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
+        raise ConfigError(f"processes: got {kind.value} of Accelerate; it takes DDP alone")
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if launched != accelerator.num_processes:
+        raise ConfigError(
+            f"processes: {launched} were launched, and Accelerate has joined "
+            f"{accelerator.num_processes}; ACCELERATE_USE_CPU=true joins them on the CPU"
+        )
+    return accelerator
 
 
 def _join_restarted() -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ndfast.train.data import Data
 from ndfast.train.data.batches import Batch
-from ndfast.train.errors import ConfigError
+from ndfast.train.errors import ConfigError, import_package
 
 _CROP = 0.875  # 224 of 256 pixels, as ImageNet is evaluated since AlexNet
 
@@ -62,6 +62,7 @@ def image_folder(kind: str, folder: str, image_size: int) -> Data:
         ConfigError: a folder is missing, a class has no image, or the two have other classes.
         ModuleNotFoundError: torchvision is not installed.
     """
+    import_package("torchvision")
     root = Path(folder)
     found = [root / name for name in ("val", "test") if (root / name).is_dir()]
     if not (root / "train").is_dir() or not found:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ndfast.train.errors import ConfigError
+from ndfast.train.errors import ConfigError, import_package
 from ndfast.train.models.network import Output, check_images
 
 PREFIX = "timm:"
@@ -92,16 +92,15 @@ def build_timm_model(
 
     Args:
         name: with the prefix "timm:".
-        num_classes: K; pretrained weights of another K lose their classifier.
+        num_classes: K.
         image_shape: (C, H, W); a model that is built for one size is built for this.
         pretrained: with timm's weights, from its cache or over the network.
 
     Raises:
-        ConfigError: timm has no such model, or no such weights can be had; the images do not fit;
-            the classifier is not one nn.Linear.
+        ConfigError: timm has no such model, or no such weights, of K classes, can be had; the
+            images do not fit; the classifier is not one nn.Linear.
     """
-    import timm
-
+    timm = import_package("timm")
     model = name.removeprefix(PREFIX)
     if not timm.is_model(model):
         near = get_close_matches(model, timm.list_models(), n=1)
@@ -110,6 +109,11 @@ def build_timm_model(
     check_images(name, image_shape, stride=1)
     sizes: dict[str, Any] = {}
     published = timm.get_pretrained_cfg(model)
+    if pretrained and published is not None and published.num_classes != num_classes:
+        raise ConfigError(
+            f"model {name}: its pretrained classifier has {published.num_classes} classes, the "
+            f"data has {num_classes}; it takes a checkpoint of its own"
+        )
     if published is not None and published.fixed_input_size:
         sizes["img_size"] = image_shape[1:]
     try:

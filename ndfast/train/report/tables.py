@@ -93,7 +93,8 @@ def headline(results: Results) -> str:
     """What was trained on what, in a line; of a run or of a comparison."""
     config, student, teacher = results["config"], results["student"], results["teacher"]
     methods = config.get("methods", [config["method"]])
-    line = f"{', '.join(methods)} on {results['data']['name']}: {_network(student)}"
+    named = ", ".join(methods) if len(methods) <= 3 else f"{len(methods)} methods"
+    line = f"{named} on {results['data']['name']}: {_network(student)}"
     return line if teacher is None else f"{line}, teacher {_network(teacher)}"
 
 

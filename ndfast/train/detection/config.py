@@ -1,0 +1,142 @@
+"""What `ndfast detect` takes: each field is a flag.
+
+Weights, temperature and batch are KD++'s on COCO; its optimiser there is SGD with a rate of 0.01.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from ndfast.dispatch import BACKENDS
+from ndfast.train.config import TrainConfig
+from ndfast.train.errors import ConfigError
+
+METHODS = ("ce", "kd", "kd++")
+WIDTHS = {"tiny": 4, "small": 24}
+TORCHVISION = "torchvision:"
+
+_WHAT, _LOSSES, _HOW, _OUTPUT = "what is trained", "losses", "optimiser", "machine and output"
+_NAMES = f"{', '.join(WIDTHS)}, or {TORCHVISION}NAME for a Faster R-CNN of torchvision's"
+
+
+def _option(default: Any, group: str, text: str, **metadata: Any) -> Any:
+    return field(default=default, metadata={"group": group, "help": text, **metadata})
+
+
+@dataclass(frozen=True)
+class DetectionConfig:
+    """A teacher and a student by each method. Each field's metadata holds its help.
+
+    Raises:
+        ConfigError: a value is not taken.
+    """
+
+    data_dir: str | None = _option(
+        None,
+        _WHAT,
+        "a set in COCO's format: train/ and val/ with images, annotations/instances_train.json and "
+        "instances_val.json (default: shapes are drawn, into OUT/shapes)",
+        metavar="DIR",
+    )
+    images: int = _option(400, _WHAT, "drawn to train on; a third as many to test on")
+    model: str = _option("tiny", _WHAT, f"the student: {_NAMES}", metavar="NAME")
+    teacher: str = _option("small", _WHAT, "the teacher, likewise", metavar="NAME")
+    teacher_weights: str | None = _option(
+        None, _WHAT, "the teacher's checkpoint (default: it is trained first)", metavar="FILE"
+    )
+    class_means: str | None = _option(
+        None,
+        _WHAT,
+        "of the teacher's box features, [K + 1, D], background last (default: taken from it over "
+        "the training set)",
+        metavar="FILE",
+    )
+    dim: int = _option(128, _WHAT, "features of the box head; torchvision's have 1024", metavar="D")
+    rows: int = _option(64, _WHAT, "most proposals an image that the box head trains on")
+    anchor_sizes: tuple[int, ...] = _option(
+        (12, 20, 32), _WHAT, "of tiny and small, in pixels", metavar="PIXELS"
+    )
+    min_size: int = _option(
+        800, _WHAT, "shorter side that torchvision's resize images to", metavar="PIXELS"
+    )
+    seed: int = _option(0, _WHAT, "of parameters, order, augmentation and rows")
+
+    methods: tuple[str, ...] = _option(
+        METHODS, _LOSSES, f"of {', '.join(METHODS)}: a student for each", metavar="METHOD"
+    )
+    kd_weight: float = _option(1.0, _LOSSES, "factor of kd, on the class logits")
+    temperature: float = _option(1.0, _LOSSES, "of kd")
+    nd_weight: float = _option(1.5, _LOSSES, "factor of the ND loss")
+    nd_background: bool = _option(True, _LOSSES, "background is a class of the ND loss")
+    backend: str | None = _option(
+        None,
+        _LOSSES,
+        "what computes the ND loss (default: the fastest that can run)",
+        choices=tuple(BACKENDS),
+    )
+
+    epochs: int = _option(12, _HOW, "of the students, and of a teacher that is trained first")
+    batch_size: int = _option(8, _HOW, "images a process takes at a time")
+    optimizer: str = _option("adamw", _HOW, "", choices=("adamw", "sgd"))
+    lr: float = _option(
+        3e-3, _HOW, "highest learning rate: it grows in the first epoch and falls by a cosine to 0"
+    )
+    momentum: float = _option(0.9, _HOW, "of sgd")
+    weight_decay: float = _option(1e-4, _HOW, "")
+
+    threads: int = _option(1, _OUTPUT, "of PyTorch on the CPU")
+    workers: int = _option(0, _OUTPUT, "processes that load images")
+    out: str = _option("runs/detection", _OUTPUT, "the folder of what is written", metavar="DIR")
+    overwrite: bool = _option(False, _OUTPUT, "replace a run that is in OUT")
+
+    def __post_init__(self) -> None:
+        for name in ("model", "teacher"):
+            value = getattr(self, name)
+            if value not in WIDTHS and not value.startswith(TORCHVISION):
+                raise ConfigError(f"{name}: got {value!r}; it takes {_NAMES}")
+        unknown = [method for method in self.methods if method not in METHODS]
+        if unknown or not self.methods:
+            got = repr(unknown[0]) if unknown else "none"
+            raise ConfigError(f"methods: got {got}; it takes {', '.join(METHODS)}")
+        for item in fields(self):
+            value, least = getattr(self, item.name), _LEAST.get(item.name)
+            if least is not None and not value >= least:  # NaN is refused too
+                raise ConfigError(f"{item.name}: got {value}; it takes {least} or more")
+        for name in ("lr", "temperature", "nd_weight"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name}: got {getattr(self, name)}; it takes more than 0")
+        if not self.anchor_sizes or min(self.anchor_sizes) < 1:
+            raise ConfigError(
+                f"anchor_sizes: got {list(self.anchor_sizes)}; it takes one or more, of 1 or more"
+            )
+
+    def shared(self) -> TrainConfig:
+        """What `ndfast train` has as well: optimiser, schedule and machine."""
+        return TrainConfig(
+            epochs=self.epochs,
+            optimizer=self.optimizer,
+            lr=self.lr,
+            momentum=self.momentum,
+            nesterov=False,
+            weight_decay=self.weight_decay,
+            schedule="cosine",
+            lr_warmup=1,
+            threads=self.threads,
+        )
+
+
+_LEAST = {
+    "images": 3,  # so that there is one to test on
+    "dim": 1,
+    "rows": 4,  # so that there is room for foreground
+    "min_size": 32,
+    "seed": 0,
+    "kd_weight": 0,
+    "epochs": 1,
+    "batch_size": 1,
+    "momentum": 0,
+    "weight_decay": 0,
+    "threads": 1,
+    "workers": 0,
+}

@@ -1,0 +1,233 @@
+"""The command `ndfast detect`: a teacher, its class means, and a student of it by each method."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from torch import Tensor
+
+import ndfast
+from ndfast.train import folder as files
+from ndfast.train.detection.class_means import take_class_means
+from ndfast.train.detection.coco import DetectionData, read_coco
+from ndfast.train.detection.config import TORCHVISION, WIDTHS, DetectionConfig
+from ndfast.train.detection.detector import Detector
+from ndfast.train.detection.distiller import DetectionDistiller
+from ndfast.train.detection.evaluation import average_precision, feature_metrics
+from ndfast.train.detection.loop import count_steps, train
+from ndfast.train.detection.shapes import write_shapes
+from ndfast.train.detection.small_detector import SmallDetector
+from ndfast.train.detection.torchvision_detector import TorchvisionDetector
+from ndfast.train.errors import ConfigError
+from ndfast.train.losses import METHODS
+from ndfast.train.models.weights import load_weights, save_weights, weights_digest
+from ndfast.train.processes import build_accelerator, torch_settings
+from ndfast.train.progress import Bars
+from ndfast.train.run import leave_together
+from ndfast.train.teacher import read_class_means
+
+SHAPES, TEACHER = "shapes", "teacher"
+_TEST_SHARE = 3  # one drawn test image for so many training images
+
+
+def run(config: DetectionConfig, console: Console) -> dict[str, Any]:
+    """Trains a student by each method from the same seed, and shows what each reaches.
+
+    Into ``config.out`` go config.json, results.json, class_means.safetensors,
+    teacher.safetensors, a student's weights as METHOD.safetensors and, where none are given, the
+    images, in shapes/.
+
+    Args:
+        config: the run.
+        console: where progress and the table go.
+
+    Returns:
+        What `results.json` holds: "config", "environment", "data"; and "teacher" and "students",
+        by method, each with the metrics of `ndfast.train.detection.evaluation`. A student has
+        "losses" too, the means over its last epoch.
+
+    Raises:
+        ConfigError: the run cannot start as it is configured.
+        FloatingPointError: a training loss is NaN or infinite.
+    """
+    shared = config.shared()
+    accelerator = build_accelerator(shared)
+    out = Path(config.out)
+    with torch_settings(shared), Bars(console, accelerator.is_main_process) as bars:
+        try:
+            data = _prepare(accelerator, config, out)
+            results = _train_all(accelerator, config, data, out, bars)
+            if accelerator.is_main_process:
+                files.write_json(out / files.RESULTS, results)
+        except OSError as error:
+            raise ConfigError(f"out: cannot write to {config.out!r}: {error.strerror}") from error
+    if accelerator.is_main_process:
+        console.print(build_table(results))
+        console.print(f"Written to {config.out}")
+    leave_together(accelerator)
+    return results
+
+
+def build_detector(config: DetectionConfig, name: str, num_classes: int) -> Detector:
+    """A detector by its name, with the widths and the rows of the config.
+
+    Raises:
+        ConfigError: torchvision has none of that name.
+        ModuleNotFoundError: it is torchvision's, which is not installed.
+    """
+    if name.startswith(TORCHVISION):
+        builder = name.removeprefix(TORCHVISION)
+        return TorchvisionDetector(builder, num_classes, config.rows, config.min_size)
+    return SmallDetector(num_classes, WIDTHS[name], config.dim, config.rows, config.anchor_sizes)
+
+
+def build_table(results: dict[str, Any]) -> Table:
+    """What teacher and students reach on the test set."""
+    data = results["data"]
+    table = Table(
+        title=Text(f"{results['config']['model']}, teacher {results['config']['teacher']}"),
+        caption=(
+            f"On {data['test']} test images, {data['train']} trained on. s, t: box features of the "
+            "objects themselves, student's and teacher's; cos: to the class mean."
+        ),
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+    )
+    table.add_column()
+    for heading in ("mAP50, %", "mAP, %", "‖s‖", "‖s‖/‖t‖", "cos"):
+        table.add_column(heading, justify="right")
+    teacher = results["teacher"]
+    for name, found in {TEACHER: teacher, **results["students"]}.items():
+        table.add_row(
+            name,
+            f"{100 * found['map50']:.1f}",
+            f"{100 * found['map']:.1f}",
+            f"{found['norm']:.2f}",
+            f"{found['norm'] / teacher['norm']:.2f}" if teacher["norm"] else "–",
+            f"{found['cosine']:.3f}",
+            end_section=name == TEACHER,
+        )
+    return table
+
+
+def _prepare(accelerator: Accelerator, config: DetectionConfig, out: Path) -> DetectionData:
+    """Opens the folder, and draws the images where none are given."""
+    if (out / files.RESULTS).exists() and not config.overwrite:
+        raise ConfigError(
+            f"out: {out} holds a run; it takes --overwrite to replace it, or another folder"
+        )
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / files.RESULTS).unlink(missing_ok=True)
+        files.write_json(out / files.CONFIG, asdict(config))
+        if config.data_dir is None:
+            write_shapes(out / SHAPES, config.images, config.images // _TEST_SHARE)
+    accelerator.wait_for_everyone()
+    return read_coco(out / SHAPES if config.data_dir is None else Path(config.data_dir))
+
+
+def _train_all(
+    accelerator: Accelerator, config: DetectionConfig, data: DetectionData, out: Path, bars: Bars
+) -> dict[str, Any]:
+    count_steps(accelerator, data.train, config)
+    widths = [
+        build_detector(config, name, data.num_classes).dim
+        for name in (config.model, config.teacher)
+    ]
+    if widths[0] != widths[1]:
+        raise ConfigError(
+            f"dim: {config.model} has {widths[0]} box features, {config.teacher} {widths[1]}; they "
+            "take the same number"
+        )
+    teacher = _find_teacher(accelerator, config, data, out, bars)
+    means = _find_class_means(accelerator, config, data, teacher, out)
+
+    def measure(detector: Detector) -> dict[str, Any]:
+        found = average_precision(detector, data.test)
+        return found | feature_metrics(detector, data.test, means)
+
+    students = {}
+    for method in config.methods:
+        student, losses = _train_one(accelerator, config, data, method, teacher, means, bars)
+        if accelerator.is_main_process:
+            save_weights(student, out / f"{method}.safetensors")
+        students[method] = measure(student) | {"losses": losses}
+    return {
+        "config": asdict(config),
+        "environment": files.run_environment(accelerator),
+        "data": {"name": data.name, "train": len(data.train), "test": len(data.test)},
+        "teacher": measure(teacher),
+        "students": students,
+    }
+
+
+def _train_one(
+    accelerator: Accelerator,
+    config: DetectionConfig,
+    data: DetectionData,
+    method: str,
+    teacher: Detector | None,
+    means: Tensor | None,
+    bars: Bars,
+) -> tuple[Detector, dict[str, float]]:
+    """A student by a method, or without a teacher the teacher itself; and its last losses."""
+    set_seed(config.seed)
+    role, name = ("teacher ", config.teacher) if teacher is None else ("", config.model)
+    detector = build_detector(config, name, data.num_classes)
+    distiller = DetectionDistiller(detector, method, config, means)
+    total = count_steps(accelerator, data.train, config) * config.epochs
+    with bars.run(f"{role}{name}, {method}", total) as bar:
+        needed = None if METHODS[method].distillation is None else teacher
+        losses = train(accelerator, distiller, needed, data.train, config, bar)
+    return detector, losses
+
+
+def _find_teacher(
+    accelerator: Accelerator, config: DetectionConfig, data: DetectionData, out: Path, bars: Bars
+) -> Detector:
+    if config.teacher_weights is None:
+        teacher, _ = _train_one(accelerator, config, data, "ce", None, None, bars)
+        if accelerator.is_main_process:
+            save_weights(teacher, out / f"{TEACHER}.safetensors")
+    else:
+        teacher = build_detector(config, config.teacher, data.num_classes)
+        load_weights(teacher, config.teacher_weights)
+    return teacher.to(accelerator.device).eval().requires_grad_(False)
+
+
+def _find_class_means(
+    accelerator: Accelerator,
+    config: DetectionConfig,
+    data: DetectionData,
+    teacher: Detector,
+    out: Path,
+) -> Tensor:
+    """Takes the class means or reads them; those that are taken are written."""
+    about = {
+        "teacher": config.teacher,
+        "teacher_sha256": weights_digest(teacher),
+        "data": data.name,
+    }
+    if config.class_means is not None:
+        means = read_class_means(
+            Path(config.class_means),
+            about,
+            teacher,  # type: ignore[arg-type]  # only its dim is read
+            data.num_classes + 1,
+        )
+    else:
+        set_seed(config.seed)
+        means, counts = take_class_means(accelerator, teacher, data.train, config.batch_size)
+        if accelerator.is_main_process:
+            path = out / files.CLASS_MEANS
+            ndfast.save_class_means(path, means, counts=counts.cpu(), **about)
+    return means.to(accelerator.device).float()

@@ -1,0 +1,168 @@
+"""The class means of a teacher: made in one pass, tied to it, and refused for another."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("accelerate", reason="needs the extra [train]")
+
+from small_runs import quiet_run
+
+import ndfast
+from ndfast.cli import main
+from ndfast.train.data import build_data
+from ndfast.train.data.batches import Batch
+from ndfast.train.models import build_model
+from ndfast.train.models.weights import load_weights, save_weights, weights_digest
+
+
+@pytest.fixture(scope="module")
+def teachers(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Two checkpoints of the same network."""
+    folder, paths = tmp_path_factory.mktemp("teachers"), []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        paths.append(str(folder / f"{seed}.safetensors"))
+        save_weights(build_model("convnet32", 10, (1, 8, 8)), Path(paths[-1]))
+    return paths
+
+
+def make(weights: str, out: Path, *more: str) -> int:
+    command = ["class-means", "--teacher", "convnet32", "--data", "digits", "--teacher-weights"]
+    return main([*command, weights, "--out", str(out), *more])
+
+
+def expected_means(weights: str) -> tuple[Tensor, str]:
+    network = build_model("convnet32", 10, (1, 8, 8)).eval()
+    load_weights(network, Path(weights))
+    train = build_data("digits").train
+    images, labels = train.__getitems__(Batch(list(range(len(train))), None))
+    with torch.no_grad():
+        features = network(images).features
+    means = torch.stack([features[labels == label].mean(dim=0) for label in range(10)])
+    return means, weights_digest(network)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".npz"])
+def test_the_command_makes_them(suffix: str, teachers: list[str], tmp_path: Path) -> None:
+    path = tmp_path / f"means{suffix}"
+    assert make(teachers[0], path) == 0
+    means, digest = expected_means(teachers[0])
+    torch.testing.assert_close(ndfast.load_class_means(path), means)
+    metadata = ndfast.load_class_means_metadata(path)
+    assert metadata["counts"].sum() == 359
+    assert (metadata["teacher"], metadata["teacher_sha256"]) == ("convnet32", digest)
+    assert (metadata["data"], metadata["images"]) == ("digits", "as they are")
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_pass(teachers: list[str], tmp_path: Path) -> None:
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    command = ["class-means", "--teacher", "convnet32", "--data", "digits", "--teacher-weights"]
+    done = subprocess.run(
+        [*launch, "-m", "ndfast", *command, teachers[0], "--out", str(tmp_path / "means.npz")],
+        env=os.environ | {"ACCELERATE_USE_CPU": "true"},
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    means, _ = expected_means(teachers[0])
+    torch.testing.assert_close(ndfast.load_class_means(tmp_path / "means.npz"), means)
+    counts = ndfast.load_class_means_metadata(tmp_path / "means.npz")["counts"]
+    assert counts.sum() == 359  # an odd number: one process has a row more
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        (["--out", "means.json"], "out: got 'means.json'; it takes a .safetensors or .npz file"),
+        (["--out", "nowhere/means.npz"], "out: cannot write to 'nowhere/means.npz'"),
+        (["--teacher", "convnet4"], "0.safetensors"),
+        (["--teacher-weights", "nowhere.pt"], "nowhere.pt"),
+        (["--precision", "fp16"], "precision: got fp16"),
+    ],
+)
+def test_what_cannot_be_made_is_one_sentence(
+    more: list[str], sentence: str, teachers: list[str], tmp_path: Path, capsys: Any
+) -> None:
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state()  # one process has one precision otherwise
+    assert make(teachers[0], tmp_path / "means.npz", *more) == 2
+    error = capsys.readouterr().err
+    assert sentence in error
+    assert error.count("\n") == 1
+    assert not any(tmp_path.iterdir())
+
+
+def _save(path: Path, means: Tensor, **about: str) -> None:
+    ndfast.save_class_means(path, means, **about)
+
+
+def test_means_of_another_teacher_are_refused(
+    teachers: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    means, _ = expected_means(teachers[0])
+    others = {
+        "is of another teacher": tmp_path / "other.npz",
+        "teacher and data take [10, 128]": tmp_path / "narrow.npz",
+        "[9, 128]; teacher": tmp_path / "few.npz",
+        "is of another data set": tmp_path / "data.npz",
+        "SHA-256 does not fit": tmp_path / "damaged.npz",
+    }
+    right = tmp_path / "right.npz"
+    assert make(teachers[0], right) == 0
+    assert make(teachers[1], others["is of another teacher"]) == 0
+    _save(others["teacher and data take [10, 128]"], means[:, :-1])
+    _save(others["[9, 128]; teacher"], means[:-1])
+    _save(others["is of another data set"], means, data="mnist1d")
+    damaged = bytearray(right.read_bytes())
+    damaged[damaged.index(b"class_means.npy") + 200] ^= 1
+    others["SHA-256 does not fit"].write_bytes(damaged)
+    capsys.readouterr()
+    command = ["train", "--epochs", "1", "--teacher-weights", teachers[0], "--out"]
+    for sentence, path in others.items():
+        out = tmp_path / "run"
+        assert main([*command, str(out), "--class-means", str(path)]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1, error
+        assert sentence in error or (path.name == "damaged.npz" and "cannot be read" in error)
+        shutil.rmtree(out)
+    assert main([*command, str(tmp_path / "run"), "--class-means", str(right)]) == 0
+    json = tmp_path / "kdpp.json"  # does not say whose it is
+    ndfast.save_class_means(json, means)
+    assert main([*command, str(tmp_path / "second"), "--class-means", str(json)]) == 0
+
+
+def test_means_from_the_classifier(teachers: list[str], tmp_path: Path) -> None:
+    fields = {"teacher_weights": teachers[0], "epochs": 1}
+    quiet_run(tmp_path, class_means="classifier", **fields)
+    network = build_model("convnet32", 10, (1, 8, 8))
+    load_weights(network, Path(teachers[0]))
+    means = ndfast.load_class_means(tmp_path / "class_means.safetensors")
+    assert torch.equal(means, network.classifier.weight)
+
+
+def test_learnable_means_start_from_the_teachers_and_move(
+    teachers: list[str], tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file
+
+    fields = {"teacher_weights": teachers[0], "epochs": 1, "learnable_class_means": True}
+    quiet_run(tmp_path, **fields)
+    means, _ = expected_means(teachers[0])
+    start = ndfast.load_class_means(tmp_path / "class_means.safetensors")
+    torch.testing.assert_close(start, means)
+    (checkpoint,) = (tmp_path / "checkpoints").iterdir()
+    trained = load_file(checkpoint / "model.safetensors")["nd.class_means"]
+    assert (trained - start).norm(dim=1).min() > 0
