@@ -43,6 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(given, str(error).rpartition("ConfigError: ")[2].strip(), MISUSED)
     except (CheckpointError, FloatingPointError) as error:
         return _fail(given, str(error))
+    except OSError as error:
+        where = "" if error.filename is None else f"{error.filename}: "
+        return _fail(given, f"{where}{error.strerror or error}")
     except ModuleNotFoundError as error:
         return _fail(given, f'the package {error.name} is missing: pip install "ndfast[train]"')
     except KeyboardInterrupt:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import Tensor
 
 pytest.importorskip("accelerate", reason="needs the extra [train]")
 
+from accelerate.state import AcceleratorState
 from small_runs import quiet_run
 
 import ndfast
@@ -37,6 +37,7 @@ def teachers(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 def make(weights: str, out: Path, *more: str) -> int:
+    AcceleratorState._reset_state()  # one process has one precision otherwise
     command = ["class-means", "--teacher", "convnet32", "--data", "digits", "--teacher-weights"]
     return main([*command, weights, "--out", str(out), *more])
 
@@ -95,9 +96,6 @@ def test_two_processes_share_the_pass(teachers: list[str], tmp_path: Path) -> No
 def test_what_cannot_be_made_is_one_sentence(
     more: list[str], sentence: str, teachers: list[str], tmp_path: Path, capsys: Any
 ) -> None:
-    from accelerate.state import AcceleratorState
-
-    AcceleratorState._reset_state()  # one process has one precision otherwise
     assert make(teachers[0], tmp_path / "means.npz", *more) == 2
     error = capsys.readouterr().err
     assert sentence in error
@@ -137,7 +135,7 @@ def test_means_of_another_teacher_are_refused(
         error = capsys.readouterr().err
         assert error.count("\n") == 1, error
         assert sentence in error or (path.name == "damaged.npz" and "cannot be read" in error)
-        shutil.rmtree(out)
+        assert not (out / "config.json").exists()  # the folder can be used once it is mended
     assert main([*command, str(tmp_path / "run"), "--class-means", str(right)]) == 0
     json = tmp_path / "kdpp.json"  # does not say whose it is
     ndfast.save_class_means(json, means)

@@ -186,10 +186,16 @@ def test_a_folder_that_is_not_as_it_should(folder: Path) -> None:
     file = folder / "train" / "000007.png"
     file.write_bytes(file.read_bytes()[:50])
     assert refused(folder).startswith(f"data_dir: {file} is no image that can be read (")
-    edit(folder, lambda content: content.update(images=[], annotations=[]), "val")
-    assert "instances_val.json has no images" in refused(folder)
-    write_shapes(folder, 1, 1, seed=3)
-    assert "data_dir: found no box of " in refused(folder)
+    edit(folder, lambda content: content.update(annotations=[]), "val")
+    assert "instances_val.json; it takes at least one" in refused(folder)
+    write_shapes(folder, 40, 10, seed=3)
+
+    def without_circles(content: dict[str, Any]) -> None:
+        kept = [found for found in content["annotations"] if found["category_id"] != 1]
+        content["annotations"] = kept
+
+    edit(folder, without_circles)
+    assert "data_dir: found no box of circle in the training set of" in refused(folder)
     edit(folder, lambda content: content["categories"][0].update(name="disc"), "val")
     assert "the test set disc, square" in refused(folder)
     path.write_text("[1, 2")

@@ -176,9 +176,9 @@ def _parameters(run: Path) -> torch.Tensor:
 
 def _prepare(config: TrainConfig, bars: Bars) -> dict[str, Any]:
     """The teacher and its class means, once for all runs: the fields that lead there."""
-    accelerator = build_accelerator(config)
+    accelerator, shared = build_accelerator(config), without_losses(config)
     if accelerator.is_main_process:
-        files.open_folder(without_losses(config))
+        files.open_folder(shared)
     accelerator.wait_for_everyone()
     if config.teacher_weights is None:
         teacher_run = teacher_config(config)
@@ -188,6 +188,7 @@ def _prepare(config: TrainConfig, bars: Bars) -> dict[str, Any]:
     teacher, about = prepare_teacher(accelerator, config, data)
     path = Path(config.out) / files.CLASS_MEANS
     if accelerator.is_main_process:
+        files.begin(shared)
         ndfast.save_class_means(path, teacher.class_means, **about)
     accelerator.wait_for_everyone()
     return {"teacher_weights": str(config.teacher_weights), "class_means": str(path)}

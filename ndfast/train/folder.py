@@ -57,17 +57,22 @@ def open_folder(config: TrainConfig) -> None:
             pass
     except OSError as error:
         raise ConfigError(f"out: cannot write to {str(folder)!r}: {error.strerror}") from error
-    if (folder / CONFIG).exists():
-        if is_resumed(config):
+    begun = (folder / CONFIG).exists()
+    if is_resumed(config):
+        if begun:
             check_same_run(config, read_json(folder / CONFIG))
-        elif config.overwrite:
-            clear_folder(folder)
-        else:
-            raise ConfigError(
-                f"out: {folder} holds a run; it takes --resume to go on with it, --overwrite to "
-                "replace it, or another folder"
-            )
-    write_json(folder / CONFIG, asdict(config))
+    elif config.overwrite:
+        clear_folder(folder)
+    elif begun:
+        raise ConfigError(
+            f"out: {folder} holds a run; it takes --resume to go on with it, --overwrite to "
+            "replace it, or another folder"
+        )
+
+
+def begin(config: TrainConfig) -> None:
+    """Makes the folder this run's: all that the config names has been found and fits."""
+    write_json(Path(config.out) / CONFIG, asdict(config))
 
 
 def clear_folder(folder: Path) -> None:

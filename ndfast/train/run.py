@@ -81,6 +81,8 @@ def run_once(config: TrainConfig, bars: Bars) -> Results:
             return results
     teacher = _find_teacher(config, accelerator, data, bars)
     trainer = build_trainer(config, accelerator, data, teacher)
+    if accelerator.is_main_process:
+        files.begin(config)
     try:
         return _train(trainer, backend, bars)
     finally:

@@ -164,6 +164,6 @@ def _read(folder: Path, part: str) -> tuple[CocoDataset, str]:
         raise ConfigError(
             f"data_dir: {files[0]} is not in COCO's format ({type(error).__name__}: {error})"
         ) from error
-    if not len(dataset) or not dataset.class_names:
-        raise ConfigError(f"data_dir: {files[0]} has no images or no categories")
+    if not any(len(target.labels) for target in dataset.targets):
+        raise ConfigError(f"data_dir: found no box in {files[0]}; it takes at least one")
     return dataset, hashlib.sha256(data).hexdigest()

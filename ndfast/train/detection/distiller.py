@@ -16,8 +16,8 @@ _NOTHING = -100
 class DetectionDistiller(nn.Module):
     """A student whose forward gives its losses; the teacher sees the proposals of the student.
 
-    Source: KD++ (arXiv 2305.17007), section 4.3: logits and box-head features of the sampled
-    proposals are compared, background among them.
+    Source: KD++ (arXiv 2305.17007); its authors' code compares logits and box-head features of the
+    proposals that the student samples, background among them.
 
     Args:
         student: what is trained.
