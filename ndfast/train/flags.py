@@ -66,7 +66,7 @@ def _kind(item: Field) -> dict[str, Any]:
 
 def _help(item: Field) -> str:
     text = item.metadata["help"].replace("%", "%%")
-    if "(default" in text or item.default in (None, False, ""):
+    if "(default" in text or item.default is False or item.default in (None, ""):
         return text
     shown = " ".join(map(str, item.default)) if isinstance(item.default, tuple) else item.default
     return f"{text} (default: {shown})".strip()

@@ -118,7 +118,7 @@ def read_class_means(
         if name in metadata and metadata[name] != about[name]:
             raise ConfigError(
                 f"class_means: {path} is of another {what} ({metadata.get('teacher', 'unnamed')} "
-                f"on {metadata.get('data', 'unnamed data')}); make it with `ndfast class-means`"
+                f"on {metadata.get('data', 'unnamed data')}); it takes this one's"
             )
     return means
 

@@ -43,7 +43,7 @@ class FolderDataset:
         """
         transform = self._resize if batch.seed is None else self._augment
         with nullcontext() if batch.seed is None else _global_generators(batch.seed):
-            images = [transform(_read(self.samples[row][0])) for row in batch.indices]
+            images = [transform(read_image(self.samples[row][0])) for row in batch.indices]
         labels = [self.samples[row][1] for row in batch.indices]
         return torch.stack(images), torch.tensor(labels)
 
@@ -142,7 +142,12 @@ def _torchvision_transforms(
     return transforms.Compose([*augment, to_tensor]), transforms.Compose([*resize, to_tensor])
 
 
-def _read(file: str) -> Any:
+def read_image(file: str) -> Any:
+    """A file as a PIL image in RGB.
+
+    Raises:
+        ConfigError: it is no image that can be read.
+    """
     from PIL import Image
 
     try:

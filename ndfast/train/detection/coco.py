@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ndfast.train.data.batches import Batch
-from ndfast.train.data.folders import _read as read_image
+from ndfast.train.data.folders import read_image
 from ndfast.train.detection.detector import Target
 from ndfast.train.errors import ConfigError
 
