@@ -47,7 +47,7 @@ def test_training_step(capsys: pytest.CaptureFixture) -> None:
     config = TrainConfig(data=f"synthetic:{4 * BATCH},{CLASSES},3x32x32", batch_size=BATCH)
     with torch_settings(config):
         trainers = _trainers(config)
-        steps = time_steps(trainers, warm_up_steps=2, timed_steps=20)
+        steps = time_steps(trainers, warm_up_steps=2, timed_steps=40)
         losses = _time_losses({name: trainers[name] for name in trainers if name != "kd"})
     table = Table(title=f"{config.teacher} to {config.model}, batches of {BATCH}; medians")
     for heading in ("", "step, ms", "over kd", "loss alone, ms", "of the step"):
