@@ -116,6 +116,8 @@ def _class_means(given: argparse.Namespace) -> int:
     if given.file is None:
         commands.make_class_means(given)
         return OK
+    if ignored := commands.flags_of_making(given):
+        return _fail(given, f"{ignored[0]}: takes no file to show beside it", MISUSED)
     try:
         means = ndfast.load_class_means(given.file)
         metadata = ndfast.load_class_means_metadata(given.file)

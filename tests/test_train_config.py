@@ -165,6 +165,12 @@ def test_a_methods_table_goes_over_the_recipe_and_the_flags_over_both(tmp_path: 
         config = parse(*flags, "--method", method)
         assert (config.method, config.nd_weight, config.dkd_beta, config.lr) == (method, 3, 2, 0.5)
     assert parse(*flags, "--method", "dkd++", "--nd-weight", "4").nd_weight == 4
+    recipe.write_text('method = "dkd"\n[dkd]\ndkd_beta = 2.0\n')
+    assert (parse(*flags).method, parse(*flags).dkd_beta) == ("dkd", 2)
+    assert (parse(*flags, "--method", "kd").method, parse(*flags, "--method", "kd").dkd_beta) == (
+        "kd",
+        8,
+    )
     recipe.write_text("[dkd]\nbeta = 2.0\n")
     with pytest.raises(ConfigError, match="unknown key 'beta'"):
         parse(*flags)

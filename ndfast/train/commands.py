@@ -108,6 +108,13 @@ def detect(given: argparse.Namespace) -> None:
     run(DetectionConfig(**given_flags(given, DetectionConfig)), Console())
 
 
+def flags_of_making(given: argparse.Namespace) -> list[str]:
+    """Those flags of `ndfast class-means` that were given and are for making a file alone."""
+    names = [name for name in _OF_CLASS_MEANS if name in given]
+    names += ["out"] if given.out is not None else []
+    return [*names, "augmented"] if given.augmented else names
+
+
 def make_class_means(given: argparse.Namespace) -> None:
     """Runs `ndfast class-means --teacher ...`."""
     from rich.console import Console
@@ -116,6 +123,8 @@ def make_class_means(given: argparse.Namespace) -> None:
 
     if given.out is None:
         raise ConfigError("out: got none; it takes the file to write, .safetensors or .npz")
+    if given.to is not None:
+        raise ConfigError("to: is for a file that is shown; a file that is made takes --out")
     chosen = given_flags(given, TrainConfig)
     chosen.pop("out", None)
     if "teacher_weights" not in chosen:
@@ -131,15 +140,15 @@ def read_config(given: argparse.Namespace, method: str | None = None) -> TrainCo
 
     Args:
         given: what `add_train` or `add_compare` parsed.
-        method: of the run; by default the one of --method, or kd++.
+        method: of the run; by default that of --method, or of the recipe, or kd++.
     """
     flags = given_flags(given, TrainConfig)
-    method = method or flags.pop("method", "kd++")
+    method = method or flags.pop("method", None)
     name = given.recipe
     if name is None:
         data = flags.get("data", "digits")
         name = data if data in recipe_names() else None
-    recipe = {"method": method} if name is None else load_recipe(name, method)
+    recipe = {"method": method or "kd++"} if name is None else load_recipe(name, method)
     return TrainConfig(**{**recipe, **flags})
 
 

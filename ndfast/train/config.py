@@ -150,8 +150,7 @@ class TrainConfig:
         True, MACHINE, "on a GPU no TF32, and of cuDNN the deterministic kernels: slower"
     )
     workers: int = _option(0, MACHINE, "processes that load images", may_change=True)
-    # Small networks gain nothing from a second thread: a step of CE on digits took 3.2 to 3.5 ms
-    # with one and 3.0 to 3.8 ms with two on two quiet cores, but 3 and 40 with other work there.
+    # Small networks gain nothing from a second thread, and wait for it where other work runs.
     threads: int = _option(1, MACHINE, "of PyTorch on the CPU")
 
     resume: bool = _option(

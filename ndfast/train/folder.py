@@ -1,5 +1,7 @@
 """A run's folder: who may write into it, and what every run keeps there.
 
+All processes read it: on several machines it is one that they share.
+
 - `config.json`: every field of the run, to repeat it
 - `log.jsonl`: versions, git revision and device; steps, epochs, skipped batches, checkpoints
 - `checkpoints/`: the newest, for --resume

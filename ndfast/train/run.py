@@ -211,7 +211,8 @@ def _train(trainer: Trainer, backend: str | None, bars: Bars) -> Results:
         distiller = accelerator.unwrap_model(trainer.model)
         digest = weights_digest(distiller)
         log.write("end", step=position.step, sha256=digest)
-    results = _summarise(trainer, backend, environment, digest, read_log(out / files.LOG))
+    records = read_log(out / files.LOG)
+    results = _summarise(trainer, backend, environment, digest, records)
     if accelerator.is_main_process:
         try:
             save_weights(distiller.network, out / files.MODEL)
@@ -219,7 +220,7 @@ def _train(trainer: Trainer, backend: str | None, bars: Bars) -> Results:
                 average = trainer.average.module
                 assert isinstance(average, Distiller)
                 save_weights(average.network, out / files.MODEL_EMA)
-            write_run_page(out / files.REPORT, results, read_log(out / files.LOG))
+            write_run_page(out / files.REPORT, results, records)
             files.write_json(out / files.RESULTS, results)
         except OSError as error:
             raise CheckpointError(
@@ -238,9 +239,13 @@ def _summarise(
     records: list[dict[str, Any]],
 ) -> Results:
     config, data, teacher = trainer.config, trainer.data, trainer.teacher
-    test, average = trainer.evaluate()
+    epochs = [record for record in records if record["event"] == "epoch"]
+    if epochs and epochs[-1]["step"] == trainer.position.step:
+        test, average = epochs[-1]["test"], epochs[-1]["ema"]
+    else:  # it ended amid an epoch
+        test, average = trainer.evaluate()
     distiller = trainer.accelerator.unwrap_model(trainer.model)
-    speeds = [record["images_per_s"] for record in records if record["event"] == "epoch"]
+    speeds = [record["images_per_s"] for record in epochs]
     return {
         "config": asdict(config),
         "environment": environment,
@@ -255,11 +260,11 @@ def _summarise(
         if teacher is None
         else _describe(config.teacher, teacher.network) | teacher.metrics,
         "student": _describe(config.model, distiller.network),
-        "epochs": [record for record in records if record["event"] == "epoch"],
+        "epochs": epochs,
         "test": test,
         "ema": average,
         "steps": trainer.position.step,
-        "all_steps": trainer.steps_per_epoch * config.epochs,
+        "all_steps": trainer.all_steps,
         "skipped": trainer.position.skipped,
         "parts_ms": trainer.stopwatch.medians_ms(),
         "images_per_s": median(speeds) if speeds else None,

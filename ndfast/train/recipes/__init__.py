@@ -24,7 +24,7 @@ def recipe_names() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.toml"))
 
 
-def load_recipe(name: str, method: str = "kd++") -> dict[str, Any]:
+def load_recipe(name: str, method: str | None = None) -> dict[str, Any]:
     """The fields that a recipe sets for a method.
 
     A table named after a method, without its ++, holds what that method takes besides or instead,
@@ -32,7 +32,7 @@ def load_recipe(name: str, method: str = "kd++") -> dict[str, Any]:
 
     Args:
         name: one of `recipe_names`, or a path to a .toml file.
-        method: in `ndfast.train.losses.METHODS`.
+        method: in `ndfast.train.losses.METHODS`; by default the recipe's own, or kd++.
 
     Raises:
         ConfigError: there is none, it is not TOML, or it has a key that is no field of
@@ -50,6 +50,7 @@ def load_recipe(name: str, method: str = "kd++") -> dict[str, Any]:
     tables = {key: recipe.pop(key) for key in _TABLES if isinstance(recipe.get(key), dict)}
     for keys in (recipe, *tables.values()):
         check_keys(list(keys), f"recipe {name}")
+    method = method or str(recipe.get("method", "kd++"))
     fields = recipe | tables.get(method.removesuffix("++"), {}) | {"method": method}
     return {
         key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()
