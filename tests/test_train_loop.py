@@ -290,6 +290,8 @@ def test_a_probe_changes_nothing_but_what_is_measured(tmp_path: Path) -> None:
     )
     assert "cosine" in probed["test"]
     assert "cosine" not in alone["test"]
+    # Nothing looked at class means, and so no pass over the training set took them.
+    assert not (tmp_path / "alone" / "class_means.safetensors").exists()
 
 
 @pytest.mark.slow

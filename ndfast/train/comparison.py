@@ -188,6 +188,7 @@ def _prepare(config: TrainConfig, bars: Bars) -> dict[str, Any]:
     teacher, about = prepare_teacher(accelerator, config, data)
     path = Path(config.out) / files.CLASS_MEANS
     if accelerator.is_main_process:
+        assert teacher.class_means is not None
         files.begin(shared)
         ndfast.save_class_means(path, teacher.class_means, **about)
     accelerator.wait_for_everyone()

@@ -56,6 +56,7 @@ class Distiller(nn.Module):
                 nn.BatchNorm1d(network.dim), nn.Dropout(0.5), nn.Linear(network.dim, dim)
             )
         if self.method.nd or self.projector is not None:
+            assert teacher.class_means is not None
             self.nd = ndfast.NDLoss(
                 teacher.class_means,
                 config.nd_weight,

@@ -165,8 +165,9 @@ def _find_teacher(
         run_once(teacher_run, bars)
         weights = Path(teacher_run.out) / files.MODEL
         config = replace(config, teacher_weights=str(weights))
-    teacher, about = prepare_teacher(accelerator, config, data)
-    if accelerator.is_main_process:
+    with_means = METHODS[config.method].nd or config.probe
+    teacher, about = prepare_teacher(accelerator, config, data, with_means)
+    if accelerator.is_main_process and teacher.class_means is not None:
         path = Path(config.out) / files.CLASS_MEANS
         ndfast.save_class_means(path, teacher.class_means, **about)
     return teacher

@@ -22,10 +22,10 @@ FROM_TEACHER, FROM_CLASSIFIER = MEANS_WORDS = "teacher", "classifier"
 
 
 class Teacher(NamedTuple):
-    """A frozen network, its class means [K, D] and what it reaches on the test set."""
+    """A frozen network, its class means [K, D] if they are needed, and what it reaches in tests."""
 
     network: AnyNetwork
-    class_means: Tensor
+    class_means: Tensor | None
     metrics: dict[str, float]
 
     def __call__(self, images: Tensor) -> Output:
@@ -127,10 +127,16 @@ def prepare_teacher(
     accelerator: Accelerator,
     config: TrainConfig,
     data: Data,
+    with_means: bool = True,
 ) -> tuple[Teacher, dict[str, Any]]:
-    """The teacher with its class means and its metrics, and what is to be kept beside the means."""
+    """The teacher with its metrics and, ``with_means``, which take a pass over the training set,
+    its class means and what is to be kept beside them.
+    """
     network = load_teacher(config, data, accelerator.device)
-    means, about = find_class_means(accelerator, config, data, network)
+    means: Tensor | None = None
+    about: dict[str, Any] = {}
+    if with_means:
+        means, about = find_class_means(accelerator, config, data, network)
 
     def features_and_logits(images: Tensor) -> dict[str, Tensor]:
         with accelerator.autocast():
