@@ -21,7 +21,7 @@ struct RowSums {
   T student_dot_centre;
 };
 
-// d/ds = alpha*c + beta*s,  d/dt = gamma*t,  d/dc = alpha*s + delta*c.
+// d/ds = alpha*c + beta*s,  d/dt = gamma*t,  d/dc = alpha*s + delta*c;  projection: p.
 template <class T>
 struct RowTerms {
   T loss;
@@ -29,6 +29,7 @@ struct RowTerms {
   T beta;
   T gamma;
   T delta;
+  T projection;
 };
 
 // The comparisons are written so that a NaN norm makes them true: the NaN then reaches the loss and
@@ -44,9 +45,10 @@ NDFAST_HOST_DEVICE RowTerms<T> row_terms(T student_norm, T teacher_norm, T centr
   // of instructions there.
   const T by_m = T(1) / m;
   const T by_n_c = T(1) / n_c;
-  const T cosine_like = student_dot_centre * by_n_c * by_m;  // p / m
 
   RowTerms<T> row;
+  row.projection = student_dot_centre * by_n_c;
+  const T cosine_like = row.projection * by_m;  // p / m
   row.loss = T(1) - cosine_like;
   // NaN with the loss, so that the row is not taken for an ignored one, whose alpha and beta are 0.
   row.alpha = row.loss == row.loss ? -by_n_c * by_m : row.loss;

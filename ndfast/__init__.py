@@ -11,6 +11,7 @@ from ndfast.dispatch import available_backends, use_backend
 from ndfast.functional import attach_nd_loss, nd_loss
 from ndfast.labels import Mix
 from ndfast.module import NDLoss
+from ndfast.stats import NDStats
 
 __version__ = "0.1.0"
 
@@ -19,6 +20,7 @@ __all__ = [
     "DirectNormLoss",
     "Mix",
     "NDLoss",
+    "NDStats",
     "attach_nd_loss",
     "available_backends",
     "load_class_means",

@@ -27,13 +27,16 @@ _SEEN_THROUGH = (Tensor, torch.nn.Parameter)
 STUDENT, TEACHER, CLASS_MEANS = 0, 1, 2
 
 
-def nd_loss_rows(rows: Rows, backend: str | None) -> Tensor:
-    """The loss of checked rows, with its gradients."""
+def nd_loss_rows(rows: Rows, backend: str | None, measured: bool) -> tuple[Tensor, Tensor | None]:
+    """The loss of checked rows, with its gradients; and ``measured`` their `_measures`."""
     student, teacher, class_means = rows[:3]
+    num_coefficients = 7 if measured else 4
     if _is_transforming() and not _is_compiling():
-        return _TransformableNDLoss.apply(*rows, 4, False, backend)[0]
+        outputs = _TransformableNDLoss.apply(*rows, num_coefficients, False, backend)
+        return outputs[0], _measures(outputs[2], measured)
     if _is_watched(student):
-        return ops.nd_loss_forward(*rows, 4, False, backend)[0]
+        outputs = ops.nd_loss_forward(*rows, num_coefficients, False, backend)
+        return outputs[0], _measures(outputs[2], measured)
     needs_gradient = torch.is_grad_enabled() and (
         student.requires_grad
         or class_means.requires_grad
@@ -43,18 +46,26 @@ def nd_loss_rows(rows: Rows, backend: str | None) -> Tensor:
         needs_gradient = True
     module = dispatch.choose(student.device, backend)
     if not needs_gradient:
-        return dispatch.run_forward(module, (*rows, 0, False))[0]
-    return _apply_eagerly(student, teacher, class_means, rows, module)
+        outputs = dispatch.run_forward(module, (*rows, 7 if measured else 0, False))
+        return outputs[0], _measures(outputs[2], measured)
+    return _apply_eagerly(student, teacher, class_means, rows, module, measured)
 
 
-def attach_nd_loss_rows(student: Tensor, rows: Rows, backend: str | None) -> tuple[Tensor, Tensor]:
-    """The features to go on with and the loss; ``rows.student`` is ``student``, flattened."""
+def attach_nd_loss_rows(
+    student: Tensor, rows: Rows, backend: str | None, measured: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The features to go on with, and as `nd_loss_rows`; ``rows.student`` is them, flattened."""
     if not (torch.is_grad_enabled() and student.requires_grad) or _is_transforming():
-        return student, nd_loss_rows(rows, backend)
+        return student, *nd_loss_rows(rows, backend, measured)
     if _is_watched(student):
-        return _AttachedNDLoss.apply(student, *rows[1:3], rows, ops.OpPair(backend))
+        return _AttachedNDLoss.apply(student, *rows[1:3], rows, ops.OpPair(backend), measured)
     module = dispatch.choose(student.device, backend)
-    return _attach_eagerly(student, *rows[1:3], rows, module)
+    return _attach_eagerly(student, *rows[1:3], rows, module, measured)
+
+
+def _measures(coefficients: Tensor, measured: bool) -> Tensor | None:
+    """‖s‖, ‖t‖ and p of each row, [3, N]."""
+    return coefficients[4:] if measured else None
 
 
 def _is_watched(student: Tensor) -> bool:
@@ -62,8 +73,10 @@ def _is_watched(student: Tensor) -> bool:
     return _is_compiling() or type(student) not in _SEEN_THROUGH or _num_dispatch_modes() > 0
 
 
-def _num_coefficients(needs_gradient: tuple[bool, ...]) -> int:
+def _num_coefficients(needs_gradient: tuple[bool, ...], measured: bool) -> int:
     """How many coefficients a row backward needs: the student two, the others four."""
+    if measured:
+        return 7
     return 4 if needs_gradient[TEACHER] or needs_gradient[CLASS_MEANS] else 2
 
 
@@ -104,10 +117,15 @@ def _once_differentiable(
     return wrapper
 
 
-def _run_forward(ctx: Any, rows: Rows, gradient: bool, backend: Any) -> tuple[Tensor, Tensor]:
-    """The loss and, where asked for, the student's gradient; keeps what backward takes."""
+def _run_forward(
+    ctx: Any, rows: Rows, gradient: bool, backend: Any, measured: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The loss and, where asked for, the student's gradient and the measures.
+
+    Keeps what backward takes.
+    """
     needs = ctx.needs_input_grad
-    arguments = (*rows, _num_coefficients(needs), gradient)
+    arguments = (*rows, _num_coefficients(needs, measured), gradient)
     if isinstance(backend, ops.OpPair):
         outputs = backend.forward(*arguments)
     else:
@@ -119,7 +137,11 @@ def _run_forward(ctx: Any, rows: Rows, gradient: bool, backend: Any) -> tuple[Te
     )
     ctx.from_forward = scale, coefficients
     ctx.backend = backend
-    return loss, grad_student
+    measures = _measures(coefficients, measured)
+    if measures is not None:
+        ctx.mark_non_differentiable(measures)
+        ctx.set_materialize_grads(False)
+    return loss, grad_student, measures
 
 
 def _run_backward(
@@ -149,31 +171,32 @@ class _NDLoss(torch.autograd.Function):
         class_means: Tensor,
         rows: Rows,  # these three among them: autograd follows no tensor in a tuple
         backend: Any,
-    ) -> Tensor:
+        measured: bool,
+    ) -> tuple[Tensor, Tensor | None]:
         gradient = ctx.needs_input_grad[STUDENT] and student.dtype != torch.float16
-        loss, grad_student = _run_forward(ctx, rows, gradient, backend)
+        loss, grad_student, measures = _run_forward(ctx, rows, gradient, backend, measured)
         ctx.grad_student = grad_student if gradient else None
-        return loss
+        return loss, measures
 
     @staticmethod
     @_once_differentiable
-    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_loss: Tensor, _: None) -> tuple[Tensor | None, ...]:
         needs = ctx.needs_input_grad[:3]
         # Handed out once, so that nobody else holds it and it may be written in place; a second
         # backward (retain_graph) makes its own from the coefficients.
         grad_student, ctx.grad_student = ctx.grad_student, None
         # is_grads_batched brings several upstream gradients, and grad_student is for one.
         if grad_student is None or torch._C._functorch.is_legacy_batchedtensor(grad_loss):
-            return *_run_backward(ctx, grad_loss, None, needs), None, None
+            return *_run_backward(ctx, grad_loss, None, needs), None, None, None
         if not _is_one_on_the_cpu(grad_loss, ctx.from_forward[0]):
             student, _, *centres = ctx.saved_tensors
             ctx.backend.finish_gradient_(
                 grad_student, grad_loss, *ctx.from_forward, student, *centres, ctx.lam_scalar
             )
         if not (needs[TEACHER] or needs[CLASS_MEANS]):
-            return grad_student, None, None, None, None
+            return grad_student, None, None, None, None, None
         others = _run_backward(ctx, grad_loss, None, (False, *needs[1:]))[1:]
-        return grad_student, *others, None, None
+        return grad_student, *others, None, None, None
 
 
 # Function.apply without its look for what torch.func left behind, which has been taken:
@@ -197,18 +220,19 @@ class _AttachedNDLoss(torch.autograd.Function):
         class_means: Tensor,
         rows: Rows,
         backend: Any,
-    ) -> tuple[Tensor, Tensor]:
+        measured: bool,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         ctx.set_materialize_grads(False)
         ctx.shape = student.shape
-        loss, _ = _run_forward(ctx, rows, False, backend)
-        return student, loss
+        loss, _, measures = _run_forward(ctx, rows, False, backend, measured)
+        return student, loss, measures
 
     @staticmethod
     def backward(
-        ctx: Any, grad_features: Tensor | None, grad_loss: Tensor | None
+        ctx: Any, grad_features: Tensor | None, grad_loss: Tensor | None, _: None
     ) -> tuple[Tensor | None, ...]:
         if grad_loss is None:  # not used; the classifier's gradient may be differentiated again
-            return grad_features, None, None, None, None
+            return grad_features, None, None, None, None, None
         return _sum_of_gradients(ctx, grad_features, grad_loss)
 
 
@@ -220,7 +244,7 @@ def _sum_of_gradients(
         grad_features = flatten(grad_features)
     grad_student, *others = _run_backward(ctx, grad_loss, grad_features, ctx.needs_input_grad[:3])
     assert grad_student is not None  # a student that needs no gradient is not attached
-    return unflatten(grad_student, ctx.shape), *others, None, None
+    return unflatten(grad_student, ctx.shape), *others, None, None, None
 
 
 _attach_eagerly = super(torch.autograd.Function, _AttachedNDLoss).apply

@@ -2,11 +2,50 @@
 
 from __future__ import annotations
 
+from typing import Literal, overload
+
 from torch import Tensor
 
 from ndfast.arguments import check_and_flatten
 from ndfast.autograd import attach_nd_loss_rows, nd_loss_rows
 from ndfast.labels import Mix
+from ndfast.stats import NDStats, stats_of
+
+
+@overload
+def nd_loss(
+    student: Tensor,
+    teacher: Tensor | None,
+    class_means: Tensor,
+    target: Tensor | Mix | None,
+    *,
+    weight: float = ...,
+    sample_weight: Tensor | None = ...,
+    reduction: str = ...,
+    ignore_index: int = ...,
+    eps: float = ...,
+    validate: bool = ...,
+    return_stats: Literal[False] = ...,
+    backend: str | None = ...,
+) -> Tensor: ...
+
+
+@overload
+def nd_loss(
+    student: Tensor,
+    teacher: Tensor | None,
+    class_means: Tensor,
+    target: Tensor | Mix | None,
+    *,
+    weight: float = ...,
+    sample_weight: Tensor | None = ...,
+    reduction: str = ...,
+    ignore_index: int = ...,
+    eps: float = ...,
+    validate: bool = ...,
+    return_stats: Literal[True],
+    backend: str | None = ...,
+) -> tuple[Tensor, NDStats]: ...
 
 
 def nd_loss(
@@ -21,8 +60,9 @@ def nd_loss(
     ignore_index: int = -100,
     eps: float = 1e-8,
     validate: bool = False,
+    return_stats: bool = False,
     backend: str | None = None,
-) -> Tensor:
+) -> Tensor | tuple[Tensor, NDStats]:
     r"""The ND loss of KD++: pulls features towards their class mean's direction and a large norm.
 
     .. math::
@@ -54,11 +94,12 @@ def nd_loss(
         eps: lower bound of the norms that are divided by.
         validate: look for labels out of range, which synchronises with a GPU. On the CPU they are
             always looked for; on a GPU, without it, such a row's loss and gradient are NaN.
+        return_stats: also return `ndfast.NDStats`, from what the same pass has summed up.
         backend: "native", "cuda", "triton" or "reference"; by default the fastest that can run.
 
     Returns:
         The loss, float32 (float64 for float64 features); 0-dim, or shaped as the rows are for
-        ``reduction="none"``.
+        ``reduction="none"``. With ``return_stats`` ``(loss, stats)``.
 
     Raises:
         TypeError: an argument has a type or dtype that is not taken.
@@ -74,8 +115,46 @@ def nd_loss(
         student, teacher, class_means, target, weight, sample_weight, reduction, ignore_index, eps,
         validate, backend,
     )  # fmt: skip
-    loss = nd_loss_rows(rows, backend)
-    return loss if rows_shape is None else loss.view(rows_shape)
+    loss, measures = nd_loss_rows(rows, backend, return_stats)
+    if rows_shape is not None:
+        loss = loss.view(rows_shape)
+    return loss if measures is None else (loss, stats_of(rows, measures))
+
+
+@overload
+def attach_nd_loss(
+    student: Tensor,
+    teacher: Tensor | None,
+    class_means: Tensor,
+    target: Tensor | Mix | None,
+    *,
+    weight: float = ...,
+    sample_weight: Tensor | None = ...,
+    reduction: str = ...,
+    ignore_index: int = ...,
+    eps: float = ...,
+    validate: bool = ...,
+    return_stats: Literal[False] = ...,
+    backend: str | None = ...,
+) -> tuple[Tensor, Tensor]: ...
+
+
+@overload
+def attach_nd_loss(
+    student: Tensor,
+    teacher: Tensor | None,
+    class_means: Tensor,
+    target: Tensor | Mix | None,
+    *,
+    weight: float = ...,
+    sample_weight: Tensor | None = ...,
+    reduction: str = ...,
+    ignore_index: int = ...,
+    eps: float = ...,
+    validate: bool = ...,
+    return_stats: Literal[True],
+    backend: str | None = ...,
+) -> tuple[Tensor, Tensor, NDStats]: ...
 
 
 def attach_nd_loss(
@@ -90,8 +169,9 @@ def attach_nd_loss(
     ignore_index: int = -100,
     eps: float = 1e-8,
     validate: bool = False,
+    return_stats: bool = False,
     backend: str | None = None,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor] | tuple[Tensor, Tensor, NDStats]:
     """`nd_loss` whose gradient joins the classifier's in one kernel.
 
     A student's features go into the classifier and into the loss. With `nd_loss` backward makes
@@ -104,7 +184,8 @@ def attach_nd_loss(
     Returns:
         ``(features, loss)``. The features are a view of ``student`` with its shape and strides, or
         ``student`` itself where it needs no gradient; autograd refuses to change the view in place,
-        as ReLU(inplace=True) would. The loss is that of `nd_loss`. Either may be left unused.
+        as ReLU(inplace=True) would. The loss is that of `nd_loss`. Either may be left unused. With
+        ``return_stats`` ``(features, loss, stats)``.
 
     Example:
         >>> features, nd = ndfast.attach_nd_loss(features, t_emb, class_means, labels, weight=2.0)
@@ -114,5 +195,7 @@ def attach_nd_loss(
         student, teacher, class_means, target, weight, sample_weight, reduction, ignore_index, eps,
         validate, backend,
     )  # fmt: skip
-    features, loss = attach_nd_loss_rows(student, rows, backend)
-    return features, loss if rows_shape is None else loss.view(rows_shape)
+    features, loss, measures = attach_nd_loss_rows(student, rows, backend, return_stats)
+    if rows_shape is not None:
+        loss = loss.view(rows_shape)
+    return (features, loss) if measures is None else (features, loss, stats_of(rows, measures))

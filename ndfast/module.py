@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from ndfast.functional import nd_loss
 from ndfast.labels import Mix
+from ndfast.stats import NDStats
 
 
 class NDLoss(nn.Module):
@@ -66,9 +67,11 @@ class NDLoss(nn.Module):
         teacher: Tensor | None,
         target: Tensor | Mix,
         sample_weight: Tensor | None = None,
-    ) -> Tensor:
+        *,
+        return_stats: bool = False,
+    ) -> Tensor | tuple[Tensor, NDStats]:
         """The loss; arguments, result and errors as for `ndfast.nd_loss`."""
-        return nd_loss(
+        return nd_loss(  # type: ignore[call-overload]  # a bool is neither of its literals
             student,
             teacher,
             self.class_means,
@@ -78,6 +81,7 @@ class NDLoss(nn.Module):
             reduction=self.reduction,
             ignore_index=self.ignore_index,
             eps=self.eps,
+            return_stats=return_stats,
             backend=self.backend,
         )
 

@@ -14,6 +14,7 @@ if not torch.cuda.is_available():
 
 from emulated_cuda import compile_and_load, on_the_cpu
 
+import ndfast
 from ndfast.backends import native
 
 
@@ -46,6 +47,17 @@ def emulated_cuda(emulator: None) -> Iterator[None]:
     """Backend "cuda" on CPU tensors."""
     with on_the_cpu():
         yield
+
+
+@pytest.fixture(params=["reference", "native", "cuda", "triton"])
+def backend(request: pytest.FixtureRequest) -> str:
+    """Each backend on CPU tensors: cuda emulated, triton interpreted."""
+    if request.param == "cuda":
+        request.getfixturevalue("emulated_cuda")
+    reason = ndfast.available_backends()[request.param]
+    if reason is not None:
+        pytest.skip(f"{request.param}: {reason}")
+    return request.param
 
 
 @pytest.fixture(params=native.capabilities())

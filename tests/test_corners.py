@@ -12,18 +12,6 @@ from torch import Tensor
 import ndfast
 from ndfast.backends import native
 
-BACKENDS = ["reference", "native", "cuda", "triton"]
-pytestmark = pytest.mark.parametrize("backend", BACKENDS)
-
-
-@pytest.fixture(autouse=True)
-def usable(backend: str, request: pytest.FixtureRequest) -> None:
-    if backend == "cuda":
-        request.getfixturevalue("emulated_cuda")
-    reason = ndfast.available_backends()[backend]
-    if reason is not None:
-        pytest.skip(f"{backend}: {reason}")
-
 
 def gradients(loss: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
     return torch.autograd.grad(loss, inputs)

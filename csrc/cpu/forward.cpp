@@ -22,12 +22,13 @@ struct Forward {
   double factor;  // weight over the denominator
   int64_t num_coefficients;
   T* loss;               // [N]
-  T* coefficients;       // [num_coefficients, N]
+  T* coefficients;       // [num_coefficients, N]: the row's coefficients and its measures
   Matrix* grad_student;  // or null
 
-  void write_coefficients(int64_t i, const RowTerms<T>& row, T by) const {
-    const T values[] = {row.alpha, row.beta, row.gamma, row.delta};
-    for (int64_t k = 0; k < num_coefficients; ++k) coefficients[k * student.N + i] = by * values[k];
+  void write_coefficients(int64_t i, const RowTerms<T>& row, T by, T norm_s, T norm_t) const {
+    const T values[] = {by * row.alpha, by * row.beta, by * row.gamma, by * row.delta,
+                        norm_s,         norm_t,        row.projection};
+    for (int64_t k = 0; k < num_coefficients; ++k) coefficients[k * student.N + i] = values[k];
   }
 
   void rows(int64_t begin, int64_t end) const {
@@ -39,7 +40,7 @@ struct Forward {
     for (int64_t i = begin; i < end; ++i) {
       if (index.is_ignored(i, ignore_index)) {
         loss[i] = 0;
-        write_coefficients(i, {0, 0, 0, 0, 0}, T(0));
+        write_coefficients(i, {}, T(0), T(0), T(0));
         if (grad_student) grad_student->fill_row(i, 0);
         continue;
       }
@@ -47,12 +48,13 @@ struct Forward {
       const T* c = centres[i];
       const auto sums = kernels.sums(s, teacher ? teacher->row(i) : ConstRow{}, c, student.D,
                                      pending ? &*pending : nullptr);
+      const T norm_s = std::sqrt(sums.student_squared);
       const T norm_t = teacher_norm ? T((*teacher_norm)[i]) : std::sqrt(sums.teacher_squared);
-      const auto row = row_terms(std::sqrt(sums.student_squared), norm_t,
-                                 std::sqrt(sums.centre_squared), sums.student_dot_centre, T(eps));
+      const auto row = row_terms(norm_s, norm_t, std::sqrt(sums.centre_squared),
+                                 sums.student_dot_centre, T(eps));
       const T by = T(factor * sample_weight[i]);
       loss[i] = by * row.loss;
-      write_coefficients(i, row, by);
+      write_coefficients(i, row, by, norm_s, norm_t);
       if (grad_student) {
         pending = {grad_student->row(i), c, s, by * row.alpha, by * row.beta, stream};
       }
@@ -88,6 +90,7 @@ std::tuple<Tensor, Tensor, Tensor> forward_in(const Tensor& student, const Optio
   const MatrixOf s(student), c(class_means);
   const int64_t N = s.N;
   STD_TORCH_CHECK(c.D == s.D && (index.target || c.N == N), "class_means do not fit student");
+  STD_TORCH_CHECK(num_coefficients >= 0 && num_coefficients <= 7, "num_coefficients: at most 7");
   std::optional<MatrixOf> t;
   std::optional<Values> t_norm;
   if (teacher && teacher->dim() == 1) {

@@ -31,9 +31,10 @@ __device__ __forceinline__ void finish_row(Row<T>& row, const ForwardArguments<T
                                            bool valid, const RowSums<T>& sums,
                                            const RowLabels& labels, const Group& group,
                                            GroupTotals& totals) {
+  const T norm_s = sqrt(sums.student_squared);
   const T norm_t = p.teacher_norm.data ? row.teacher_norm : sqrt(sums.teacher_squared);
   const T norm_c = are_classes<kMix>(p.centres, labels) ? sqrt(sums.centre_squared) : T(NAN);
-  row.terms = row_terms(sqrt(sums.student_squared), norm_t, norm_c, sums.student_dot_centre, p.eps);
+  row.terms = row_terms(norm_s, norm_t, norm_c, sums.student_dot_centre, p.eps);
   row.counts = valid && !are_ignored<kMix>(p.centres, labels, p.ignore_index);
   const T weight = row.counts ? row.weight : T(0);
   row.factor = weight * T(p.factor);
@@ -48,9 +49,14 @@ __device__ __forceinline__ void finish_row(Row<T>& row, const ForwardArguments<T
       p.coefficients[i] = row.counts ? row.factor * row.terms.alpha : T(0);
       p.coefficients[p.N + i] = row.counts ? row.factor * row.terms.beta : T(0);
     }
-    if (p.num_coefficients == 4) {
+    if (p.num_coefficients >= 4) {
       p.coefficients[2 * p.N + i] = row.counts ? row.factor * row.terms.gamma : T(0);
       p.coefficients[3 * p.N + i] = row.counts ? row.factor * row.terms.delta : T(0);
+    }
+    if (p.num_coefficients == 7) {
+      p.coefficients[4 * p.N + i] = row.counts ? norm_s : T(0);
+      p.coefficients[5 * p.N + i] = row.counts ? norm_t : T(0);
+      p.coefficients[6 * p.N + i] = row.counts ? row.terms.projection : T(0);
     }
   }
 }

@@ -161,6 +161,9 @@ def forward(
     coefficients, grad_student = s.new_empty(0, len(s)), student.new_empty(0)
     if num_coefficients or gradient:
         coefficients = factor * row_coefficients(terms, eps)
+        if num_coefficients == 7:
+            measures = torch.stack([terms.student_norm, terms.teacher_norm, terms.projection])
+            coefficients = torch.cat([coefficients, measures])
         if counts is not None:
             coefficients = torch.where(counts, coefficients, 0)
     if gradient:

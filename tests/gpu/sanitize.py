@@ -21,6 +21,8 @@ import torch
 from cases import draw, every_option
 from on_gpu import DTYPES, shifted, student_gradient, to_gpu
 
+import ndfast
+
 # Rows and features: one of each, odd ones, a warp's row, a block's, and more than a block holds.
 SHAPES = [
     (1, 1), (2, 3), (3, 31), (9, 37), (4, 64), (33, 65), (5, 127), (2, 512), (3, 513), (300, 40),
@@ -78,6 +80,8 @@ def make(call: Call, backend: str, device: str) -> None:
         moved = {name: shifted(tensor, call.offset) for name, tensor in given.items()}
         case = dataclasses.replace(case, **moved)
     results = case.run(backend)
+    arguments = (case.student, case.teacher, case.class_means, case.target)
+    ndfast.nd_loss(*arguments, **case.options, return_stats=True, backend=backend)
     for found in (results["loss"], results["student"], student_gradient(case, backend)):
         assert found.isnan().any().item() == call.bad_labels, call
 

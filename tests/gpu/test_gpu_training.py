@@ -52,7 +52,15 @@ def accumulated(x: Inputs, way: str, backend: str) -> None:
         ).backward()
 
 
-@pytest.mark.parametrize("call", [step, scaled, accumulated], ids=lambda call: call.__name__)
+def with_stats(x: Inputs, way: str, backend: str) -> None:
+    arguments = (x.student, x.teacher, x.class_means, x.target)
+    ndfast.nd_loss(*arguments, return_stats=True, backend=backend)[0].backward()
+
+
+CALLS = [step, scaled, accumulated, with_stats]
+
+
+@pytest.mark.parametrize("call", CALLS, ids=lambda call: call.__name__)
 @pytest.mark.parametrize("way", WAYS)
 def test_nothing_waits(way: str, call: Callable[..., object], backend: str) -> None:
     x = draw_inputs(way, upstream=2.0)

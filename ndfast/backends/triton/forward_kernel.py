@@ -133,7 +133,7 @@ def forward_kernel(
             if NUM_COEFFICIENTS > 0:
                 tl.store(coefficients + rows, alpha, mask=in_batch)
                 tl.store(coefficients + N + rows, beta, mask=in_batch)
-            if NUM_COEFFICIENTS == 4:
+            if NUM_COEFFICIENTS >= 4:
                 teacher_is_m = ~(teacher_norm <= student_norm) & ~(teacher_norm <= least)
                 gamma = tl.where(teacher_is_m, shrink / teacher_norm, 0)
                 gamma = tl.where(counts, row_factor * gamma, 0)
@@ -142,6 +142,12 @@ def forward_kernel(
                 after_two = coefficients + 2 * tl.cast(N, tl.int64)
                 tl.store(after_two + rows, gamma, mask=in_batch)
                 tl.store(after_two + N + rows, delta, mask=in_batch)
+            if NUM_COEFFICIENTS == 7:
+                after_four = coefficients + 4 * tl.cast(N, tl.int64)
+                after_six = after_four + 2 * tl.cast(N, tl.int64)
+                tl.store(after_four + rows, tl.where(counts, student_norm, 0), mask=in_batch)
+                tl.store(after_four + N + rows, tl.where(counts, teacher_norm, 0), mask=in_batch)
+                tl.store(after_six + rows, tl.where(counts, sc / n_c, 0), mask=in_batch)
             if grad_student is not None:
                 dead = is_dead(alpha, beta)
                 gradient = tl.where(dead, 0, alpha[:, None] * c + beta[:, None] * s)
