@@ -1,0 +1,80 @@
+"""The distiller: the losses of a method, and what each of them teaches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+pytest.importorskip("accelerate", reason="needs the extra [train]")
+
+from small_networks import Linear, small_teacher
+from small_runs import small_config
+
+from ndfast.train.distiller import Distiller
+from ndfast.train.losses import kd_loss
+from ndfast.train.models import build_model
+
+
+@pytest.mark.parametrize("method", ["ce", "kd", "kd++"])
+def test_the_losses_of_a_method(method: str, tmp_path: Path) -> None:
+    config = small_config(tmp_path, method=method, nd_weight=3.0)
+    teacher = small_teacher(dim=16)
+    network = build_model("convnet4", 10, (1, 8, 8)).eval()
+    distiller = Distiller(network, config, None if method == "ce" else teacher).eval()
+    images, labels = torch.randn(6, 1, 8, 8), torch.arange(6)
+    ours, theirs = network(images), teacher(images)
+    losses = distiller(images, labels, theirs)
+    expected = {"ce": F.cross_entropy(ours.logits, labels)}
+    expected["accuracy"] = (ours.logits.argmax(dim=1) == labels).float().mean()
+    if method != "ce":
+        expected["distillation"] = kd_loss(ours.logits, theirs.logits, 4.0)
+    if method == "kd++":
+        centres = F.normalize(teacher.class_means[labels])
+        largest = torch.maximum(ours.features.norm(dim=1), theirs.features.norm(dim=1))
+        expected["nd"] = 3 * (1 - (ours.features * centres).sum(dim=1) / largest).mean()
+    assert losses.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(losses[name], value, msg=name)
+
+
+@pytest.mark.parametrize(("method", "reaches"), [("kd++", True), ("kd", False)])
+def test_only_the_nd_loss_of_a_method_teaches_through_the_projector(
+    method: str, reaches: bool, tmp_path: Path
+) -> None:
+    config = small_config(tmp_path, method=method, probe=True)
+    distiller = Distiller(Linear(64, 16, 10), config, small_teacher(dim=24))
+    images, labels = torch.randn(6, 1, 8, 8), torch.arange(6)
+    distiller(images, labels, small_teacher(dim=24)(images))["nd"].backward()
+    assert (distiller.network.layer.weight.grad is not None) == reaches
+    assert distiller.projector[2].weight.grad is not None
+    assert distiller(images)["features"].shape == (6, 24)
+
+
+@pytest.mark.parametrize(
+    ("dim", "method", "probe", "projector", "nd"),
+    [
+        (16, "kd++", False, False, True),
+        (24, "kd++", False, True, True),
+        (16, "kd", True, False, False),
+        (24, "kd", True, True, True),
+        (24, "kd", False, False, False),
+    ],
+)
+def test_a_projector_where_the_widths_differ(
+    dim: int, method: str, probe: bool, projector: bool, nd: bool, tmp_path: Path
+) -> None:
+    config = small_config(tmp_path, method=method, probe=probe)
+    distiller = Distiller(Linear(64, 16, 10), config, small_teacher(dim))
+    assert (distiller.projector is not None, distiller.nd is not None) == (projector, nd)
+
+
+def test_learnable_class_means_are_trained(tmp_path: Path) -> None:
+    config = small_config(tmp_path, learnable_class_means=True)
+    distiller = Distiller(Linear(64, 16, 10), config, small_teacher(dim=16))
+    images = torch.randn(3, 1, 8, 8)
+    distiller(images, torch.tensor([1, 1, 4]), small_teacher(16)(images))["nd"].backward()
+    touched = distiller.nd.class_means.grad.abs().sum(dim=1) > 0
+    assert touched.nonzero().flatten().tolist() == [1, 4]
