@@ -24,7 +24,7 @@ from ndfast.train.detection.class_means import take_class_means
 from ndfast.train.detection.coco import read_coco
 from ndfast.train.detection.config import DetectionConfig
 from ndfast.train.detection.distiller import DetectionDistiller
-from ndfast.train.detection.loop import train
+from ndfast.train.detection.loop import DetectionTrainer
 from ndfast.train.detection.run import build_table, run
 from ndfast.train.detection.shapes import write_shapes
 from ndfast.train.detection.small_detector import SmallDetector
@@ -38,6 +38,11 @@ def folder(tmp_path: Path) -> Path:
     """A set of drawn shapes."""
     write_shapes(tmp_path / "shapes", 16, 4)
     return tmp_path / "shapes"
+
+
+def fit(distiller: DetectionDistiller, teacher: Any, dataset: Any, config: Any) -> None:
+    trainer = DetectionTrainer(Accelerator(cpu=True), distiller, teacher, dataset, config)
+    trainer.train(Silent(), Silent(), lambda: None)
 
 
 def all_rows(model: SmallDetector, dataset: Any, size: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -80,10 +85,10 @@ def test_a_loss_of_nan_ends_the_training(folder: Path) -> None:
     before = [value.clone() for value in distiller.parameters()]
     data = read_coco(folder).train
     with pytest.raises(FloatingPointError, match=r"NaN or infinite in epoch 1 .*nd nan\); a lower"):
-        train(Accelerator(cpu=True), distiller, teacher(), data, config, Silent())
+        fit(distiller, teacher(), data, config)
     assert all(map(torch.equal, distiller.parameters(), before))
     with pytest.raises(ConfigError, match="batch_size: got 17; it takes at most 16"):
-        train(Accelerator(cpu=True), distiller, None, data, small_config(batch_size=17), Silent())
+        fit(distiller, None, data, small_config(batch_size=17))
 
 
 def quiet(out: Path, **fields: Any) -> dict[str, Any]:
@@ -102,7 +107,7 @@ def test_a_run_and_what_goes_on_from_its_files(tmp_path: Path) -> None:
         assert set(found) == {*metrics, "losses"}
         assert ("nd" in found["losses"]) == (method == "kd++")
         assert ("kd" in found["losses"]) == (method != "ce")
-        load_weights(detector(), out / f"{method}.safetensors")
+        load_weights(detector(), out / "runs" / method / "model.safetensors")
     console = Console(record=True, width=100, file=io.StringIO())
     console.print(build_table(first))
     text = console.export_text()
@@ -111,7 +116,7 @@ def test_a_run_and_what_goes_on_from_its_files(tmp_path: Path) -> None:
     assert means.shape == (K + 1, D)
     given = {
         "data_dir": str(out / "shapes"),
-        "teacher_weights": str(out / "teacher.safetensors"),
+        "teacher_weights": str(out / "teacher" / "model.safetensors"),
         "class_means": str(out / "class_means.safetensors"),
         "methods": ("kd++",),
     }
@@ -127,11 +132,11 @@ def test_a_run_and_what_goes_on_from_its_files(tmp_path: Path) -> None:
         assert "\n" not in str(raised.value)
         return str(raised.value)
 
-    with pytest.raises(ConfigError, match="first holds a run; it takes --overwrite"):
+    with pytest.raises(ConfigError, match="first holds a run; it takes --resume to go on with it"):
         quiet(out)
     file = given["class_means"]
     assert f"class_means: {file} is of another teacher (tiny on coco" in refused(
-        teacher_weights=str(out / "kd.safetensors")
+        teacher_weights=str(out / "runs" / "kd" / "model.safetensors")
     )
     write_shapes(tmp_path / "other", 18, 4, seed=1)
     assert f"class_means: {file} is of another data set" in refused(
@@ -160,7 +165,7 @@ def test_the_learning_rate_follows_its_schedule(
     monkeypatch.setattr(torch.optim.SGD, "step", recorded)
     config = small_config(batch_size=8, epochs=3, lr=0.1, optimizer="sgd")
     distiller = DetectionDistiller(detector(), "ce", config)
-    train(Accelerator(cpu=True), distiller, None, read_coco(folder).train, config, Silent())
+    fit(distiller, None, read_coco(folder).train, config)
     # Two steps of growth, and half a cosine over four.
     cosine = [0.05 * (1 + math.cos(math.pi * part / 4)) for part in range(4)]
     assert rates == pytest.approx([0.05, 0.1, *cosine])
@@ -172,7 +177,7 @@ def test_the_seed_decides_everything(folder: Path) -> None:
         set_seed(seed)
         config = small_config(batch_size=4, seed=seed)
         distiller = DetectionDistiller(detector(), "ce", config)
-        train(Accelerator(cpu=True), distiller, None, read_coco(folder).train, config, Silent())
+        fit(distiller, None, read_coco(folder).train, config)
         return torch.cat([value.flatten() for value in distiller.parameters()])
 
     assert torch.equal(trained(1), trained(1))

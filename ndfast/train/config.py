@@ -270,10 +270,13 @@ def check_keys(keys: list[str], source: str) -> None:
             raise ConfigError(f"{source}: unknown key {key!r}{hint}")
 
 
-def check_same_run(config: TrainConfig, before: dict[str, Any]) -> None:
-    """Raises ConfigError if ``before``, the config of the run to resume, is of another training."""
+def check_same_run(config: Any, before: dict[str, Any]) -> None:
+    """Raises ConfigError if ``before``, the config of the run to resume, is of another training.
+
+    ``config`` is a `TrainConfig`, or another dataclass with the same metadata.
+    """
     now = asdict(config)
-    for item in fields(TrainConfig):
+    for item in fields(config):
         if item.metadata["may_change"] or item.name == "out":
             continue
         was = before.get(item.name)

@@ -9,7 +9,7 @@ All processes read it: on several machines it is one that they share.
 - `results.json`: what was found; a run that has it is over
 - `report.html`: the same to look at
 - `teacher/`: the run of a teacher that was trained first
-- `runs/`: the runs of a comparison
+- `runs/`: the runs of a comparison, or a detector's student by each method
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ import tempfile
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from accelerate import Accelerator
 
 from ndfast.environment import describe_environment
 from ndfast.files import write_whole
-from ndfast.train.config import TrainConfig, check_same_run
+from ndfast.train.config import check_same_run
 from ndfast.train.errors import ConfigError
 
 CONFIG, LOG, RESULTS = "config.json", "log.jsonl", "results.json"
@@ -40,12 +40,23 @@ _FILES = (CONFIG, LOG, RESULTS, CLASS_MEANS, REPORT, MODEL, MODEL_EMA)
 _FOLDERS = (CHECKPOINTS, TENSORBOARD, TEACHER, RUNS)
 
 
-def is_resumed(config: TrainConfig) -> bool:
+class RunConfig(Protocol):
+    """What is asked here of a run's config, a dataclass."""
+
+    @property
+    def out(self) -> str: ...
+    @property
+    def resume(self) -> bool: ...
+    @property
+    def overwrite(self) -> bool: ...
+
+
+def is_resumed(config: RunConfig) -> bool:
     """Whether the run goes on where it was: asked for, or torchrun has restarted the processes."""
     return config.resume or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
 
 
-def open_folder(config: TrainConfig) -> None:
+def open_folder(config: RunConfig) -> None:
     """Makes the run's folder, or checks that the run in it is the one to resume.
 
     Raises:
@@ -72,9 +83,9 @@ def open_folder(config: TrainConfig) -> None:
         )
 
 
-def begin(config: TrainConfig) -> None:
+def begin(config: RunConfig) -> None:
     """Makes the folder this run's: all that the config names has been found and fits."""
-    write_json(Path(config.out) / CONFIG, asdict(config))
+    write_json(Path(config.out) / CONFIG, asdict(config))  # type: ignore[call-overload]
 
 
 def clear_folder(folder: Path) -> None:

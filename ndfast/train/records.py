@@ -4,10 +4,11 @@ Every line has "event" and "time" (UTC, ISO 8601), and besides:
 
 - "start", "resume": "step", "epoch", "environment"
 - "step": "step" (of the optimiser, so far), "epoch" (from 1), "loss", "losses" (its parts,
-  unweighted), "lr", "images_per_s"
+  unweighted; of a detector weighted), "lr", "images_per_s"
 - "skip", a batch whose loss was NaN or Inf: "step", "epoch", "in_a_row"
 - "epoch": "epoch", "step", "train" (means over its steps), "test", "ema" ("test" of the averaged
-  weights, or null), "parts_ms" (the median step's), "images_per_s", "skipped" (so far)
+  weights, or null), "parts_ms" (the median step's), "images_per_s", "skipped" (so far); of a
+  detector no more than "train"
 - "checkpoint": "step", "name"
 - "end": "step", "sha256" (of the weights)
 
@@ -135,7 +136,7 @@ def _scalars(record: dict[str, Any]) -> dict[str, float]:
         own = {name: record[name] for name in ("loss", "lr", "images_per_s")}
         groups = {"train": own | record["losses"]}
     elif record["event"] == "epoch":
-        groups = {name: record[name] or {} for name in ("test", "ema", "parts_ms")}
+        groups = {name: record.get(name) or {} for name in ("test", "ema", "parts_ms")}
         groups["train_epoch"] = record["train"]
     else:
         return {}

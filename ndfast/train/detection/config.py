@@ -21,7 +21,9 @@ _NAMES = f"{', '.join(WIDTHS)}, or {TORCHVISION}NAME for a Faster R-CNN of torch
 
 
 def _option(default: Any, group: str, text: str, **metadata: Any) -> Any:
-    return field(default=default, metadata={"group": group, "help": text, **metadata})
+    """A field; a resumed run may have another value of those of the machine and the output."""
+    own = {"group": group, "help": text, "may_change": group == _OUTPUT}
+    return field(default=default, metadata=own | metadata)
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,10 @@ class DetectionConfig:
     threads: int = _option(1, _OUTPUT, "of PyTorch on the CPU")
     workers: int = _option(0, _OUTPUT, "processes that load images")
     out: str = _option("runs/detection", _OUTPUT, "the folder of what is written", metavar="DIR")
+    log_every: int = _option(50, _OUTPUT, "steps between lines of the log", metavar="N")
+    tensorboard: bool = _option(False, _OUTPUT, "write TensorBoard's files too")
+    keep_checkpoints: int = _option(2, _OUTPUT, "of the newest epochs", metavar="N")
+    resume: bool = _option(False, _OUTPUT, "go on from the newest good checkpoint in OUT")
     overwrite: bool = _option(False, _OUTPUT, "replace a run that is in OUT")
 
     def __post_init__(self) -> None:
@@ -106,6 +112,8 @@ class DetectionConfig:
         for name in ("lr", "temperature", "nd_weight"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name}: got {getattr(self, name)}; it takes more than 0")
+        if self.resume and self.overwrite:
+            raise ConfigError("resume: got it together with overwrite; it takes one of them")
         if not self.anchor_sizes or min(self.anchor_sizes) < 1:
             raise ConfigError(
                 f"anchor_sizes: got {list(self.anchor_sizes)}; it takes one or more, of 1 or more"
@@ -139,4 +147,6 @@ _LEAST = {
     "weight_decay": 0,
     "threads": 1,
     "workers": 0,
+    "log_every": 1,
+    "keep_checkpoints": 1,
 }

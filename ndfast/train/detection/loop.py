@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from statistics import fmean
+from collections.abc import Callable
+from time import perf_counter
 
 import torch
 from accelerate import Accelerator
@@ -17,7 +17,7 @@ from ndfast.train.detection.distiller import DetectionDistiller
 from ndfast.train.errors import ConfigError
 from ndfast.train.finite import FiniteCheck
 from ndfast.train.optimizers import build_optimizer, learning_rate
-from ndfast.train.position import Bar
+from ndfast.train.position import Bar, Log, Position
 
 
 def count_steps(accelerator: Accelerator, dataset: CocoDataset, config: DetectionConfig) -> int:
@@ -36,15 +36,8 @@ def count_steps(accelerator: Accelerator, dataset: CocoDataset, config: Detectio
     return steps
 
 
-def train(
-    accelerator: Accelerator,
-    distiller: DetectionDistiller,
-    teacher: Detector | None,
-    dataset: CocoDataset,
-    config: DetectionConfig,
-    bar: Bar,
-) -> dict[str, float]:
-    """Trains the distiller's student, which is in evaluation mode afterwards.
+class DetectionTrainer:
+    """Trains a distiller's student, from wherever its position says.
 
     Args:
         accelerator: the device and the processes.
@@ -52,53 +45,118 @@ def train(
         teacher: on the device, in evaluation mode; None where the method has none.
         dataset: what to train on.
         config: batches and optimiser.
-        bar: shows each step.
 
-    Returns:
-        The mean of each loss over the last epoch.
+    Attributes:
+        position: what `Accelerator.load_state` sets.
+        all_steps: of the optimiser, in the whole training.
 
     Raises:
         ConfigError: a step takes more images than there are.
-        FloatingPointError: the loss is NaN or infinite; that step is not taken.
     """
-    steps, shared = count_steps(accelerator, dataset, config), config.shared()
-    optimizer = build_optimizer(distiller, shared)
-    model, optimizer = accelerator.prepare(distiller.train(), optimizer)
-    rank, processes = accelerator.process_index, accelerator.num_processes
-    batches = TrainingBatches(len(dataset), config.batch_size, config.seed, rank, processes)
-    finite = FiniteCheck(accelerator)
-    for epoch in range(config.epochs):
-        batches.epoch = epoch
-        seen: dict[str, list[float]] = defaultdict(list)
-        loader = build_loader(
-            dataset,  # type: ignore[arg-type]  # lists, for images of any sizes
-            batches,
-            config.workers,
-            accelerator.device,
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        distiller: DetectionDistiller,
+        teacher: Detector | None,
+        dataset: CocoDataset,
+        config: DetectionConfig,
+    ) -> None:
+        self.accelerator, self.teacher, self.dataset = accelerator, teacher, dataset
+        self.config, self.shared = config, config.shared()
+        self.steps_per_epoch = count_steps(accelerator, dataset, config)
+        self.all_steps = self.steps_per_epoch * config.epochs
+        optimizer = build_optimizer(distiller, self.shared)
+        self.model, self.optimizer = accelerator.prepare(distiller, optimizer)
+        self.position = Position()
+        accelerator.register_for_checkpointing(self.position)
+        self.finite = FiniteCheck(accelerator)
+
+    def train(self, log: Log, bar: Bar, after_epoch: Callable[[], None]) -> None:
+        """Trains until the last epoch; the student is in evaluation mode afterwards.
+
+        Args:
+            log: is told what happens.
+            bar: shows it.
+            after_epoch: is called after each epoch; the place for checkpoints.
+
+        Raises:
+            FloatingPointError: the loss is NaN or infinite; that step is not taken.
+        """
+        config, position, accelerator = self.config, self.position, self.accelerator
+        rank, processes = accelerator.process_index, accelerator.num_processes
+        batches = TrainingBatches(
+            len(self.dataset), config.batch_size, config.seed, rank, processes
         )
-        for step, (images, targets) in enumerate(loader, start=epoch * steps):
-            images, targets = move(images, targets, accelerator.device)
-            losses = model(images, targets, teacher)
-            loss = torch.stack([*losses.values()]).sum()
-            finite.ask(loss)
-            accelerator.backward(loss)
-            values = {name: value.item() for name, value in losses.items()}
-            if not finite.answer():
-                listed = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
-                raise FloatingPointError(
-                    f"the training loss is NaN or infinite in epoch {epoch + 1} with seed "
-                    f"{config.seed} ({listed}); a lower learning rate may help"
+        self.model.train()
+        while position.epoch < config.epochs:
+            batches.epoch = position.epoch
+            loader = build_loader(
+                self.dataset,  # type: ignore[arg-type]  # lists, for images of any sizes
+                batches,
+                config.workers,
+                accelerator.device,
+            )
+            told, since = position.step, perf_counter()
+            for images, targets in loader:
+                losses, rate = self.step(images, targets)
+                if position.step % config.log_every:
+                    bar.advance()
+                    continue
+                values = {name: value.item() for name, value in losses.items()}
+                images_done = (position.step - told) * config.batch_size * processes
+                speed = images_done / (perf_counter() - since)
+                told, since = position.step, perf_counter()
+                loss = sum(values.values())
+                log.write(
+                    "step",
+                    step=position.step,
+                    epoch=position.epoch + 1,
+                    loss=loss,
+                    losses=values,
+                    lr=rate,
+                    images_per_s=speed,
                 )
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(shared, step, steps)
-            optimizer.step()
-            optimizer.zero_grad()
-            for name, value in values.items():
-                seen[name].append(value)
-            bar.advance(loss=sum(values.values()))
-    accelerator.free_memory()
-    distiller.eval()
-    return {name: fmean(values) for name, values in seen.items()}
+                bar.advance(loss=loss, images_per_s=speed)
+            self._end_epoch(log)
+            after_epoch()
+        self.model.eval()
+
+    def step(self, images: list[Tensor], targets: list[Target]) -> tuple[dict[str, Tensor], float]:
+        """One step of the optimiser; its losses, each with its factor, and its learning rate."""
+        position = self.position
+        images, targets = move(images, targets, self.accelerator.device)
+        losses = self.model(images, targets, self.teacher)
+        loss = torch.stack([*losses.values()]).sum()
+        self.finite.ask(loss)
+        self.accelerator.backward(loss)
+        losses = {name: value.detach() for name, value in losses.items()}
+        if not self.finite.answer():
+            listed = ", ".join(f"{name} {value.item():.4g}" for name, value in losses.items())
+            raise FloatingPointError(
+                f"the training loss is NaN or infinite in epoch {position.epoch + 1} with seed "
+                f"{self.config.seed} ({listed}); a lower learning rate may help"
+            )
+        rate = learning_rate(self.shared, position.step, self.steps_per_epoch)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        position.count([losses])
+        position.step += 1
+        return losses, rate
+
+    def _end_epoch(self, log: Log) -> None:
+        position = self.position
+        position.settle(self.accelerator)
+        position.epoch += 1
+        log.write(
+            "epoch",
+            epoch=position.epoch,
+            step=position.step,
+            train={name: value / position.counted for name, value in position.sums.items()},
+        )
+        position.sums, position.counted = {}, 0
 
 
 def move(

@@ -16,13 +16,14 @@ from torch import Tensor
 
 import ndfast
 from ndfast.train import folder as files
+from ndfast.train.checkpoints import load_newest_checkpoint, save_checkpoint
 from ndfast.train.detection.class_means import take_class_means
 from ndfast.train.detection.coco import DetectionData, read_coco
 from ndfast.train.detection.config import TORCHVISION, WIDTHS, DetectionConfig
 from ndfast.train.detection.detector import Detector
 from ndfast.train.detection.distiller import DetectionDistiller
 from ndfast.train.detection.evaluation import average_precision, feature_metrics
-from ndfast.train.detection.loop import count_steps, train
+from ndfast.train.detection.loop import DetectionTrainer, count_steps
 from ndfast.train.detection.shapes import write_shapes
 from ndfast.train.detection.small_detector import SmallDetector
 from ndfast.train.detection.torchvision_detector import TorchvisionDetector
@@ -31,19 +32,19 @@ from ndfast.train.losses import METHODS
 from ndfast.train.models.weights import load_weights, save_weights, weights_digest
 from ndfast.train.processes import build_accelerator, torch_settings
 from ndfast.train.progress import Bars
+from ndfast.train.records import RunLog, read_log
 from ndfast.train.run import leave_together
 from ndfast.train.teacher import read_class_means
 
-SHAPES, TEACHER = "shapes", "teacher"
+SHAPES = "shapes"
 _TEST_SHARE = 3  # one drawn test image for so many training images
 
 
 def run(config: DetectionConfig, console: Console) -> dict[str, Any]:
     """Trains a student by each method from the same seed, and shows what each reaches.
 
-    Into ``config.out`` go config.json, results.json, class_means.safetensors,
-    teacher.safetensors, a student's weights as METHOD.safetensors and, where none are given, the
-    images, in shapes/.
+    Into ``config.out`` goes what `ndfast.train.folder` lists, each student's under runs/METHOD,
+    but for the report; and, where none are given, the images, in shapes/.
 
     Args:
         config: the run.
@@ -56,6 +57,8 @@ def run(config: DetectionConfig, console: Console) -> dict[str, Any]:
 
     Raises:
         ConfigError: the run cannot start as it is configured.
+        CheckpointError: a checkpoint or the log cannot be written; --resume goes on from the
+            newest checkpoint.
         FloatingPointError: a training loss is NaN or infinite.
     """
     shared = config.shared()
@@ -105,7 +108,7 @@ def build_table(results: dict[str, Any]) -> Table:
     for heading in ("mAP50, %", "mAP, %", "‖s‖", "‖s‖/‖t‖", "cos"):
         table.add_column(heading, justify="right")
     teacher = results["teacher"]
-    for name, found in {TEACHER: teacher, **results["students"]}.items():
+    for name, found in {"teacher": teacher, **results["students"]}.items():
         table.add_row(
             name,
             f"{100 * found['map50']:.1f}",
@@ -113,22 +116,15 @@ def build_table(results: dict[str, Any]) -> Table:
             f"{found['norm']:.2f}",
             f"{found['norm'] / teacher['norm']:.2f}" if teacher["norm"] else "–",
             f"{found['cosine']:.3f}",
-            end_section=name == TEACHER,
+            end_section=name == "teacher",
         )
     return table
 
 
 def _prepare(accelerator: Accelerator, config: DetectionConfig, out: Path) -> DetectionData:
     """Opens the folder, and draws the images where none are given."""
-    if (out / files.RESULTS).exists() and not config.overwrite:
-        raise ConfigError(
-            f"out: {out} holds a run; it takes --overwrite to replace it, or another folder"
-        )
-    accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / files.RESULTS).unlink(missing_ok=True)
-        files.write_json(out / files.CONFIG, asdict(config))
+        files.open_folder(config)
         if config.data_dir is None:
             write_shapes(out / SHAPES, config.images, config.images // _TEST_SHARE)
     accelerator.wait_for_everyone()
@@ -157,10 +153,10 @@ def _train_all(
 
     students = {}
     for method in config.methods:
-        student, losses = _train_one(accelerator, config, data, method, teacher, means, bars)
-        if accelerator.is_main_process:
-            save_weights(student, out / f"{method}.safetensors")
-        students[method] = measure(student) | {"losses": losses}
+        folder = out / files.RUNS / method
+        student = _train_one(config, data, method, teacher, means, folder, bars)
+        epochs = [each for each in read_log(folder / files.LOG) if each["event"] == "epoch"]
+        students[method] = measure(student) | {"losses": epochs[-1]["train"]}
     return {
         "config": asdict(config),
         "environment": files.run_environment(accelerator),
@@ -171,33 +167,62 @@ def _train_all(
 
 
 def _train_one(
-    accelerator: Accelerator,
     config: DetectionConfig,
     data: DetectionData,
     method: str,
     teacher: Detector | None,
     means: Tensor | None,
+    folder: Path,
     bars: Bars,
-) -> tuple[Detector, dict[str, float]]:
-    """A student by a method, or without a teacher the teacher itself; and its last losses."""
-    set_seed(config.seed)
+) -> Detector:
+    """A student by a method, or without a teacher the teacher itself; one that is done is read."""
+    accelerator = build_accelerator(config.shared())  # of its own: it collects a checkpoint's state
     role, name = ("teacher ", config.teacher) if teacher is None else ("", config.model)
+    weights, checkpoints = folder / files.MODEL, folder / files.CHECKPOINTS
+    set_seed(config.seed)
     detector = build_detector(config, name, data.num_classes)
+    if weights.exists():  # the folder of a run that starts anew was cleared
+        load_weights(detector, str(weights))
+        return detector.to(accelerator.device).eval()
+    if accelerator.is_main_process:
+        files.begin(config)
+        folder.mkdir(parents=True, exist_ok=True)
+    accelerator.wait_for_everyone()
+    needed = None if METHODS[method].distillation is None else teacher
     distiller = DetectionDistiller(detector, method, config, means)
-    total = count_steps(accelerator, data.train, config) * config.epochs
-    with bars.run(f"{role}{name}, {method}", total) as bar:
-        needed = None if METHODS[method].distillation is None else teacher
-        losses = train(accelerator, distiller, needed, data.train, config, bar)
-    return detector, losses
+    trainer = DetectionTrainer(accelerator, distiller, needed, data.train, config)
+    position = trainer.position
+    resumed = load_newest_checkpoint(accelerator, checkpoints, bars.note)
+    log = RunLog(
+        folder, config.tensorboard, position.step if resumed else None, accelerator.is_main_process
+    )
+
+    def after_epoch() -> None:
+        kept = config.keep_checkpoints
+        checkpoint = save_checkpoint(accelerator, checkpoints, position.step, kept)
+        log.write("checkpoint", step=position.step, name=checkpoint)
+
+    with log, bars.run(f"{role}{name}, {method}", trainer.all_steps, position.step) as bar:
+        log.write(
+            "resume" if resumed else "start",
+            step=position.step,
+            epoch=position.epoch + 1,
+            environment=files.run_environment(accelerator),
+        )
+        trainer.train(log, bar, after_epoch)
+        log.write("end", step=position.step, sha256=weights_digest(detector))
+    if accelerator.is_main_process:
+        save_weights(detector, weights)
+    accelerator.wait_for_everyone()
+    accelerator.free_memory()
+    return detector
 
 
 def _find_teacher(
     accelerator: Accelerator, config: DetectionConfig, data: DetectionData, out: Path, bars: Bars
 ) -> Detector:
     if config.teacher_weights is None:
-        teacher, _ = _train_one(accelerator, config, data, "ce", None, None, bars)
-        if accelerator.is_main_process:
-            save_weights(teacher, out / f"{TEACHER}.safetensors")
+        teacher = _train_one(config, data, "ce", None, None, out / files.TEACHER, bars)
     else:
         teacher = build_detector(config, config.teacher, data.num_classes)
         load_weights(teacher, config.teacher_weights)
