@@ -61,4 +61,21 @@ NDFAST_HOST_DEVICE RowTerms<T> row_terms(T student_norm, T teacher_norm, T centr
   return row;
 }
 
+// What `ndfast.stats` takes the means of.
+template <class T>
+struct RowMeasures {
+  T cosine;
+  T norm_ratio;
+  T longer;
+};
+
+template <class T>
+NDFAST_HOST_DEVICE RowMeasures<T> row_measures(T student_norm, T teacher_norm, T projection,
+                                               T eps) {
+  const T n_s = student_norm < eps ? eps : student_norm;
+  const T n_t = teacher_norm < eps ? eps : teacher_norm;
+  const T ratio = student_norm / n_t;
+  return {projection / n_s, ratio, ratio != ratio ? ratio : T(student_norm >= teacher_norm)};
+}
+
 }  // namespace ndfast

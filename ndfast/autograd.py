@@ -30,7 +30,7 @@ STUDENT, TEACHER, CLASS_MEANS = 0, 1, 2
 def nd_loss_rows(rows: Rows, backend: str | None, measured: bool) -> tuple[Tensor, Tensor | None]:
     """The loss of checked rows, with its gradients; and ``measured`` their `_measures`."""
     student, teacher, class_means = rows[:3]
-    num_coefficients = 7 if measured else 4
+    num_coefficients = 8 if measured else 4
     if _is_transforming() and not _is_compiling():
         outputs = _TransformableNDLoss.apply(*rows, num_coefficients, False, backend)
         return outputs[0], _measures(outputs[2], measured)
@@ -46,7 +46,7 @@ def nd_loss_rows(rows: Rows, backend: str | None, measured: bool) -> tuple[Tenso
         needs_gradient = True
     module = dispatch.choose(student.device, backend)
     if not needs_gradient:
-        outputs = dispatch.run_forward(module, (*rows, 7 if measured else 0, False))
+        outputs = dispatch.run_forward(module, (*rows, 8 if measured else 0, False))
         return outputs[0], _measures(outputs[2], measured)
     return _apply_eagerly(student, teacher, class_means, rows, module, measured)
 
@@ -64,7 +64,7 @@ def attach_nd_loss_rows(
 
 
 def _measures(coefficients: Tensor, measured: bool) -> Tensor | None:
-    """‖s‖, ‖t‖ and p of each row, [3, N]."""
+    """For `ndfast.stats`, [4, N]."""
     return coefficients[4:] if measured else None
 
 
@@ -76,7 +76,7 @@ def _is_watched(student: Tensor) -> bool:
 def _num_coefficients(needs_gradient: tuple[bool, ...], measured: bool) -> int:
     """How many coefficients a row backward needs: the student two, the others four."""
     if measured:
-        return 7
+        return 8
     return 4 if needs_gradient[TEACHER] or needs_gradient[CLASS_MEANS] else 2
 
 

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from ndfast.arguments import Rows
-from ndfast.backends.reference import rows_that_count
 
 
 class NDStats(NamedTuple):
@@ -27,18 +26,9 @@ class NDStats(NamedTuple):
 
 
 def stats_of(rows: Rows, measures: Tensor) -> NDStats:
-    """The means of the rows' ``measures`` [3, N]: ‖s‖, ‖t‖ and p.
-
-    A handful of small kernels over N numbers; no row is read again.
-    """
-    n_s, n_t, p = measures.unbind()
+    """The means of `ndfast.backends.reference.row_measures` [4, N]; ignored rows are zeros."""
+    sums = measures.sum(dim=1)
+    cosine, norm_ratio, longer = (sums[:3] / sums[3]).unbind()
     if rows.teacher is None:
-        n_t = torch.full_like(n_t, torch.nan)
-    norm_ratio = n_s / n_t.clamp_min(rows.eps)
-    longer = torch.where(norm_ratio.isnan(), torch.nan, (n_s >= n_t).to(n_s.dtype))
-    each = torch.stack([p / n_s.clamp_min(rows.eps), norm_ratio, longer])
-    counts = rows_that_count(rows.target, rows.target_b, rows.ignore_index)
-    if counts is None:
-        return NDStats(*each.mean(dim=1).unbind())
-    total = torch.where(counts, each, 0).sum(dim=1)
-    return NDStats(*(total / counts.sum()).unbind())
+        norm_ratio = longer = torch.full_like(cosine, torch.nan)
+    return NDStats(cosine, norm_ratio, longer)

@@ -69,7 +69,7 @@ OPTIONS: list[tuple[dict[str, Any], int, int]] = [
     ({"weighted": True}, 1, 0),
     ({"num_coefficients": 2}, 0, 2),
     ({"num_coefficients": 4}, 0, 4),
-    ({"num_coefficients": 7}, 0, 7),
+    ({"num_coefficients": 8}, 0, 8),
     ({"gradient": True}, 0, 2),
 ]
 ATTACHED = {"D": 1024, "dtype": "float32", "teacher": "absent"}

@@ -12,7 +12,7 @@ template <class T>
 struct Backward {
   const Values& grad_loss;
   double scale;
-  const T* coefficients;  // [2, 4 or 7, N]
+  const T* coefficients;  // [2, 4 or 8, N]
   int64_t N;
   const Matrix& student;
   const Matrix& class_means;

@@ -25,9 +25,10 @@ struct Forward {
   T* coefficients;       // [num_coefficients, N]: the row's coefficients and its measures
   Matrix* grad_student;  // or null
 
-  void write_coefficients(int64_t i, const RowTerms<T>& row, T by, T norm_s, T norm_t) const {
-    const T values[] = {by * row.alpha, by * row.beta, by * row.gamma, by * row.delta,
-                        norm_s,         norm_t,        row.projection};
+  void write_coefficients(int64_t i, const RowTerms<T>& row, T by, const RowMeasures<T>& measures,
+                          bool counts) const {
+    const T values[] = {by * row.alpha,  by * row.beta,       by * row.gamma,  by * row.delta,
+                        measures.cosine, measures.norm_ratio, measures.longer, T(counts)};
     for (int64_t k = 0; k < num_coefficients; ++k) coefficients[k * student.N + i] = values[k];
   }
 
@@ -40,7 +41,7 @@ struct Forward {
     for (int64_t i = begin; i < end; ++i) {
       if (index.is_ignored(i, ignore_index)) {
         loss[i] = 0;
-        write_coefficients(i, {}, T(0), T(0), T(0));
+        write_coefficients(i, {}, T(0), {}, false);
         if (grad_student) grad_student->fill_row(i, 0);
         continue;
       }
@@ -54,7 +55,10 @@ struct Forward {
                                  sums.student_dot_centre, T(eps));
       const T by = T(factor * sample_weight[i]);
       loss[i] = by * row.loss;
-      write_coefficients(i, row, by, norm_s, norm_t);
+      const auto measures = num_coefficients == 8
+                                ? row_measures(norm_s, norm_t, row.projection, T(eps))
+                                : RowMeasures<T>{};
+      write_coefficients(i, row, by, measures, true);
       if (grad_student) {
         pending = {grad_student->row(i), c, s, by * row.alpha, by * row.beta, stream};
       }
@@ -90,7 +94,7 @@ std::tuple<Tensor, Tensor, Tensor> forward_in(const Tensor& student, const Optio
   const MatrixOf s(student), c(class_means);
   const int64_t N = s.N;
   STD_TORCH_CHECK(c.D == s.D && (index.target || c.N == N), "class_means do not fit student");
-  STD_TORCH_CHECK(num_coefficients >= 0 && num_coefficients <= 7, "num_coefficients: at most 7");
+  STD_TORCH_CHECK(num_coefficients >= 0 && num_coefficients <= 8, "num_coefficients: at most 8");
   std::optional<MatrixOf> t;
   std::optional<Values> t_norm;
   if (teacher && teacher->dim() == 1) {

@@ -80,7 +80,7 @@ struct BackwardArguments {
   int32_t D;
   Values grad_loss;
   const T* scale;
-  const T* coefficients;  // [2, 4 or 7, N]
+  const T* coefficients;  // [2, 4 or 8, N]
   Matrix student;
   Matrix teacher;
   Centres centres;

@@ -53,10 +53,12 @@ __device__ __forceinline__ void finish_row(Row<T>& row, const ForwardArguments<T
       p.coefficients[2 * p.N + i] = row.counts ? row.factor * row.terms.gamma : T(0);
       p.coefficients[3 * p.N + i] = row.counts ? row.factor * row.terms.delta : T(0);
     }
-    if (p.num_coefficients == 7) {
-      p.coefficients[4 * p.N + i] = row.counts ? norm_s : T(0);
-      p.coefficients[5 * p.N + i] = row.counts ? norm_t : T(0);
-      p.coefficients[6 * p.N + i] = row.counts ? row.terms.projection : T(0);
+    if (p.num_coefficients == 8) {
+      const auto measures = row_measures(norm_s, norm_t, row.terms.projection, p.eps);
+      p.coefficients[4 * p.N + i] = row.counts ? measures.cosine : T(0);
+      p.coefficients[5 * p.N + i] = row.counts ? measures.norm_ratio : T(0);
+      p.coefficients[6 * p.N + i] = row.counts ? measures.longer : T(0);
+      p.coefficients[7 * p.N + i] = T(row.counts);
     }
   }
 }

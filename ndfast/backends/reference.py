@@ -78,6 +78,14 @@ def row_coefficients(terms: RowTerms, eps: float) -> Tensor:
     return torch.stack([alpha, beta, gamma, delta])
 
 
+def row_measures(terms: RowTerms, eps: float) -> Tensor:
+    """What `ndfast.stats` takes the means of, [4, N]: cosine, ‖s‖/‖t‖, ‖s‖ ≥ ‖t‖, and one."""
+    n_s, n_t, _, _, p = terms
+    norm_ratio = n_s / n_t.clamp_min(eps)
+    longer = torch.where(norm_ratio.isnan(), torch.nan, (n_s >= n_t).to(n_s.dtype))
+    return torch.stack([p / n_s.clamp_min(eps), norm_ratio, longer, torch.ones_like(p)])
+
+
 def accumulation_dtype(student: Tensor) -> torch.dtype:
     """Sums run in float32, for float64 students in float64; the loss has this dtype too."""
     return torch.float64 if student.dtype == torch.float64 else torch.float32
@@ -161,9 +169,8 @@ def forward(
     coefficients, grad_student = s.new_empty(0, len(s)), student.new_empty(0)
     if num_coefficients or gradient:
         coefficients = factor * row_coefficients(terms, eps)
-        if num_coefficients == 7:
-            measures = torch.stack([terms.student_norm, terms.teacher_norm, terms.projection])
-            coefficients = torch.cat([coefficients, measures])
+        if num_coefficients == 8:
+            coefficients = torch.cat([coefficients, row_measures(terms, eps)])
         if counts is not None:
             coefficients = torch.where(counts, coefficients, 0)
     if gradient:

@@ -142,12 +142,17 @@ def forward_kernel(
                 after_two = coefficients + 2 * tl.cast(N, tl.int64)
                 tl.store(after_two + rows, gamma, mask=in_batch)
                 tl.store(after_two + N + rows, delta, mask=in_batch)
-            if NUM_COEFFICIENTS == 7:
+            if NUM_COEFFICIENTS == 8:
+                n_s = tl.where(student_norm <= least, least, student_norm)
+                ratio = student_norm / tl.where(teacher_norm <= least, least, teacher_norm)
+                longer = (student_norm >= teacher_norm).to(dtype)
+                longer = tl.where(ratio == ratio, longer, ratio)
                 after_four = coefficients + 4 * tl.cast(N, tl.int64)
                 after_six = after_four + 2 * tl.cast(N, tl.int64)
-                tl.store(after_four + rows, tl.where(counts, student_norm, 0), mask=in_batch)
-                tl.store(after_four + N + rows, tl.where(counts, teacher_norm, 0), mask=in_batch)
-                tl.store(after_six + rows, tl.where(counts, sc / n_c, 0), mask=in_batch)
+                tl.store(after_four + rows, tl.where(counts, sc / n_c / n_s, 0), mask=in_batch)
+                tl.store(after_four + N + rows, tl.where(counts, ratio, 0), mask=in_batch)
+                tl.store(after_six + rows, tl.where(counts, longer, 0), mask=in_batch)
+                tl.store(after_six + N + rows, counts.to(dtype), mask=in_batch)
             if grad_student is not None:
                 dead = is_dead(alpha, beta)
                 gradient = tl.where(dead, 0, alpha[:, None] * c + beta[:, None] * s)

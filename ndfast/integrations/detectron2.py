@@ -1,0 +1,164 @@
+"""NDRCNN: KD++ on the box-head features of a detectron2 R-CNN.
+
+Written against detectron2 0.6: `GeneralizedRCNN`, `StandardROIHeads`, `FastRCNNOutputLayers`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode, configurable, get_cfg
+from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN, build_model
+from torch import Tensor, nn
+
+import ndfast
+from ndfast.train.losses import kd_loss
+
+_NOTHING = -100
+
+
+def add_nd_config(cfg: CfgNode) -> None:
+    """Adds the node ND with its defaults to a config, in place; call it before a file is merged.
+
+    TEACHER_CONFIG and TEACHER_WEIGHTS are the teacher's files, CLASS_MEANS that of the class means
+    [K + 1, D] of its box features, background last; see `NDRCNN` for the others.
+    """
+    cfg.ND = CfgNode(
+        {
+            "TEACHER_CONFIG": "",
+            "TEACHER_WEIGHTS": "",
+            "CLASS_MEANS": "",
+            "ND_WEIGHT": 1.0,
+            "KD_WEIGHT": 1.0,
+            "TEMPERATURE": 1.0,
+            "BACKGROUND": True,
+        }
+    )
+
+
+@META_ARCH_REGISTRY.register()
+class NDRCNN(GeneralizedRCNN):
+    """A student R-CNN that learns by KD and the ND loss from what a teacher says of its proposals.
+
+    Both losses are taken over the proposals that the student's heads sample, as the authors of KD++
+    do: "loss_kd" of the box classifier's logits and "loss_nd" of the features that it reads. The
+    student's box head runs once, and inference is `GeneralizedRCNN`'s.
+
+    The heads are `StandardROIHeads` or others with its ``box_pooler``, ``box_head`` and
+    ``box_predictor``, and do not train on predicted boxes.
+
+    Source: KD++, arXiv 2305.17007, and its authors' code for detection.
+
+    Args:
+        teacher: frozen, put in evaluation mode, and no submodule: a checkpoint leaves it out, and
+            weights that are loaded by the ends of their names do not end up in it. It stays on the
+            device on which it is.
+        class_means: of the teacher's box features [K + 1, D], background last.
+        nd_weight: the ND loss's factor.
+        kd_weight: KD's factor.
+        temperature: KD's.
+        background: whether proposals of background count in the ND loss.
+        **kwargs: those of `GeneralizedRCNN`.
+
+    Raises:
+        ValueError: ``class_means`` is not [K + 1, D], or the heads train on predicted boxes.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        teacher: nn.Module,
+        class_means: Tensor,
+        nd_weight: float = 1.0,
+        kd_weight: float = 1.0,
+        temperature: float = 1.0,
+        background: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        heads = self.roi_heads
+        if heads.train_on_pred_boxes:
+            raise ValueError(
+                "MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES: got True; NDRCNN takes False, as it "
+                "compares the boxes that the student's heads have read"
+            )
+        if len(class_means) != heads.num_classes + 1:
+            raise ValueError(
+                f"class_means: got {len(class_means)} rows; for {heads.num_classes} classes it "
+                f"takes {heads.num_classes + 1}, background last"
+            )
+        self._teacher = (teacher.requires_grad_(False).eval(),)
+        self.nd = ndfast.NDLoss(
+            class_means,
+            nd_weight,
+            ignore_index=_NOTHING if background else heads.num_classes,
+        )
+        self.kd_weight = kd_weight
+        self.temperature = temperature
+        self._sampled: Any = None  # the proposals, with their labels
+        self._read: tuple[Tensor, Tensor] | None = None  # features and logits of the proposals
+        heads.register_forward_hook(self._keep_proposals)
+        heads.box_predictor.register_forward_hook(self._keep_features)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """The arguments from a config with the node that `add_nd_config` adds."""
+        teacher_cfg = get_cfg()
+        teacher_cfg.merge_from_file(cfg.ND.TEACHER_CONFIG)
+        teacher_cfg.MODEL.DEVICE = cfg.MODEL.DEVICE
+        teacher = build_model(teacher_cfg)
+        DetectionCheckpointer(teacher).load(cfg.ND.TEACHER_WEIGHTS)
+        return {
+            **super().from_config(cfg),
+            "teacher": teacher,
+            "class_means": ndfast.load_class_means(cfg.ND.CLASS_MEANS),
+            "nd_weight": cfg.ND.ND_WEIGHT,
+            "kd_weight": cfg.ND.KD_WEIGHT,
+            "temperature": cfg.ND.TEMPERATURE,
+            "background": cfg.ND.BACKGROUND,
+        }
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
+        """The losses of a batch in training, "loss_kd" and "loss_nd" among them; else detections.
+
+        Args:
+            batched_inputs: a dict an image, as for `GeneralizedRCNN`. The teacher is shown the
+                same images, so its INPUT.FORMAT is the student's.
+        """
+        output = super().forward(batched_inputs)
+        if not self.training:
+            return output
+        assert self._read is not None
+        proposals, (features, logits) = self._sampled, self._read
+        self._sampled = self._read = None
+        with torch.no_grad():
+            teacher_features, teacher_logits = self._ask_teacher(batched_inputs, proposals)
+        labels = torch.cat([own.gt_classes for own in proposals])
+        if len(labels):
+            kd = self.kd_weight * kd_loss(logits, teacher_logits, self.temperature)
+        else:
+            kd = logits.sum()  # 0; a mean over no rows is NaN
+        return {**output, "loss_kd": kd, "loss_nd": self.nd(features, teacher_features, labels)}
+
+    def _ask_teacher(
+        self, batched_inputs: list[dict[str, Any]], proposals: list[Any]
+    ) -> tuple[Tensor, Tensor]:
+        teacher: Any = self._teacher[0]
+        heads = teacher.roi_heads
+        maps = teacher.backbone(teacher.preprocess_image(batched_inputs).tensor)
+        boxes = [own.proposal_boxes for own in proposals]
+        pooled = heads.box_pooler([maps[name] for name in heads.box_in_features], boxes)
+        features = heads.box_head(pooled)
+        logits, _ = heads.box_predictor(features)
+        return features, logits
+
+    def _keep_proposals(self, heads: nn.Module, args: Any, output: tuple[Any, Any]) -> None:
+        if self.training:
+            self._sampled = output[0]
+
+    def _keep_features(self, predictor: nn.Module, args: Any, output: tuple[Any, Any]) -> None:
+        if self.training:
+            self._read = args[0], output[0]
