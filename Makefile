@@ -15,7 +15,7 @@ GPU_PARTS := gpu-build gpu-test gpu-sanitize gpu-bench gpu-report
 # Other files of tests/ import what such a machine may lack.
 GPU_TESTS := tests/gpu tests/test_class_means.py tests/test_compat.py
 
-.PHONY: help setup test demo bench lint format clean gpu $(GPU_PARTS)
+.PHONY: help setup test demo bench docs dist lint format clean gpu $(GPU_PARTS)
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -32,13 +32,25 @@ $(READY): $(VENV)/.packages pyproject.toml setup.py $(SOURCES)
 	touch $@
 
 test: setup  ## the tests
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 demo: setup  ## a teacher, its class means and students by CE, KD and KD++ on real digits
 	$(BIN)/ndfast compare --overwrite $(ARGS)
 
 bench: setup  ## the loss against its peers on this machine (ARGS=--full for the whole grid)
 	$(BIN)/pytest bench/ $(ARGS)
+
+docs: setup  ## the documentation site, into site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+dist: setup  ## the sdist and one abi3 wheel, CPU and CUDA code in it, checked, into dist/
+	rm -rf dist
+	NDFAST_CUDA=1 $(BIN)/python -m build --no-isolation --outdir dist
+	$(BIN)/auditwheel repair --patcher none --exclude 'libtorch*' --exclude libc10.so \
+		--wheel-dir dist dist/*-linux_*.whl
+	rm dist/*-linux_*.whl
+	$(BIN)/abi3audit --strict dist/*.whl
+	$(BIN)/twine check --strict dist/*
 
 gpu:  ## on a machine with a GPU: all of the following gpu-… in turn
 	@for part in $(GPU_PARTS); do echo "== make $$part"; $(MAKE) $$part || exit; done
@@ -73,4 +85,4 @@ format: setup  ## rewrites the sources as lint wants them
 	$(BIN)/clang-format -i $(SOURCES) $(EMULATOR)
 
 clean:  ## removes what was built and installed here
-	rm -rf $(VENV) build dist *.egg-info ndfast/*.so runs
+	rm -rf $(VENV) build dist site *.egg-info ndfast/*.so runs

@@ -32,7 +32,7 @@ class ClassMeans:
         TypeError: ``num_classes`` or ``dim`` is no int.
         ValueError: ``num_classes`` or ``dim`` is less than 1.
 
-    Example:
+    Examples:
         >>> class_means = ndfast.ClassMeans(num_classes=100, dim=64)
         >>> for images, labels in loader:
         ...     class_means.update(teacher_features(images), labels)

@@ -33,7 +33,7 @@ class DirectNormLoss(nn.Module):
     Raises:
         TypeError: the factor is given by both names, or is no number.
 
-    Example:
+    Examples:
         >>> nd_loss = ndfast.DirectNormLoss(num_class=100, nd_loss_factor=2.0)
         >>> loss = nd_loss(s_emb=s_emb, t_emb=t_emb, T_EMB=json.load(file), labels=labels)
     """

@@ -44,7 +44,7 @@ class use_backend:
     Raises:
         ValueError: ``name`` is no backend's.
 
-    Example:
+    Examples:
         >>> with ndfast.use_backend("reference"):
         ...     loss = ndfast.nd_loss(student, teacher, class_means, target)
     """

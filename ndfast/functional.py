@@ -63,13 +63,11 @@ def nd_loss(
     return_stats: bool = False,
     backend: str | None = None,
 ) -> Tensor | tuple[Tensor, NDStats]:
-    r"""The ND loss of KD++: pulls features towards their class mean's direction and a large norm.
+    """The ND loss of KD++: pulls features towards their class mean's direction and a large norm.
 
-    .. math::
-        \ell_i = 1 - \frac{\langle s_i, c_i \rangle / \lVert c_i \rVert}
-                          {\max(\lVert s_i \rVert, \lVert t_i \rVert)}
+        ℓ_i = 1 − ⟨s_i, c_i / ‖c_i‖⟩ / max(‖s_i‖, ‖t_i‖)
 
-    with :math:`c_i` the teacher's class mean of row i's label. Every norm that is divided by is at
+    with c_i the teacher's class mean of row i's label. Every norm that is divided by is at
     least ``eps``; a tie of the norms belongs to the student. Gradients go to ``student``, and to
     ``teacher`` and ``class_means`` where these require them. Double backward is an error.
 
@@ -108,7 +106,7 @@ def nd_loss(
         IndexError: a label is out of range (CPU, or ``validate=True``).
         RuntimeError: the backend asked for by name cannot run here.
 
-    Example:
+    Examples:
         >>> loss = ce + kd + ndfast.nd_loss(s_emb, t_emb, class_means, labels, weight=2.0)
     """
     rows, rows_shape = check_and_flatten(
@@ -187,7 +185,7 @@ def attach_nd_loss(
         as ReLU(inplace=True) would. The loss is that of `nd_loss`. Either may be left unused. With
         ``return_stats`` ``(features, loss, stats)``.
 
-    Example:
+    Examples:
         >>> features, nd = ndfast.attach_nd_loss(features, t_emb, class_means, labels, weight=2.0)
         >>> loss = F.cross_entropy(classifier(features), labels) + nd
     """

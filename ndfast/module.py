@@ -26,7 +26,7 @@ class NDLoss(nn.Module):
         TypeError: ``class_means`` is no floating-point tensor.
         ValueError: ``class_means`` is not [K, D].
 
-    Example:
+    Examples:
         >>> nd = ndfast.NDLoss(ndfast.load_class_means("means.safetensors"), weight=2.0)
         >>> loss = ce + kd + nd(student_features, teacher_features, labels)
     """

@@ -6,6 +6,12 @@ import os
 from collections.abc import Iterator
 
 import pytest
+
+# pytest-xdist's workers, and the processes that they start, share the cores.
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
+    workers = int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
+
 import torch
 
 if not torch.cuda.is_available():
@@ -39,7 +45,11 @@ def poisoned_outputs() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def emulator(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Compiled once for all tests that run the CUDA kernels on the CPU."""
-    compile_and_load(tmp_path_factory.mktemp("emulated_cuda"))
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # which the workers share; one compiles, torch has the others wait
+    (folder / "emulated_cuda").mkdir(exist_ok=True)
+    compile_and_load(folder / "emulated_cuda")
 
 
 @pytest.fixture

@@ -38,6 +38,28 @@ def add_nd_config(cfg: CfgNode) -> None:
     )
 
 
+def read_boxes(
+    model: Any, batched_inputs: list[dict[str, Any]], proposals: list[Any]
+) -> tuple[Tensor, Tensor]:
+    """What an R-CNN's box head says of boxes.
+
+    Args:
+        model: a `GeneralizedRCNN` with `StandardROIHeads`.
+        batched_inputs: a dict an image.
+        proposals: `Instances` of each image with ``proposal_boxes``.
+
+    Returns:
+        The features [N, D] that the box classifier reads and its logits [N, K + 1].
+    """
+    heads = model.roi_heads
+    maps = model.backbone(model.preprocess_image(batched_inputs).tensor)
+    boxes = [own.proposal_boxes for own in proposals]
+    pooled = heads.box_pooler([maps[name] for name in heads.box_in_features], boxes)
+    features = heads.box_head(pooled)
+    logits, _ = heads.box_predictor(features)
+    return features, logits
+
+
 @META_ARCH_REGISTRY.register()
 class NDRCNN(GeneralizedRCNN):
     """A student R-CNN that learns by KD and the ND loss from what a teacher says of its proposals.
@@ -63,7 +85,7 @@ class NDRCNN(GeneralizedRCNN):
         **kwargs: those of `GeneralizedRCNN`.
 
     Raises:
-        ValueError: ``class_means`` is not [K + 1, D], or the heads train on predicted boxes.
+        ValueError: ``class_means`` is not [K + 1, D], or the heads are not as above.
     """
 
     @configurable
@@ -80,6 +102,11 @@ class NDRCNN(GeneralizedRCNN):
     ) -> None:
         super().__init__(**kwargs)
         heads = self.roi_heads
+        if isinstance(getattr(heads, "box_head", nn.ModuleList()), nn.ModuleList):
+            raise ValueError(
+                f"MODEL.ROI_HEADS.NAME: got {type(heads).__name__}; NDRCNN takes StandardROIHeads, "
+                "or heads with one box head as these have it"
+            )
         if heads.train_on_pred_boxes:
             raise ValueError(
                 "MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES: got True; NDRCNN takes False, as it "
@@ -135,25 +162,15 @@ class NDRCNN(GeneralizedRCNN):
         proposals, (features, logits) = self._sampled, self._read
         self._sampled = self._read = None
         with torch.no_grad():
-            teacher_features, teacher_logits = self._ask_teacher(batched_inputs, proposals)
+            teacher_features, teacher_logits = read_boxes(
+                self._teacher[0], batched_inputs, proposals
+            )
         labels = torch.cat([own.gt_classes for own in proposals])
         if len(labels):
             kd = self.kd_weight * kd_loss(logits, teacher_logits, self.temperature)
         else:
             kd = logits.sum()  # 0; a mean over no rows is NaN
         return {**output, "loss_kd": kd, "loss_nd": self.nd(features, teacher_features, labels)}
-
-    def _ask_teacher(
-        self, batched_inputs: list[dict[str, Any]], proposals: list[Any]
-    ) -> tuple[Tensor, Tensor]:
-        teacher: Any = self._teacher[0]
-        heads = teacher.roi_heads
-        maps = teacher.backbone(teacher.preprocess_image(batched_inputs).tensor)
-        boxes = [own.proposal_boxes for own in proposals]
-        pooled = heads.box_pooler([maps[name] for name in heads.box_in_features], boxes)
-        features = heads.box_head(pooled)
-        logits, _ = heads.box_predictor(features)
-        return features, logits
 
     def _keep_proposals(self, heads: nn.Module, args: Any, output: tuple[Any, Any]) -> None:
         if self.training:

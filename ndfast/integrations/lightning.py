@@ -42,7 +42,7 @@ class NDDistillation(LightningModule):
     Raises:
         ValueError: a network has no module of the name given, or ``class_means`` is not [K, D].
 
-    Example:
+    Examples:
         >>> class Distillation(NDDistillation):
         ...     def configure_optimizers(self):
         ...         return torch.optim.SGD(self.student.parameters(), lr=0.1)

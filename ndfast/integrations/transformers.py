@@ -44,7 +44,7 @@ class NDTrainer(Trainer):
         ValueError: a network has no module of the name given, ``class_means`` is not [K, D], or the
             Trainer is set up in a way that this cannot serve.
 
-    Example:
+    Examples:
         >>> trainer = NDTrainer(
         ...     student, arguments, train_dataset=data, teacher=teacher, class_means=means
         ... )

@@ -1,0 +1,47 @@
+"""The tree in the README is the tree on disk."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+_FILE_OR_FOLDER = re.compile(r"[\w.]+(?:\.(?:py|h|cpp|md|yml)\b|/)")
+
+
+def named_in_the_tree() -> set[Path]:
+    """Every file and folder that the README's tree names, by its indentation."""
+    tree = (ROOT / "README.md").read_text(encoding="utf-8").partition("\n## The tree\n")[2]
+    found: set[Path] = set()
+    parents: list[tuple[int, Path]] = [(0, Path())]
+    for line in tree.splitlines():
+        if not line.startswith("    "):
+            if found and line:
+                break
+            continue
+        indent = len(line) - len(line.lstrip())
+        name, _, description = line.strip().partition(" ")
+        while parents[-1][0] >= indent:
+            parents.pop()
+        parent = parents[-1][1]
+        found.add(parent / name)
+        beside = parent / name if name.endswith("/") else parent
+        found |= {beside / other for other in _FILE_OR_FOLDER.findall(description)}
+        if name.endswith("/"):
+            parents.append((indent, parent / name))
+    return found
+
+
+def test_what_the_readme_names_is_there() -> None:
+    named = named_in_the_tree()
+    assert len(named) > 30
+    assert sorted(str(path) for path in named if not (ROOT / path).exists()) == []
+
+
+def test_what_is_there_is_named() -> None:
+    named = named_in_the_tree()
+    modules = {path.relative_to(ROOT) for path in (ROOT / "ndfast").glob("*.py")}
+    folders = {path.parent.relative_to(ROOT) for path in (ROOT / "ndfast").glob("*/__init__.py")}
+    top = {Path(name) for name in ("ndfast", "csrc", "bench", "tests", "docs", "examples")}
+    modules -= {Path("ndfast/__init__.py"), Path("ndfast/__main__.py")}
+    assert sorted(str(path) for path in (modules | folders | top) - named) == []
