@@ -13,7 +13,7 @@ from ndfast.labels import Mix
 from ndfast.module import NDLoss
 from ndfast.stats import NDStats
 
-__version__ = "0.1.0"
+__version__ = "0.1.0.dev0"
 
 __all__ = [
     "ClassMeans",

@@ -1,4 +1,4 @@
-"""What a run happened on: versions, devices, backends."""
+"""What `ndfast env` tells, and what a run keeps of the machine that it happened on."""
 
 from __future__ import annotations
 
@@ -8,17 +8,37 @@ from typing import Any
 
 import torch
 
+import ndfast
+from ndfast.backends import native
 from ndfast.dispatch import available_backends
 
 
 def describe_environment() -> dict[str, Any]:
-    """Returns versions by name (None where a package is missing), devices, threads and backends."""
-    versions = {name: _version(name) for name in ("ndfast", "torch", "triton", "numpy")}
+    """Looks at the machine and at what is installed on it.
+
+    Returns:
+        What `ndfast env --json` prints:
+
+        - ``python``, ``ndfast``, ``torch``, ``triton``, ``numpy``: versions, None where missing.
+        - ``torch_cuda``: the CUDA version that torch was built with, None for one without CUDA.
+        - ``platform``: the operating system, its version and the C library.
+        - ``threads``: how many torch and the native backend use on the CPU.
+        - ``simd``: the native backend's instruction set, avx512, avx2 or portable; None without the
+          compiled library.
+        - ``gpus``: the names of the CUDA devices.
+        - ``backends``: as `ndfast.available_backends` returns them, None for one that can run here,
+          the reason for one that cannot.
+    """
     return {
         "python": platform.python_version(),
-        **versions,
+        "ndfast": ndfast.__version__,
+        "torch": str(torch.__version__),  # with the build, +cu130, which its metadata may lack
+        "triton": _version("triton"),
+        "numpy": _version("numpy"),
+        "torch_cuda": torch.version.cuda,
         "platform": platform.platform(),
         "threads": torch.get_num_threads(),
+        "simd": native.capability() if native.missing is None else None,
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "backends": available_backends(),
     }

@@ -1,4 +1,4 @@
-"""What is built and installed, with nvcc, a C++ compiler and torch to build against and without."""
+"""The sdist, and what is built from it where nvcc, a C++ compiler and torch are and are not."""
 
 from __future__ import annotations
 
@@ -10,11 +10,18 @@ import sys
 import sysconfig
 from functools import partial
 from pathlib import Path
+from tarfile import TarFile
 from zipfile import ZipFile
 
 import pytest
 
+import ndfast
+
 ROOT = Path(__file__).parent.parent
+LEFT_BEHIND = {
+    "build/temp/forward.o", "dist/old.whl", "ndfast/_C.abi3.so", "ndfast/__pycache__/ops.pyc",
+    "runs/log.txt", "tests/__pycache__/cases.pyc", ".venv/pyvenv.cfg",
+}  # fmt: skip
 USE_IT = """
 import torch, ndfast
 s, c = torch.randn(3, 5, requires_grad=True), torch.randn(2, 5)
@@ -24,27 +31,49 @@ print(ndfast.__file__, s.grad is not None, ndfast.available_backends()["native"]
 """
 
 
-def build(folder: Path, **environment: str) -> tuple[int, str]:
-    """Builds a wheel from a copy of the sources; returns the exit status and what was printed."""
+def files_of_the_checkout() -> set[str]:
+    """What its folders and the top hold, without what is built there."""
+    found = [path for path in ROOT.iterdir() if path.suffix in (".md", ".toml", ".py", ".yml")]
+    found += [ROOT / name for name in ("LICENSE", "Makefile", "MANIFEST.in", ".clang-format")]
+    found.append(ROOT / "requirements-dev.txt")
+    for folder in ("bench", "csrc", "docs", "examples", "ndfast", "tests"):
+        found += [path for path in (ROOT / folder).rglob("*") if path.is_file()]
+    built = (".pyc", ".so")
+    return {str(path.relative_to(ROOT)) for path in found if path.suffix not in built}
+
+
+@pytest.fixture(scope="module")
+def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of a copy of the checkout in which something has been built and run."""
+    folder = tmp_path_factory.mktemp("sdist")
     source = folder / "source"
-    built = shutil.ignore_patterns("*.so", "__pycache__")
-    for name in ("ndfast", "csrc"):
-        shutil.copytree(ROOT / name, source / name, ignore=built)
-    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source)
+    for name in (*files_of_the_checkout(), *LEFT_BEHIND):
+        path = source / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch() if name in LEFT_BEHIND else shutil.copy(ROOT / name, path)
+    command = [sys.executable, "-m", "build", "--sdist", "--no-isolation", "--outdir", folder]
+    subprocess.run(
+        [*command, source], env={**os.environ, "NDFAST_NATIVE": "0"}, check=True,
+        stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    return folder / f"ndfast-{ndfast.__version__}.tar.gz"
+
+
+def build(sdist: Path, folder: Path, **environment: str) -> tuple[int, str]:
+    """Builds a wheel from the sdist; returns the exit status and what was printed."""
     done = subprocess.run(
         [
             sys.executable, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "-v",
-            "--wheel-dir", str(folder), str(source),
+            "--wheel-dir", str(folder), str(sdist),
         ],
         env={**os.environ, **environment}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     return done.returncode, done.stdout + done.stderr
 
 
-def build_wheel(folder: Path, **environment: str) -> tuple[Path, str]:
+def build_wheel(sdist: Path, folder: Path, **environment: str) -> tuple[Path, str]:
     """The wheel, and what its build printed."""
-    status, printed = build(folder, **environment)
+    status, printed = build(sdist, folder, **environment)
     assert status == 0, printed[-3000:]
     (wheel,) = folder.glob("*.whl")
     return wheel, printed
@@ -82,11 +111,18 @@ needs_compiler = pytest.mark.skipif(
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc here")
 
 
+def test_the_sdist_holds_the_checkout_and_nothing_that_was_built(sdist: Path) -> None:
+    with TarFile.open(sdist) as archive:
+        names = {info.name.partition("/")[2] for info in archive if info.isfile()}
+    content = {name for name in names if not name.startswith("ndfast.egg-info/")}
+    assert content == files_of_the_checkout() | {"PKG-INFO", "setup.cfg"}
+
+
 @needs_compiler
 @pytest.mark.slow
-def test_with_a_compiler_and_without_nvcc(tmp_path: Path) -> None:
+def test_with_a_compiler_and_without_nvcc(sdist: Path, tmp_path: Path) -> None:
     path = path_without_nvcc(tmp_path / "tools")
-    wheel, printed = build_wheel(tmp_path, PATH=path, CUDA_HOME="", NDFAST_NATIVE="1")
+    wheel, printed = build_wheel(sdist, tmp_path, PATH=path, CUDA_HOME="", NDFAST_NATIVE="1")
     assert "without the compiled CUDA kernels: there is no nvcc" in printed
     assert "-cp310-abi3-" in wheel.name
     assert "ndfast/_C.abi3.so" in ZipFile(wheel).namelist()
@@ -94,9 +130,11 @@ def test_with_a_compiler_and_without_nvcc(tmp_path: Path) -> None:
 
 
 @needs_compiler
-def test_cuda_that_is_asked_for_and_cannot_be_built_is_an_error(tmp_path: Path) -> None:
+def test_cuda_that_is_asked_for_and_cannot_be_built_is_an_error(
+    sdist: Path, tmp_path: Path
+) -> None:
     path = path_without_nvcc(tmp_path / "tools")
-    status, printed = build(tmp_path / "none", PATH=path, CUDA_HOME="", NDFAST_CUDA="1")
+    status, printed = build(sdist, tmp_path / "none", PATH=path, CUDA_HOME="", NDFAST_CUDA="1")
     assert status != 0
     assert "NDFAST_CUDA=1, but there is no nvcc" in printed
     broken = tmp_path / "cuda" / "bin" / "nvcc"
@@ -104,7 +142,7 @@ def test_cuda_that_is_asked_for_and_cannot_be_built_is_an_error(tmp_path: Path) 
     broken.write_text("#!/bin/sh\necho broken >&2\nexit 1\n")
     broken.chmod(0o755)
     cuda_home = str(tmp_path / "cuda")
-    status, printed = build(tmp_path / "broken", CUDA_HOME=cuda_home, NDFAST_CUDA="1")
+    status, printed = build(sdist, tmp_path / "broken", CUDA_HOME=cuda_home, NDFAST_CUDA="1")
     assert status != 0
     assert f"NDFAST_CUDA=1, but {broken} does not work: broken" in printed
 
@@ -112,8 +150,8 @@ def test_cuda_that_is_asked_for_and_cannot_be_built_is_an_error(tmp_path: Path) 
 @needs_compiler
 @needs_nvcc
 @pytest.mark.slow
-def test_the_wheel_with_cuda(tmp_path: Path) -> None:
-    wheel, _ = build_wheel(tmp_path, NDFAST_CUDA="1", TORCH_CUDA_ARCH_LIST="9.0")
+def test_the_wheel_with_cuda(sdist: Path, tmp_path: Path) -> None:
+    wheel, _ = build_wheel(sdist, tmp_path, NDFAST_CUDA="1", TORCH_CUDA_ARCH_LIST="9.0")
     assert "-cp310-abi3-" in wheel.name
     kinds = (".py", ".toml", ".html")  # recipes, and the page of a run
     files = [path for path in (ROOT / "ndfast").rglob("*") if path.suffix in kinds]
@@ -139,37 +177,37 @@ def test_the_wheel_with_cuda(tmp_path: Path) -> None:
 @needs_compiler
 @needs_nvcc
 @pytest.mark.slow
-def test_kernels_that_do_not_compile_leave_the_cpu_library(tmp_path: Path) -> None:
+def test_kernels_that_do_not_compile_leave_the_cpu_library(sdist: Path, tmp_path: Path) -> None:
     header = tmp_path / "include" / "cuda_fp16.h"
     header.parent.mkdir()
     header.write_text("#error broken\n")
     # Every nvcc looks here first.
-    wheel, printed = build_wheel(tmp_path, NVCC_PREPEND_FLAGS=f"-I{header.parent}")
+    wheel, printed = build_wheel(sdist, tmp_path, NVCC_PREPEND_FLAGS=f"-I{header.parent}")
     assert "without the compiled CUDA kernels: their compilation failed" in printed
     assert use_wheel(wheel).split()[-2:] == ["True", "None"]
 
 
-def test_without_a_compiler(tmp_path: Path) -> None:
-    wheel, printed = build_wheel(tmp_path, CXX="/nowhere/c++")
+def test_without_a_compiler(sdist: Path, tmp_path: Path) -> None:
+    wheel, printed = build_wheel(sdist, tmp_path, CXX="/nowhere/c++")
     assert "without the compiled CPU library: there is no C++ compiler" in printed
     assert wheel.name.endswith("-py3-none-any.whl")
     assert not [name for name in ZipFile(wheel).namelist() if name.endswith(".so")]
     assert "the compiled library is not there" in use_wheel(wheel)
 
 
-def test_with_a_compiler_that_fails(tmp_path: Path) -> None:
+def test_with_a_compiler_that_fails(sdist: Path, tmp_path: Path) -> None:
     compiler = tmp_path / "c++"
     compiler.write_text("#!/bin/sh\necho broken >&2\nexit 1\n")
     compiler.chmod(0o755)
-    wheel, printed = build_wheel(tmp_path, CXX=str(compiler))
+    wheel, printed = build_wheel(sdist, tmp_path, CXX=str(compiler))
     assert "without the compiled CPU library: its compilation failed" in printed
     assert "the compiled library is not there" in use_wheel(wheel)
 
 
-def test_without_torch_to_build_against(tmp_path: Path) -> None:
+def test_without_torch_to_build_against(sdist: Path, tmp_path: Path) -> None:
     hidden = tmp_path / "hidden"
     hidden.mkdir()
     (hidden / "torch.py").write_text("raise ImportError('hidden')\n")
-    wheel, printed = build_wheel(tmp_path, PYTHONPATH=str(hidden))
+    wheel, printed = build_wheel(sdist, tmp_path, PYTHONPATH=str(hidden))
     assert "torch is not there to build against" in printed
     assert "the compiled library is not there" in use_wheel(wheel)
