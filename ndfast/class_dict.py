@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import reprlib
 from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any
@@ -26,7 +27,9 @@ def stack_class_dict(name: str, class_dict: Mapping[str, Any]) -> tuple[list[int
     D = None
     for key, values in class_dict.items():
         if not (isinstance(key, str) and _CLASS_INDEX.fullmatch(key)):
-            raise ValueError(f'{name}: key {key!r} is no class index; it takes "0", "1", ...')
+            raise ValueError(
+                f'{name}: key {reprlib.repr(key)} is no class index; it takes "0", "1", ...'
+            )
         if not isinstance(values, (list, tuple)):
             raise ValueError(
                 f"{name}: class {key} holds {type(values).__name__}; it takes a list of floats"
@@ -62,4 +65,6 @@ def _check_numbers(name: str, values: Sequence[Any]) -> None:
 
     if not all(map(is_number, set(map(type, values)))):  # a look at each type, not at each value
         column = next(i for i, value in enumerate(values) if not is_number(type(value)))
-        raise ValueError(f"{name}, column {column} is {values[column]!r}; it takes a number")
+        raise ValueError(
+            f"{name}, column {column} is {reprlib.repr(values[column])}; it takes a number"
+        )

@@ -1,9 +1,10 @@
 """Class means in files: KD++'s JSON, .npz and .safetensors. Nothing is ever unpickled.
 
 KD++'s JSON is `ndfast.class_dict`'s dict with exactly the keys 0 to K-1, in any order, and nothing
-else. The other two hold the array "class_means" [K, D] and a dict of strings: what
-`save_class_means` was given, K, D, and the SHA-256 of the array and those strings together, so that
-no flipped bit passes unseen.
+else but its CRC-32, which `save_class_means` writes as blanks behind it: every reader of JSON skips
+those. The other two hold the array "class_means" [K, D] and a dict of strings: what
+`save_class_means` was given, K, D, and the SHA-256 of the array and those strings together. So no
+flipped bit passes unseen, but in JSON from elsewhere: there a flipped digit is another number.
 """
 
 from __future__ import annotations
@@ -12,7 +13,10 @@ import hashlib
 import io
 import json
 import os
+import reprlib
+import stat
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -54,7 +58,7 @@ def save_class_means(
         ValueError: the suffix is none of the three, the means are not [K, D] or not finite, the
             counts do not fit, or .json is given counts or metadata.
 
-    Example:
+    Examples:
         >>> ndfast.save_class_means("means.safetensors", means, teacher="resnet56")
     """
     path = Path(path)
@@ -75,8 +79,9 @@ def load_class_means(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES
 
     Raises:
         OSError: the file cannot be opened.
-        ValueError: the suffix is unknown, the file is too large or damaged, or its content is not D
-            finite numbers for exactly the classes 0 to K-1; names the file and what is wrong.
+        ValueError: the suffix is unknown, it is no regular file, too large or damaged, or its
+            content is not D finite numbers for exactly the classes 0 to K-1; names the file and
+            what is wrong.
     """
     array, _ = _read(Path(path), max_bytes)
     return torch.from_numpy(array)
@@ -116,15 +121,28 @@ def _encode_json(array: np.ndarray, metadata: dict[str, str]) -> bytes:
         )
     check_finite("means", array, range(len(array)), np.float32)
     # tolist() widens to float64, whose decimals give every reader the same float32 back.
-    return json.dumps({str(k): values for k, values in enumerate(array.tolist())}).encode()
+    text = json.dumps({str(k): values for k, values in enumerate(array.tolist())}).encode()
+    return text + _checksum_in_blanks(text)
+
+
+def _checksum_in_blanks(text: bytes) -> bytes:
+    """CRC-32, highest bit first: a space for 0, a tab for 1."""
+    return f"{zlib.crc32(text):032b}".translate({ord("0"): " ", ord("1"): "\t"}).encode()
 
 
 def _decode_json(data: bytes, max_bytes: int) -> tuple[np.ndarray, dict[str, Any]]:
+    text = data.rstrip(b" \t")
+    if len(data) - len(text) == 32 and data[len(text) :] != _checksum_in_blanks(text):
+        raise ValueError(
+            "its CRC-32 does not fit: damaged, or edited; after an edit, remove the 32 blanks at "
+            "the end"
+        )
+
     def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         content: dict[str, Any] = {}
         for key, value in pairs:
             if key in content:
-                raise ValueError(f"key {key!r} occurs twice")
+                raise ValueError(f"key {reprlib.repr(key)} occurs twice")
             content[key] = value
         return content
 
@@ -162,9 +180,10 @@ def _encode_safetensors(array: np.ndarray, metadata: dict[str, str]) -> bytes:
 
 
 def _decode_safetensors(data: bytes, max_bytes: int) -> tuple[np.ndarray, dict[str, Any]]:
+    arrays = safetensors.numpy.load(data)
     # The library gives metadata of a path only; the header's length is in the first 8 bytes.
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    return _unseal(safetensors.numpy.load(data), header.get("__metadata__", {}))
+    return _unseal(arrays, header.get("__metadata__", {}))
 
 
 _FORMATS = {
@@ -207,13 +226,18 @@ def _unseal(
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Checks what a file held; the numbers among its strings come back as numbers."""
     if "class_means" not in arrays:
-        raise ValueError(f"it holds no array class_means, but {', '.join(arrays) or 'nothing'}")
+        held = reprlib.repr(list(arrays)) if arrays else "nothing"
+        raise ValueError(f"it holds no array class_means, but {held}")
     array = arrays["class_means"]
+    if not isinstance(array, np.ndarray):  # a zip's file that is none, NumPy gives as bytes
+        raise ValueError("class_means: is no array")
     if array.ndim != 2 or array.size == 0 or array.dtype not in (np.float32, np.float64):
         raise ValueError(
             f"class_means: got {array.dtype} {list(array.shape)}; it takes [K, D] of float32 or "
             "float64"
         )
+    if not isinstance(strings, dict):
+        raise ValueError(f"metadata: got {type(strings).__name__}; it takes a dict of strings")
     signed = {name: value for name, value in strings.items() if name != "sha256"}
     if strings.get("sha256") != _digest(array, signed):
         raise ValueError("its SHA-256 does not fit: damaged, or not from ndfast.save_class_means")
@@ -227,9 +251,11 @@ def _unseal(
 
 def _read(path: Path, max_bytes: int) -> tuple[np.ndarray, dict[str, Any]]:
     decode = _format_of(path).decode
-    size = path.stat().st_size
-    if size > max_bytes:
-        raise ValueError(f"{path}: has {size} bytes, more than max_bytes={max_bytes}")
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for, a device be read for ever
+        raise ValueError(f"{path}: is no regular file")
+    if status.st_size > max_bytes:
+        raise ValueError(f"{path}: has {status.st_size} bytes, more than max_bytes={max_bytes}")
     data = path.read_bytes()
     try:
         return decode(data, max_bytes)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import pickle
-import random
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +59,10 @@ NAN = torch.tensor([[0.5, 1.0], [2.0, torch.nan]])
         ('{"0": [1e39]}', r"class 0, column 0 is 1e\+39; it takes a finite float32"),
         ('{"0": [1' + "0" * 400 + "]}", "class 0, column 0 is inf"),
         ('{"0": ' + "[" * 100_000, "recursion"),
+        ('{"0": [1.0], "' + "0" * 5000 + '": [1.0]}', r"key '0+\.\.\.0+' is no class index"),
+        ('{"0": [' + "[0]," * 5000 + "0]}", r"class 0, column 0 is \[0.0\]"),
+        ('{"0": ["' + "1" * 5000 + '"]}', r"column 0 is '1+\.\.\.1+'"),
+        ('{"' + "1" * 5000 + '": 0, "' + "1" * 5000 + '": 0}', r"key '1+\.\.\.1+' occurs twice"),
     ],
 )
 def test_bad_json(tmp_path: Path, text: str, message: str) -> None:
@@ -68,39 +72,7 @@ def test_bad_json(tmp_path: Path, text: str, message: str) -> None:
         with pytest.raises(ValueError, match=message) as caught:
             load(path)
         assert str(caught.value).startswith(f"{path}: ")
-
-
-@pytest.mark.parametrize("suffix", WITH_METADATA)
-def test_every_flipped_bit_is_seen(tmp_path: Path, suffix: str) -> None:
-    path = tmp_path / f"means{suffix}"
-    save_class_means(path, MEANS, teacher="resnet56")
-    whole, metadata = path.read_bytes(), load_class_means_metadata(path)
-    seed = random.SystemRandom().getrandbits(32)
-    draw = random.Random(seed)
-    refused = 0
-    for i in range(len(whole)):
-        damaged = bytearray(whole)
-        damaged[i] ^= 1 << draw.randrange(8)
-        path.write_bytes(damaged)
-        try:
-            loaded = load_class_means(path), load_class_means_metadata(path)
-        except ValueError:
-            refused += 1
-        else:  # a bit of the container that says nothing about the content
-            assert torch.equal(loaded[0], MEANS), f"byte {i}, seed {seed}"
-            assert loaded[1] == metadata, f"byte {i}, seed {seed}"
-    assert refused > MEANS.nbytes
-
-
-@pytest.mark.parametrize("suffix", SUFFIXES)
-def test_every_shortened_file_is_refused(tmp_path: Path, suffix: str) -> None:
-    path = tmp_path / f"means{suffix}"
-    save_class_means(path, MEANS)
-    whole = path.read_bytes()
-    for length in range(len(whole)):
-        path.write_bytes(whole[:length])
-        with pytest.raises(ValueError, match="cannot be read"):
-            load_class_means(path)
+        assert len(str(caught.value)) < len(str(path)) + 150
 
 
 def write_by_other_means(path: Path, array: np.ndarray, name: str = "class_means") -> None:
@@ -115,7 +87,7 @@ def write_by_other_means(path: Path, array: np.ndarray, name: str = "class_means
     ("array", "name", "message"),
     [
         (np.ones((2, 3), np.float32), "class_means", "SHA-256 does not fit"),
-        (np.ones((2, 3), np.float32), "centers", "no array class_means, but centers"),
+        (np.ones((2, 3), np.float32), "centers", r"no array class_means, but \['centers'"),
         (np.ones((2, 3), np.int64), "class_means", r"got int64 \[2, 3\]"),
         (np.ones((2, 3), np.float16), "class_means", r"got float16 \[2, 3\]"),
         (np.ones(3, np.float32), "class_means", r"got float32 \[3\]"),
@@ -200,3 +172,44 @@ def test_size_cap_of_what_a_zip_unpacks_to(tmp_path: Path) -> None:
     assert path.stat().st_size < 10_000
     with pytest.raises(ValueError, match=r"unpacks to 40001\d\d bytes, more than max_bytes=10000"):
         load_class_means(path, max_bytes=10_000)
+
+
+def test_size_cap_before_anything_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "means.json"
+    path.touch()
+    os.truncate(path, 2 << 30)  # blocks that were never written take no room on the disk
+    with pytest.raises(ValueError, match="has 2147483648 bytes, more than max_bytes=1073741824"):
+        load_class_means(path)
+
+
+def test_a_hundred_megabytes_of_json(tmp_path: Path) -> None:
+    D = 5000
+    row = f"[{', '.join(['0.12345678901234567'] * D)}]"
+    rows = [f'"{k}": {row}' for k in range(1000)]
+    path = tmp_path / "means.json"
+    path.write_text("{" + ", ".join(rows) + f', "1000": {row[:-22]}]' + "}")
+    assert path.stat().st_size > 100_000_000
+    with pytest.raises(ValueError, match="class 1000 holds 4999 values; it takes 5000"):
+        load_class_means(path)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_what_is_no_regular_file(tmp_path: Path, suffix: str) -> None:
+    pipe, folder = tmp_path / f"pipe{suffix}", tmp_path / f"folder{suffix}"
+    os.mkfifo(pipe)  # to open it is to wait for a writer
+    folder.mkdir()
+    device, link = tmp_path / f"device{suffix}", tmp_path / f"link{suffix}"
+    device.symlink_to("/dev/zero")  # which never ends
+    link.symlink_to(pipe)
+    for path in (pipe, folder, device, link):
+        with pytest.raises(ValueError, match="is no regular file"):
+            load_class_means(path)
+    good = tmp_path / f"means{suffix}"
+    save_class_means(good, MEANS)
+    link.unlink()
+    link.symlink_to(good)
+    assert torch.equal(load_class_means(link), MEANS)
+    link.unlink()
+    link.symlink_to(link)
+    with pytest.raises(OSError, match="symbolic links"):
+        load_class_means(link)
