@@ -42,6 +42,7 @@ def test_by_hand(name: str, backend: str) -> None:
     result = ndfast.nd_loss(*inputs, torch.tensor([0]), backend=backend)
     result.backward()
     assert result.item() == pytest.approx(loss, rel=1e-12)
+    assert reference.row_loss(*inputs).tolist() == pytest.approx([loss], rel=1e-12)
     for x, expected in zip(inputs, gradients, strict=True):
         assert x.grad[0].tolist() == pytest.approx(expected, rel=1e-12, abs=1e-15)
 
