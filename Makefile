@@ -15,7 +15,7 @@ GPU_PARTS := gpu-build gpu-test gpu-sanitize gpu-bench gpu-report
 # Other files of tests/ import what such a machine may lack.
 GPU_TESTS := tests/gpu tests/test_class_means.py tests/test_compat.py
 
-.PHONY: help setup test demo bench docs dist lint format clean gpu $(GPU_PARTS)
+.PHONY: help setup test mutants sanitize demo bench docs dist lint format clean gpu $(GPU_PARTS)
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -33,6 +33,12 @@ $(READY): $(VENV)/.packages pyproject.toml setup.py $(SOURCES)
 
 test: setup  ## the tests
 	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
+
+mutants: setup  ## changes the definition and row_math.h; prints each change that no test notices
+	$(BIN)/python tests/mutation/run.py $(ARGS)
+
+sanitize: setup  ## the native library under AddressSanitizer, UBSan and ThreadSanitizer
+	$(BIN)/python tests/sanitized.py
 
 demo: setup  ## a teacher, its class means and students by CE, KD and KD++ on real digits
 	$(BIN)/ndfast compare --overwrite $(ARGS)

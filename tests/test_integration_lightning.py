@@ -20,6 +20,10 @@ import ndfast
 from ndfast.integrations.lightning import NDDistillation
 from ndfast.train.losses import kd_loss
 
+# Lightning's advice has a class of its own, which pytest-xdist's controller would import, and with
+# it a torchvision that may not fit this torch.
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
 N, D, K = 12, 8, 5
 EXAMPLE = Path(__file__).parents[1] / "examples/lightning/train.py"
 PARTS = {"loss", "ce", "kd", "nd", "cosine", "norm_ratio", "longer"}
