@@ -120,6 +120,16 @@ def test_no_rows_and_only_ignored_rows(seed: int) -> None:
         assert (gradient == 0).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("D", [1, 4, 8, 2050])
+def test_no_rows_give_the_class_means_a_gradient_of_zero(dtype: torch.dtype, D: int) -> None:
+    student, class_means = torch.empty(0, D, dtype=dtype), torch.ones(3, D, requires_grad=True)
+    for target in (torch.empty(0, dtype=torch.int64), torch.empty(0, 3)):
+        loss = ndfast.nd_loss(student, student, class_means, target, backend="cuda")
+        (gradient,) = torch.autograd.grad(loss, class_means)
+        assert torch.equal(gradient, torch.zeros(3, D))
+
+
 def test_labels_of_every_dtype_and_stride(seed: int) -> None:
     case = draw(9, 16, 200, torch.float32)
     expected = case.run("reference")["loss"]

@@ -16,11 +16,11 @@ inline constexpr Dtype kDtypeOf<__half> = Dtype::float16;
 template <>
 inline constexpr Dtype kDtypeOf<__nv_bfloat16> = Dtype::bfloat16;
 
-// [N, D] of type S, D of them in whole pieces.
+// [N, D] of type S, D of them in whole pieces. No row and an absent matrix have no data, but a D.
 template <class S>
 bool is_in_pieces(const Matrix& matrix, int64_t D) {
-  return !matrix.data ||
-         (matrix.dtype == kDtypeOf<S> && D % kElements<S> == 0 && is_aligned(matrix, 16));
+  if (D % kElements<S> != 0) return false;
+  return !matrix.data || (matrix.dtype == kDtypeOf<S> && is_aligned(matrix, 16));
 }
 
 // Calls f with a null pointer to the class means' type; false where it is none of those that the
