@@ -121,6 +121,18 @@ def test_no_row_that_counts_is_loss_zero(backend: str, N: int, reduction: str) -
     assert (grad_means == 0).all()
 
 
+def test_a_mix_is_ignored_by_either_label(backend: str) -> None:
+    student = torch.tensor([[3.0, 4.0]] * 3, requires_grad=True)
+    class_means = torch.tensor([[0.0, 2.0]])
+    labels, others = torch.tensor([0, 0, -100]), torch.tensor([0, -100, 0])
+    target = ndfast.Mix(labels, others, 0.3)
+    loss = ndfast.nd_loss(student, None, class_means, target, backend=backend)
+    (grad,) = gradients(loss, student)
+    assert loss.item() == pytest.approx(0.2)  # p = 4, m = 5, and one row that counts
+    assert grad[0].tolist() == pytest.approx([0.096, -0.072])
+    assert (grad[1:] == 0).all()
+
+
 def test_uint8_labels_do_not_wrap_around(backend: str, seed: int) -> None:
     # As uint8, -100 is 156 and 300 is 44: neither may ignore a row or put it out of range.
     student, class_means = torch.randn(3, 8), torch.randn(300, 8, requires_grad=True)

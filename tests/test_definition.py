@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
 import torch
+from cases import draw, rows_of
 from torch import Tensor
 
 import ndfast
@@ -33,18 +35,51 @@ BY_HAND = {
     "zero student": ([0, 0], [3, 4], [0, 2], 1, [0, -0.2], [0, 0], [0, 0]),
 }
 
+# The same with eps = 1/2. A norm has a gradient where it is larger than eps, not where it is eps.
+BY_HAND_AT_EPS = {
+    # m = 1/2 = p: ∂s = -(2,0)/(2·½); ∂c = -(½,0)/(½·2) + ½/(½·4)·(2,0)
+    "a student of eps": ([0.5, 0], [0.25, 0], [2, 0], 0, [-2, 0], [0, 0], [0, 0]),
+    # m = 1/2, p = 1/4
+    "a teacher of eps": ([0.25, 0], [0, 0.5], [2, 0], 0.5, [-2, 0], [0, 0], [0, 0]),
+    # m = 2, p = 1/4: ∂t = ¼/(4·2)·(0,2), whatever the student's norm
+    "a student below it": ([0.25, 0], [0, 2], [2, 0], 0.875, [-0.5, 0], [0, 0.0625], [0, 0]),
+    # p = 2: ∂s = -(½,0)/(½·2) + 2/(4·2)·(2,0); ∂c = -(2,0)/(2·½)
+    "a class mean of eps": ([2, 0], [1, 0], [0.5, 0], 0, [0, 0], [0, 0], [-2, 0]),
+    # n_c = 1/2, p = 1
+    "a class mean below it": ([2, 0], [1, 0], [0.25, 0], 0.5, [0, 0], [0, 0], [-2, 0]),
+}
+EPS = dict.fromkeys(BY_HAND, 1e-8) | dict.fromkeys(BY_HAND_AT_EPS, 0.5)
+
 
 @pytest.mark.parametrize("backend", ["reference", "native"])
-@pytest.mark.parametrize("name", BY_HAND)
-def test_by_hand(name: str, backend: str) -> None:
-    s, t, c, loss, *gradients = BY_HAND[name]
+@pytest.mark.parametrize(("name", "eps"), EPS.items())
+def test_by_hand(name: str, eps: float, backend: str) -> None:
+    s, t, c, loss, *gradients = (BY_HAND | BY_HAND_AT_EPS)[name]
     inputs = [tensor(row) for row in (s, t, c)]
-    result = ndfast.nd_loss(*inputs, torch.tensor([0]), backend=backend)
+    result = ndfast.nd_loss(*inputs, torch.tensor([0]), eps=eps, backend=backend)
     result.backward()
     assert result.item() == pytest.approx(loss, rel=1e-12)
-    assert reference.row_loss(*inputs).tolist() == pytest.approx([loss], rel=1e-12)
+    assert reference.row_loss(*inputs, eps).tolist() == pytest.approx([loss], rel=1e-12)
     for x, expected in zip(inputs, gradients, strict=True):
         assert x.grad[0].tolist() == pytest.approx(expected, rel=1e-12, abs=1e-15)
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_autograd_of_the_row_loss_by_hand(name: str) -> None:
+    s, t, c, _, *gradients = BY_HAND[name]
+    inputs = [tensor(row) for row in (s, t, c)]
+    reference.row_loss(*inputs).sum().backward()
+    for x, expected in zip(inputs, gradients, strict=True):
+        assert x.grad[0].tolist() == pytest.approx(expected, rel=1e-12, abs=1e-15)
+
+
+@pytest.mark.parametrize("backend", ["reference", "native"])
+def test_zero_norms_and_no_eps(backend: str) -> None:
+    # 0/0, and its gradient, not the infinite -c/(n_c·0) of a row that has a direction
+    s, t, c = tensor([0, 0]), tensor([0, 0]), tensor([0, 2])
+    loss = ndfast.nd_loss(s, t, c, torch.tensor([0]), eps=0.0, backend=backend)
+    gradients = torch.autograd.grad(loss, (s, t, c))
+    assert all(x.isnan().all() for x in (loss, gradients[0], gradients[2]))
 
 
 def test_reductions_and_weights_by_hand() -> None:
@@ -69,6 +104,16 @@ def test_mix_and_probabilities_mix_before_they_normalise() -> None:
     mix = ndfast.Mix(torch.tensor([0]), torch.tensor([1]), 0.25)
     for target in (mix, tensor([0.25, 0.75], grad=False)):
         assert ndfast.nd_loss(s, t, class_means, target).item() == pytest.approx(expected)
+
+
+def test_labels_out_of_range_have_a_centre_of_nan() -> None:
+    labels, others = torch.tensor([-1, 0, 1, 2]), torch.tensor([0, 0, 0, 0])
+    for K in (1, 2):
+        class_means = torch.arange(1.0, K + 1)[:, None]
+        expected = [math.nan, 1.0, 2.0 if K == 2 else math.nan, math.nan]
+        for target_b, lam in ((None, 0.0), (labels, 0.5), (others, 1.0)):
+            centres = reference.gather_centres(class_means, labels, target_b, None, lam, DOUBLE)
+            assert centres[:, 0].tolist() == pytest.approx(expected, nan_ok=True)
 
 
 def per_sample_loop(
@@ -113,6 +158,32 @@ def test_closed_form_is_the_gradient_of_the_loss(seed: int) -> None:
         (alpha * s + delta * c, c),
     ):
         torch.testing.assert_close(gradient, x.grad, rtol=1e-12, atol=1e-14)
+
+
+def test_what_is_not_asked_for_is_empty() -> None:
+    rows = rows_of(draw(5, 3, 2, torch.float32))
+    for num_coefficients, gradient in ((0, False), (2, False), (4, True), (8, False)):
+        _, _, coefficients, grad = reference.forward(*rows, num_coefficients, gradient)
+        assert coefficients.shape == (num_coefficients, 5)
+        assert grad.shape == ((5, 3) if gradient else (0,))
+    arguments = (torch.ones(()), torch.ones(()), reference.forward(*rows, 4, False)[2], *rows[:7])
+    for needs in itertools.product((False, True), repeat=3):
+        gradients = reference.backward(*arguments, None, *needs)
+        assert [x.numel() > 0 for x in gradients] == list(needs)
+
+
+def test_backward_of_coefficients() -> None:
+    student, class_means = torch.ones(3, 2), torch.full((1, 2), torch.nan)
+    class_means[0, 1] = 10
+    coefficients = torch.tensor([[0.0, 0.0, 1.0], [0.0, 2.0, 0.0]])  # alpha and beta
+    rows = (student, None, class_means, torch.tensor([0, 0, 0]), None, None, 0.0)
+    grad_loss, scale, added = torch.tensor(3.0), torch.tensor(0.5), torch.full((3, 2), 7.0)
+    for grad_features, more in ((None, 0), (added, 7)):
+        options = (grad_features, True, False, False)
+        grad, _, _ = reference.backward(grad_loss, scale, coefficients, *rows, *options)
+        assert grad[:, 1].tolist() == [more, 1.5 * 2 + more, 1.5 * 10 + more]
+        # Only a row whose alpha and beta are both 0 is ignored, whatever it holds.
+        assert grad[:, 0].isnan().tolist() == [False, True, True]
 
 
 @pytest.mark.parametrize("backend", ["reference", "native"])

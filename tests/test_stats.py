@@ -51,6 +51,15 @@ def test_teacher_as_norms_or_absent(backend: str) -> None:
         assert numbers(stats) == pytest.approx(expected, nan_ok=True)
 
 
+def test_of_zero_norms(backend: str) -> None:
+    zeros = torch.zeros(1, 2)
+    for student, teacher, expected in ((zeros, zeros, (0, 0, 1)), (S[:1], zeros, (0.6, 10, 1))):
+        _, stats = ndfast.nd_loss(
+            student, teacher, CLASS_MEANS, LABELS[:1], eps=0.5, return_stats=True, backend=backend
+        )
+        assert numbers(stats) == pytest.approx(expected)
+
+
 def test_of_no_row_that_counts(backend: str) -> None:
     for rows, labels in ((0, []), (2, [-100, -100])):
         loss, stats = ndfast.nd_loss(

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-NONE, MEAN, SUM = 0, 1, 2
+NONE, MEAN, SUM = range(3)
 
 
 def unusable(device: torch.device) -> str | None:
@@ -82,7 +82,7 @@ def row_measures(terms: RowTerms, eps: float) -> Tensor:
     """What `ndfast.stats` takes the means of, [4, N]: cosine, ‖s‖/‖t‖, ‖s‖ ≥ ‖t‖, and one."""
     n_s, n_t, _, _, p = terms
     norm_ratio = n_s / n_t.clamp_min(eps)
-    longer = torch.where(norm_ratio.isnan(), torch.nan, (n_s >= n_t).to(n_s.dtype))
+    longer = torch.where(norm_ratio.isnan(), torch.nan, (n_s >= n_t).to(p.dtype))
     return torch.stack([p / n_s.clamp_min(eps), norm_ratio, longer, torch.ones_like(p)])
 
 
@@ -154,20 +154,20 @@ def forward(
 
     row_weight = s.new_ones(len(s)) if sample_weight is None else sample_weight.to(dtype)
     counts = rows_that_count(target, target_b, ignore_index)
-    loss = 1 - terms.projection / terms.larger_norm
-    if counts is not None:  # select, do not multiply: an ignored row may hold NaN
+    if counts is not None:
         row_weight = torch.where(counts, row_weight, 0)
-        loss = torch.where(counts, loss, 0)
     factor = weight * row_weight
     if reduction == MEAN:
         denominator = row_weight.sum()
         factor = torch.where(denominator == 0, 0, factor / denominator)
-    loss = factor * loss
+    loss = factor * (1 - terms.projection / terms.larger_norm)
+    if counts is not None:  # select, do not multiply: an ignored row may hold NaN
+        loss = torch.where(counts, loss, 0)
     if reduction != NONE:
         loss = loss.sum()
 
-    coefficients, grad_student = s.new_empty(0, len(s)), student.new_empty(0)
-    if num_coefficients or gradient:
+    coefficients, grad_student = s.new_empty(num_coefficients, len(s)), student.new_empty(0)
+    if num_coefficients:
         coefficients = factor * row_coefficients(terms, eps)
         if num_coefficients == 8:
             coefficients = torch.cat([coefficients, row_measures(terms, eps)])
@@ -253,7 +253,7 @@ def _scatter(
         share = lam_scalar if lam is None else lam.to(grad_centres.dtype)[:, None]
         add(target, share * grad_centres)
         add(target_b, (1 - share) * grad_centres)
-    return grad[:K]
+    return grad[:-1]
 
 
 def finish_gradient_(
