@@ -1,4 +1,4 @@
-"""The harness's losses: values worked out by hand, other ways to the same value, and gradients."""
+"""The harness's losses by hand, by other ways to the same value, and their gradients."""
 
 from __future__ import annotations
 
@@ -7,20 +7,17 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import ndfast
-from ndfast.train.errors import ConfigError
 from ndfast.train.losses import (
     METHODS,
-    ReviewKD,
     cross_entropy,
     dist_loss,
     dkd_loss,
     hcl_loss,
     kd_loss,
 )
-from ndfast.train.models import Output
 
 TARGET, OTHER = torch.tensor([0, 4, 2, 2]), torch.tensor([3, 1, 2, 0])
 MIX = ndfast.Mix(TARGET, OTHER, torch.tensor([0.25, 0.5, 0.75, 1.0]))
@@ -208,99 +205,6 @@ def test_hcl_from_means_of_blocks(shape: tuple[int, int], seed: int) -> None:
     torch.testing.assert_close(hcl_loss([student], [teacher]), total / (15 / 8))
 
 
-def review(*channels: tuple[int, ...]) -> ReviewKD:
-    return ReviewKD(*channels, mid_channels=2).double().eval()
-
-
-def test_review_by_hand() -> None:
-    model = ReviewKD((1, 1, 1), (1, 1, 1)).eval()
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.eps = 0.0  # with running means of 0 and variances of 1: the identity
-        elif isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1):
-            nn.init.ones_(module.weight)
-        elif isinstance(module, nn.Conv2d):
-            module.weight.data = torch.tensor([[[[7.0, 7.0, 7.0], [0.0, 2.0, 0.0], [7.0] * 3]]])
-    # The shares of the stage and of the deeper ones: 3/4 and 1/4, which the second stage draws from
-    # the deeper ones (they are 2), and the first has from the bias.
-    third = math.log(3)
-    for fusion, weight, bias in (
-        (model.fusions[1], third / 2, 0.0),
-        (model.fusions[2], 0.0, third),
-    ):
-        attention = fusion.attention[0]
-        attention.weight.data = torch.tensor([[0.0, weight], [0.0, -weight]])[..., None, None]
-        attention.bias.data = torch.tensor([bias, -bias])
-    student = Output(
-        torch.tensor([[2.0]]),
-        torch.empty(1, 0),
-        (torch.tensor([[[1.0, 3.0]]]), torch.tensor([[[6.0]]])),
-    )
-    teacher = Output(
-        torch.tensor([[3.0]]),
-        torch.empty(1, 0),
-        (torch.tensor([[[3.0, 4.0]]]), torch.tensor([[[9.0]]])),
-    )
-    # Fused: 2, 6·3/4 + 2·1/4 = 5, (1, 3)·3/4 + 5·1/4 = (2, 7/2). Twice that against the teacher's:
-    # off by 1, 1, and (1, 3), whose mean square is 5 and whose mean 2.
-    expected = 1 + 1 + (5 + 4 / 2) / (1 + 1 / 2)
-    assert model(student, teacher).item() == pytest.approx(expected)
-
-
-def outputs(dtype: torch.dtype = torch.float64) -> tuple[Output, Output]:
-    """Of a student and a teacher whose stages differ in widths and sizes."""
-    student, teacher = (
-        Output(
-            torch.randn(2, channels[2], dtype=dtype, requires_grad=True),
-            torch.empty(2, 0),
-            tuple(
-                torch.randn(2, width, side, side, dtype=dtype, requires_grad=True)
-                for width, side in zip(channels, sides, strict=False)
-            ),
-        )
-        for channels, sides in (((2, 3, 4), (4, 2)), ((3, 4, 5), (6, 3)))
-    )
-    return student, teacher
-
-
-def test_review_trains_everything_but_the_teacher(seed: int) -> None:
-    student, teacher = outputs()
-    model = review((2, 3, 4), (3, 4, 5)).train()
-    model(student, teacher).backward()
-    for tensor in (student.features, *student.stages, *model.parameters()):
-        assert tensor.grad is not None
-        assert tensor.grad.count_nonzero() > 0
-    assert all(tensor.grad is None for tensor in (teacher.features, *teacher.stages))
-
-
-def test_review_gradients(seed: int) -> None:
-    student, teacher = outputs()
-    model = review((2, 3, 4), (3, 4, 5))
-
-    def loss(features: Tensor, first: Tensor, second: Tensor, *parameters: Tensor) -> Tensor:
-        return model(Output(features, student.logits, (first, second)), teacher)
-
-    inputs = (student.features, *student.stages, *model.parameters())
-    assert torch.autograd.gradcheck(loss, inputs, fast_mode=True)
-
-
-def test_review_is_sized_and_initialised_as_the_authors_have_it(seed: int) -> None:
-    for dim, mid_channels in ((64, 64), (600, 512)):
-        deepest, first = ReviewKD((16, dim), (32, 8)).fusions
-        for fusion, channels, out_channels in ((deepest, dim, 8), (first, 16, 32)):
-            inner, outer = fusion.inner[0].weight, fusion.outer[0].weight
-            assert inner.shape == (mid_channels, channels, 1, 1)
-            assert outer.shape == (out_channels, mid_channels, 3, 3)
-            for weight in (inner, outer):  # uniform up to √(3 / fan-in)
-                bound = math.sqrt(3 / weight[0].numel())
-                assert 0.95 * bound < weight.abs().max() <= bound
-
-
-def test_review_wants_equal_numbers_of_stages() -> None:
-    with pytest.raises(ConfigError, match="got a network of 2 stages against the teacher's 3;"):
-        ReviewKD((1, 2, 2), (1, 2, 3, 3))
-
-
 @pytest.mark.parametrize("name", LOSSES)
 def test_gradients(name: str, seed: int) -> None:
     student, teacher = torch.randn(2, 4, 5, dtype=torch.float64)
@@ -325,13 +229,3 @@ def test_bfloat16_is_computed_in_float32(name: str, seed: int) -> None:
     assert loss.shape == ()
     assert loss.dtype == torch.float32
     torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-6)
-
-
-def test_review_under_autocast(seed: int) -> None:
-    student, teacher = outputs(torch.float32)
-    model = ReviewKD((2, 3, 4), (3, 4, 5))
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = model(student, teacher)
-    loss.backward()
-    assert loss.dtype == torch.float32
-    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
