@@ -32,6 +32,14 @@ STAGES = [
     ["tests/test_definition.py"],
     ["tests/test_corners.py", "tests/test_stats.py", "tests/test_options.py"],
 ]
+# What the line is changed to, where that is the same function: of two equal numbers, the other.
+EQUIVALENT = {
+    "const bool teacher_is_larger = teacher_norm >= student_norm || teacher_norm != teacher_norm;",
+    "m = m <= eps ? eps : m;",
+    "const T n_c = centre_norm <= eps ? eps : centre_norm;",
+    "const T n_s = student_norm <= eps ? eps : student_norm;",
+    "const T n_t = teacher_norm <= eps ? eps : teacher_norm;",
+}
 QUICK = "not cuda and not triton and not int32 and not streamed and not float16 and not float64"
 
 
@@ -165,6 +173,8 @@ def run(path: Path, mutants: Iterator[tuple[Mutant, Callable[[], bool]]]) -> int
     """Tests the mutants of one file and prints the survivors."""
     began, total, survivors = time.monotonic(), 0, 0
     for mutant, test in mutants:
+        if mutant.after in EQUIVALENT:
+            continue
         total += 1
         if test():
             survivors += 1
