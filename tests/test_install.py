@@ -100,7 +100,7 @@ def path_without_nvcc(folder: Path) -> str:
     for programs in os.environ["PATH"].split(os.pathsep):
         for program in Path(programs).glob("*") if Path(programs).is_dir() else ():
             link = folder / program.name
-            if program.name != "nvcc" and not link.exists():
+            if program.name != "nvcc" and not link.is_symlink():
                 link.symlink_to(program)
     return str(folder)
 
@@ -116,6 +116,23 @@ def test_the_sdist_holds_the_checkout_and_nothing_that_was_built(sdist: Path) ->
         names = {info.name.partition("/")[2] for info in archive if info.isfile()}
     content = {name for name in names if not name.startswith("ndfast.egg-info/")}
     assert content == files_of_the_checkout() | {"PKG-INFO", "setup.cfg"}
+
+
+@needs_compiler
+@pytest.mark.parametrize("source", ["bindings.cpp", "cuda/bindings.cpp"])
+def test_ops_have_their_names_by_torch_2_10_too(source: str) -> None:
+    macros = """
+        #define STABLE_TORCH_LIBRARY(ns, m) name = #ns
+        #define STABLE_TORCH_LIBRARY_IMPL(ns, k, m) name = #ns, key = #k
+    """  # which take their arguments as they are written, as those of torch 2.10 do
+    code = re.sub(r"#include.*", "", (ROOT / "csrc" / source).read_text())
+    expanded = subprocess.run(
+        [os.environ.get("CXX", "c++"), "-E", "-P", "-x", "c++", "-"],
+        input=macros + code, capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    library, device = ("ndfast_cuda", "CUDA") if "cuda" in source else ("ndfast_native", "CPU")
+    assert set(re.findall(r'name = "(\w+)"', expanded)) == {library}
+    assert device in re.findall(r'key = "(\w+)"', expanded)
 
 
 @needs_compiler

@@ -8,10 +8,14 @@
 #define NDFAST_CUDA_KEY CUDA
 #endif
 
+// Their arguments are expanded first: torch 2.10's macros take the name as it is written.
+#define NDFAST_REGISTER(library, m) STABLE_TORCH_LIBRARY(library, m)
+#define NDFAST_REGISTER_KERNELS(library, key, m) STABLE_TORCH_LIBRARY_IMPL(library, key, m)
+
 #define NDFAST_CENTRES \
   "Tensor class_means, Tensor? target, Tensor? target_b, Tensor? lam, float lam_scalar"
 
-STABLE_TORCH_LIBRARY(NDFAST_CUDA_LIBRARY, m) {
+NDFAST_REGISTER(NDFAST_CUDA_LIBRARY, m) {
   m.def("forward(Tensor student, Tensor? teacher, " NDFAST_CENTRES
         ", Tensor? sample_weight, float weight, int reduction, int ignore_index, float eps, "
         "int num_coefficients, bool gradient) -> "
@@ -28,11 +32,11 @@ STABLE_TORCH_LIBRARY(NDFAST_CUDA_LIBRARY, m) {
   m.def("why_unusable(int device) -> str");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(NDFAST_CUDA_LIBRARY, CompositeExplicitAutograd, m) {
+NDFAST_REGISTER_KERNELS(NDFAST_CUDA_LIBRARY, CompositeExplicitAutograd, m) {
   m.impl("why_unusable", TORCH_BOX(&ndfast::cuda::why_unusable));
 }
 
-STABLE_TORCH_LIBRARY_IMPL(NDFAST_CUDA_LIBRARY, NDFAST_CUDA_KEY, m) {
+NDFAST_REGISTER_KERNELS(NDFAST_CUDA_LIBRARY, NDFAST_CUDA_KEY, m) {
   m.impl("forward", TORCH_BOX(&ndfast::cuda::forward));
   m.impl("backward", TORCH_BOX(&ndfast::cuda::backward));
   m.impl("finish_gradient_", TORCH_BOX(&ndfast::cuda::finish_gradient_));
