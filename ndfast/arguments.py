@@ -59,7 +59,7 @@ def check_and_flatten(
         raise ValueError(
             f"student: got shape {_shape(student)}; it takes [N, D] or [N, D, d1, ...] with D > 0"
         )
-    _check_options(weight, reduction, ignore_index, eps, backend)
+    check_options(weight, reduction, ignore_index, eps, backend)
     rows_shape = shape[:1] if len(shape) == 2 else _rows_shape(student, target)
     device = student.device
 
@@ -173,9 +173,10 @@ def _check_norms(teacher: Tensor, student: Tensor, rows_shape: Any) -> None:
     _check_constant("teacher", teacher)
 
 
-def _check_options(
+def check_options(
     weight: float, reduction: str, ignore_index: int, eps: float, backend: str | None
 ) -> None:
+    """Those of the options that a module of the loss is built with."""
     if not isinstance(weight, (float, int)):
         raise TypeError(f"weight: got {type(weight).__name__}; it takes a number")
     if not isinstance(eps, (float, int)):

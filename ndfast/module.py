@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from ndfast.arguments import check_options
 from ndfast.functional import nd_loss
 from ndfast.labels import Mix
 from ndfast.stats import NDStats
@@ -23,8 +24,8 @@ class NDLoss(nn.Module):
         backend: "native", "cuda", "triton" or "reference"; by default the fastest that can run.
 
     Raises:
-        TypeError: ``class_means`` is no floating-point tensor.
-        ValueError: ``class_means`` is not [K, D].
+        TypeError: ``class_means`` is no floating-point tensor, or an option has another type.
+        ValueError: ``class_means`` is not [K, D], or an option a value that is not taken.
 
     Examples:
         >>> nd = ndfast.NDLoss(ndfast.load_class_means("means.safetensors"), weight=2.0)
@@ -50,6 +51,7 @@ class NDLoss(nn.Module):
             raise TypeError(f"class_means: got {got}; it takes a floating-point tensor")
         if class_means.dim() != 2:
             raise ValueError(f"class_means: got shape {list(class_means.shape)}; it takes [K, D]")
+        check_options(weight, reduction, ignore_index, eps, backend)
         means = class_means.detach().clone()
         if learnable:
             self.class_means = nn.Parameter(means)

@@ -52,3 +52,20 @@ def test_a_student_trains_towards_its_class_means(seed: int) -> None:
     cosine = torch.nn.functional.cosine_similarity(student, c[labels])
     assert cosine.min() > 0.98
     assert student.norm(dim=1).min().item() == pytest.approx(4, rel=0.3)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"weight": "2"}, TypeError, "weight: got str"),
+        ({"reduction": "avg"}, ValueError, "reduction: 'avg' is not"),
+        ({"ignore_index": 1.0}, TypeError, "ignore_index: got float"),
+        ({"eps": -1e-8}, ValueError, "eps: got -1e-08"),
+        ({"backend": "gpu"}, ValueError, "backend: 'gpu'"),
+    ],
+)
+def test_bad_options_are_told_when_the_module_is_built(
+    options: dict, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        ndfast.NDLoss(torch.randn(3, 7), **options)
