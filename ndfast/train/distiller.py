@@ -16,7 +16,7 @@ from ndfast.train.teacher import Teacher
 class Distiller(nn.Module):
     """A student, and what a method puts beside it.
 
-    One module, because DistributedDataParallel and FSDP want all parameters under one forward. The
+    One module, because DistributedDataParallel wants all parameters under one forward. The
     teacher is not in it: it is frozen, and no checkpoint needs it.
 
     Args:
