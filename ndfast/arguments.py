@@ -146,6 +146,8 @@ def _check_float_tensor(name: str, value: Any, device: torch.device | None = Non
         raise TypeError(
             f"{name}: got dtype {value.dtype}; it takes float16, bfloat16, float32 or float64"
         )
+    if value.layout is not torch.strided:
+        raise TypeError(f"{name}: got layout {value.layout}; it takes torch.strided, a dense tensor")
     if device is not None and value.device != device:
         raise _wrong_device(name, value, device)
 
@@ -189,6 +191,8 @@ def check_options(
         )
     if not isinstance(ignore_index, int):
         raise TypeError(f"ignore_index: got {type(ignore_index).__name__}; it takes an int")
+    if not -(2**63) <= ignore_index < 2**63:
+        raise ValueError(f"ignore_index: got {ignore_index}; it takes a number that int64 holds")
     if backend is not None:
         check_backend_name(backend)
 
