@@ -147,7 +147,7 @@ def _check_float_tensor(name: str, value: Any, device: torch.device | None = Non
             f"{name}: got dtype {value.dtype}; it takes float16, bfloat16, float32 or float64"
         )
     if value.layout is not torch.strided:
-        raise TypeError(f"{name}: got layout {value.layout}; it takes torch.strided, a dense tensor")
+        raise TypeError(f"{name}: got layout {value.layout}; it takes a dense tensor")
     if device is not None and value.device != device:
         raise _wrong_device(name, value, device)
 

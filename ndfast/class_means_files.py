@@ -172,7 +172,8 @@ def _decode_npz(data: bytes, max_bytes: int) -> tuple[np.ndarray, dict[str, Any]
     if unpacked > max_bytes:
         raise ValueError(f"it unpacks to {unpacked} bytes, more than max_bytes={max_bytes}")
     with np.load(io.BytesIO(data), allow_pickle=False) as archive:
-        return _unseal(archive, json.loads(archive["metadata"].item()))
+        sealed = archive["metadata"].item() if "metadata" in archive else "{}"
+        return _unseal(archive, json.loads(sealed))
 
 
 def _encode_safetensors(array: np.ndarray, metadata: dict[str, str]) -> bytes:

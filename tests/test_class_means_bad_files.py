@@ -77,7 +77,7 @@ def test_bad_json(tmp_path: Path, text: str, message: str) -> None:
 
 def write_by_other_means(path: Path, array: np.ndarray, name: str = "class_means") -> None:
     if path.suffix == ".npz":
-        np.savez(path, **{name: array, "metadata": np.array("{}")})
+        np.savez(path, **{name: array})
     else:
         safetensors.numpy.save_file({name: array}, path)
 

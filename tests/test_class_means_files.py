@@ -168,3 +168,10 @@ def test_writing_over_a_file(tmp_path: Path) -> None:
         save_class_means(path, means)
         assert torch.equal(load_class_means(path), means)
     assert os.listdir(tmp_path) == ["means.npz"]
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "none"
+    with pytest.raises(FileNotFoundError, match="no such folder") as raised:
+        save_class_means(folder / "means.json", torch.ones(2, 3))
+    assert raised.value.filename == str(folder)
