@@ -48,7 +48,8 @@ def nd_loss_rows(rows: Rows, backend: str | None, measured: bool) -> tuple[Tenso
     if not needs_gradient:
         outputs = dispatch.run_forward(module, (*rows, 8 if measured else 0, False))
         return outputs[0], _measures(outputs[2], measured)
-    return _apply_eagerly(student, teacher, class_means, rows, module, measured)
+    outputs = _apply_eagerly(student, teacher, class_means, rows, module, measured)
+    return outputs if measured else (outputs, None)
 
 
 def attach_nd_loss_rows(
@@ -172,15 +173,15 @@ class _NDLoss(torch.autograd.Function):
         rows: Rows,  # these three among them: autograd follows no tensor in a tuple
         backend: Any,
         measured: bool,
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> Tensor | tuple[Tensor, Tensor]:
         gradient = ctx.needs_input_grad[STUDENT] and student.dtype != torch.float16
         loss, grad_student, measures = _run_forward(ctx, rows, gradient, backend, measured)
         ctx.grad_student = grad_student if gradient else None
-        return loss, measures
+        return loss if measures is None else (loss, measures)  # a second output costs a microsecond
 
     @staticmethod
     @_once_differentiable
-    def backward(ctx: Any, grad_loss: Tensor, _: None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_loss: Tensor, *_: None) -> tuple[Tensor | None, ...]:
         needs = ctx.needs_input_grad[:3]
         # Handed out once, so that nobody else holds it and it may be written in place; a second
         # backward (retain_graph) makes its own from the coefficients.
