@@ -27,8 +27,8 @@ CAPTION = (
     "have to move. Way a: gradient in the forward's pass; b: after it (float16); c: added to the "
     "classifier's by the backward; forward: no_grad. roofline: torch.add(out=), for forward the "
     "sum over s and t, for a teacher's norms copy_, for c that sum and the add; compile: the "
-    "fastest mode; accumulate: nd_loss, and autograd's own add. Ratios are medians over rounds in "
-    "which all take turns."
+    "fastest mode; accumulate: nd_loss, and autograd's own add; forward/add: what comes before "
+    "backward, in way a with the gradient. Ratios are medians over rounds in which all take turns."
 )
 
 
@@ -66,7 +66,8 @@ def record(case: Case, backend: str, seed: int, calls: int, times: Times) -> dic
         a fraction of the median, ``GB/s`` in 10⁹ bytes a second. Each ``ratio_to_…`` is ndfast's
         time over the other's, None where it took no part; ``compile_mode`` names the fastest mode.
         ``others`` holds the same figures by step, with ``why_not`` for one that took no part;
-        ``kernels``, on a GPU, ndfast's forward and backward beside torch.add(s, t, out=g).
+        ``kernels`` are ndfast's forward and backward beside torch.add(s, t, out=g), None where there
+        is no backward.
     """
     first, _, third = quantiles(times.ours, n=4)
     modes = [mode for mode in COMPILE_MODES if mode in times.others]
@@ -183,7 +184,8 @@ def table(records: list[dict[str, Any]]) -> Table:
         rows.add_column(name, no_wrap=True)
     peers = [name for name in PEERS if any(r[f"ratio_to_{name}"] for r in records)]
     headers = ["ndfast", "spread", "GB/s", *YARDSTICKS, *peers]
-    headers += [f"ndfast/\n{name}" for name in YARDSTICKS] + [f"{name}/\nndfast" for name in peers]
+    headers += [f"ndfast/\n{name}" for name in YARDSTICKS] + ["forward/\nadd"]
+    headers += [f"{name}/\nndfast" for name in peers]
     for header in headers:
         rows.add_column(header.replace("_", "\n"), justify="right", no_wrap=True)
     for r in records:
@@ -193,6 +195,7 @@ def table(records: list[dict[str, Any]]) -> Table:
             figure(r["median_us"]), f"{r['spread']:.0%}", figure(r["GB/s"]),
             *(figure(_median_us_of(r, name)) for name in (*YARDSTICKS, *peers)),
             *(figure(ratios[name]) for name in YARDSTICKS),
+            figure(r["kernels"] and r["kernels"]["forward"]["ratio_to_add"]),
             *(figure(inverse(ratios[name])) for name in peers),
         )  # fmt: skip
     return rows

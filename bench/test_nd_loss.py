@@ -156,7 +156,7 @@ def test_nd_loss(
     check(f"ndfast on {backend}", step, workload)
     ours = prepare(Peer(step), inputs)
     others, steps = dict(workload.others), {"ndfast": step, **workload.steps}
-    if case.device == "cuda":
+    if case.device == "cuda" or case.kind == "loss":
         others["forward"] = prepare(Peer(forward_step(case, backend)), inputs)
     if case.kind == "attached":
         steps["accumulate"] = accumulating_step(case, backend)

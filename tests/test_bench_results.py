@@ -83,7 +83,7 @@ def test_the_table_has_a_row_a_record(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = [line.split() for line in text.get().splitlines() if line.startswith(" Some GPU")]
     assert [line[5] for line in lines] == ["cuda", "triton"]
     # µs, spread, GB/s; roofline, cross entropy, compile, eager; then ratios
-    assert lines[0][6:] == ["4", "50%", "393", "2", "–", "8", "40", "2", "–", "2", "10"]
+    assert lines[0][6:] == ["4", "50%", "393", "2", "–", "8", "40", "2", "–", "1.5", "2", "10"]
 
 
 def test_results_are_kept_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
