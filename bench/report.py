@@ -66,8 +66,8 @@ def record(case: Case, backend: str, seed: int, calls: int, times: Times) -> dic
         a fraction of the median, ``GB/s`` in 10⁹ bytes a second. Each ``ratio_to_…`` is ndfast's
         time over the other's, None where it took no part; ``compile_mode`` names the fastest mode.
         ``others`` holds the same figures by step, with ``why_not`` for one that took no part;
-        ``kernels`` are ndfast's forward and backward beside torch.add(s, t, out=g), None where there
-        is no backward.
+        ``kernels`` are ndfast's forward and backward beside torch.add(s, t, out=g), None where
+        there is no backward.
     """
     first, _, third = quantiles(times.ours, n=4)
     modes = [mode for mode in COMPILE_MODES if mode in times.others]
