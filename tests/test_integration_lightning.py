@@ -9,7 +9,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-import torchvision_ops  # noqa: F401  torchmetrics looks for torchvision
+
+pytest.importorskip("torchvision_ops", reason="needs torchvision")  # torchmetrics looks for it
+pytest.importorskip("lightning", reason="needs Lightning")
+
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import Logger
 from torch import Tensor, nn

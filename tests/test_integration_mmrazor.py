@@ -11,9 +11,12 @@ import runpy
 from pathlib import Path
 from typing import Any
 
-import mmengine
 import pytest
 import torch
+
+pytest.importorskip("mmengine", reason="needs mmengine")
+
+import mmengine
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 

@@ -10,7 +10,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import torchvision_ops  # noqa: F401  isort: skip  timm imports torchvision
+pytest.importorskip("torchvision_ops", reason="needs torchvision")  # before timm
+pytest.importorskip("timm", reason="needs timm")
+
 import timm
 from timm.data import Mixup
 from timm.loss import SoftTargetCrossEntropy

@@ -9,7 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-import torchvision_ops  # noqa: F401  torchdistill imports torchvision
+
+pytest.importorskip("torchvision_ops", reason="needs torchvision")  # before torchdistill
+pytest.importorskip("torchdistill", reason="needs torchdistill")
+
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 from torchdistill.common import yaml_util

@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-import torchvision_ops  # noqa: F401  transformers looks for torchvision
-from torch import Tensor, nn
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+pytest.importorskip("torchvision_ops", reason="needs torchvision")  # transformers looks for it
+pytest.importorskip("transformers", reason="needs transformers")
+
+from torch import Tensor, nn
 from transformers import (
     BertConfig,
     BertForSequenceClassification,

@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 import torch
-import torchvision_ops  # noqa: F401  # before timm
+
+pytest.importorskip("torchvision_ops", reason="needs torchvision")  # before timm
+
 from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from rich.console import Console
