@@ -38,7 +38,7 @@ def save_class_means(
     path: str | os.PathLike[str],
     means: Tensor,
     *,
-    counts: Tensor | Sequence[int] | None = None,
+    counts: Tensor | np.ndarray | Sequence[int] | None = None,
     **metadata: str,
 ) -> None:
     """Writes class means in the format of the path's suffix: .json (KD++'s), .npz or .safetensors.
@@ -277,15 +277,15 @@ def _to_array(means: Tensor) -> np.ndarray:
     return array
 
 
-def _check_counts(counts: Tensor | Sequence[int], K: int) -> list[int]:
-    numbers = counts.tolist() if isinstance(counts, Tensor) else list(counts)
+def _check_counts(counts: Tensor | np.ndarray | Sequence[int], K: int) -> list[int]:
+    numbers = counts.tolist() if hasattr(counts, "tolist") else list(counts)
     if len(numbers) != K or not all(type(number) is int and number >= 0 for number in numbers):
         raise ValueError(f"counts: got {numbers}; it takes {K} integers, 0 or more")
     return numbers
 
 
 def _to_strings(
-    metadata: dict[str, str], counts: Tensor | Sequence[int] | None, K: int
+    metadata: dict[str, str], counts: Tensor | np.ndarray | Sequence[int] | None, K: int
 ) -> dict[str, str]:
     for name, value in metadata.items():
         if name in _OWN:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -98,9 +100,10 @@ def test_json_keys_in_any_order(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", WITH_METADATA)
-def test_metadata(tmp_path: Path, suffix: str) -> None:
+@pytest.mark.parametrize("array", [list, torch.tensor, np.array])
+def test_metadata(tmp_path: Path, suffix: str, array: Any) -> None:
     path = tmp_path / f"means{suffix}"
-    save_class_means(path, MEANS, counts=torch.tensor([5, 6]), teacher="résnet56", data="cifar")
+    save_class_means(path, MEANS, counts=array([5, 6]), teacher="résnet56", data="cifar")
     metadata = load_class_means_metadata(path)
     assert metadata.pop("counts").tolist() == [5, 6]
     assert len(metadata.pop("sha256")) == 64

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -158,3 +159,22 @@ def test_python_m_ndfast() -> None:
     command = [sys.executable, "-m", "ndfast", "--version"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
     assert (done.returncode, done.stdout.split()) == (0, ["ndfast", ndfast.__version__])
+
+
+def test_env_needs_no_package_of_the_harness() -> None:
+    """Python 3.10 has no tomllib, and tomli comes with the extra [train]."""
+    absent = "('tomllib', 'tomli', 'accelerate', 'rich')"
+    program = f"import sys; sys.modules |= dict.fromkeys({absent}); from ndfast.cli import main; "
+    program += "sys.exit(main(['env']))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_log_that_lacks_a_character_is_no_hindrance(tmp_path: Path) -> None:
+    file = tmp_path / "means.npz"
+    ndfast.save_class_means(file, torch.ones(2, 3), teacher="‖ t ‖")
+    command = [sys.executable, "-m", "ndfast", "class-means", str(file)]
+    latin = os.environ | {"PYTHONIOENCODING": "latin-1"}
+    done = subprocess.run(command, capture_output=True, env=latin, cwd=Path(__file__).parents[1])
+    assert done.returncode == 0, done.stderr
+    assert b"? t ?" in done.stdout

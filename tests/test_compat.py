@@ -226,6 +226,7 @@ def test_bad_dicts(class_dict: dict, message: str) -> None:
     [
         ((S, T, [[1.0, 0.0]], LABELS), TypeError, "class_means: got list"),
         ((S, T, T_EMB, None), ValueError, "labels: got None"),
+        ((S, T, T_EMB, torch.eye(2)[:1]), TypeError, "labels: got dtype torch.float32"),
         ((S, T, T_EMB, [0]), TypeError, "labels: got list"),
         (([[3.0, 4.0]], T, T_EMB, LABELS), TypeError, "s_emb: got list"),
         ((S, T[:, :1], T_EMB, LABELS), ValueError, "teacher: got shape"),

@@ -40,8 +40,8 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "shapes"
 
 
-def fit(distiller: DetectionDistiller, teacher: Any, dataset: Any, config: Any) -> None:
-    trainer = DetectionTrainer(Accelerator(cpu=True), distiller, teacher, dataset, config)
+def fit(distiller: DetectionDistiller, teacher: Any, data: Any, config: Any) -> None:
+    trainer = DetectionTrainer(Accelerator(cpu=True), distiller, teacher, data, config)
     trainer.train(Silent(), Silent(), lambda: None)
 
 
@@ -83,7 +83,7 @@ def test_a_loss_of_nan_ends_the_training(folder: Path) -> None:
     config = small_config(batch_size=4)
     distiller = DetectionDistiller(detector(), "kd++", config, torch.full((K + 1, D), torch.nan))
     before = [value.clone() for value in distiller.parameters()]
-    data = read_coco(folder).train
+    data = read_coco(folder)
     with pytest.raises(FloatingPointError, match=r"NaN or infinite in epoch 1 .*nd nan\); a lower"):
         fit(distiller, teacher(), data, config)
     assert all(map(torch.equal, distiller.parameters(), before))
@@ -142,6 +142,11 @@ def test_a_run_and_what_goes_on_from_its_files(tmp_path: Path) -> None:
     assert f"class_means: {file} is of another data set" in refused(
         data_dir=str(tmp_path / "other")
     )
+    untrained = {"teacher_weights": None, "class_means": "nowhere.npz"}
+    assert "class_means: cannot read nowhere.npz" in refused(**untrained)
+    with pytest.raises(ConfigError, match="backend: "):
+        quiet(tmp_path / "refused", backend="cuda" if not torch.cuda.is_available() else "native")
+    assert not (tmp_path / "refused" / "teacher").exists()  # told before it is trained
     ndfast.save_class_means(tmp_path / "81.npz", torch.rand(81, D))
     assert "is [81, 16]; teacher and data take [6, 16]" in refused(
         class_means=str(tmp_path / "81.npz")
@@ -165,7 +170,7 @@ def test_the_learning_rate_follows_its_schedule(
     monkeypatch.setattr(torch.optim.SGD, "step", recorded)
     config = small_config(batch_size=8, epochs=3, lr=0.1, optimizer="sgd")
     distiller = DetectionDistiller(detector(), "ce", config)
-    fit(distiller, None, read_coco(folder).train, config)
+    fit(distiller, None, read_coco(folder), config)
     # Two steps of growth, and half a cosine over four.
     cosine = [0.05 * (1 + math.cos(math.pi * part / 4)) for part in range(4)]
     assert rates == pytest.approx([0.05, 0.1, *cosine])
@@ -177,7 +182,7 @@ def test_the_seed_decides_everything(folder: Path) -> None:
         set_seed(seed)
         config = small_config(batch_size=4, seed=seed)
         distiller = DetectionDistiller(detector(), "ce", config)
-        fit(distiller, None, read_coco(folder).train, config)
+        fit(distiller, None, read_coco(folder), config)
         return torch.cat([value.flatten() for value in distiller.parameters()])
 
     assert torch.equal(trained(1), trained(1))

@@ -23,7 +23,10 @@ _PARTIAL = ".partial"
 
 
 def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, keep: int) -> str:
-    """Writes a checkpoint and removes the oldest beyond ``keep``; every process must call this.
+    """Writes a checkpoint, removes those of later steps and the oldest beyond ``keep``.
+
+    Every process must call this. Those of later steps were broken: `load_newest_checkpoint` passed
+    them over.
 
     Written beside, synced to the disk and renamed: whoever is killed meanwhile leaves the older
     ones and a folder that nobody reads.
@@ -53,8 +56,10 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, keep: int
             shutil.rmtree(folder / name, ignore_errors=True)
             partial.rename(folder / name)
             _sync(folder)
-            for old in _newest_first(folder)[keep:]:
-                shutil.rmtree(old)
+            checkpoints = _newest_first(folder)
+            own = checkpoints.index(folder / name)
+            for other in (*checkpoints[:own], *checkpoints[own + keep :]):
+                shutil.rmtree(other)
     # torch.save and safetensors tell of a full disk by a RuntimeError and an error of their own.
     except Exception as error:
         shutil.rmtree(partial, ignore_errors=True)
@@ -82,11 +87,14 @@ def load_newest_checkpoint(
     """
     found: list[Path | None] = [None]
     if accelerator.is_main_process:
-        for path in _newest_first(folder):
+        checkpoints = _newest_first(folder)
+        for path in checkpoints:
             if _is_whole(path):
                 found = [path]
                 break
-            tell(f"{path} is broken; the checkpoint before it is taken")
+            tell(f"{path} is broken; it is passed over")
+        if checkpoints and found[0] is None:
+            tell(f"{folder} has no checkpoint that is whole; the run begins anew")
     broadcast_object_list(found)
     if found[0] is None:
         return False

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
+from os.path import relpath
 from typing import Any
 
 from ndfast.dispatch import BACKENDS
@@ -165,7 +166,11 @@ class TrainConfig:
         10, LONG, "batches in a row that may be skipped for a loss of NaN or Inf", metavar="N"
     )
     max_steps: int | None = _option(
-        None, LONG, "end after so many (default: all epochs)", metavar="N", may_change=True
+        None,
+        LONG,
+        "end the student after so many (default: all epochs)",
+        metavar="N",
+        may_change=True,
     )
 
     out: str = _option("", OUTPUT, "the run's folder (default: runs/DATA)", metavar="DIR")
@@ -281,8 +286,20 @@ def check_same_run(config: Any, before: dict[str, Any]) -> None:
             continue
         was = before.get(item.name)
         was = tuple(was) if isinstance(was, list) else was
-        if was != now[item.name]:
+        is_file = item.metadata.get("metavar") == "FILE"
+        if was != now[item.name] and not (is_file and _has_moved_along(item.name, before, now)):
             raise ConfigError(
                 f"{item.name}: got {now[item.name]!r}, but the run in {config.out} was started "
                 f"with {was!r}; a resumed run takes the same"
             )
+
+
+def _has_moved_along(name: str, before: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Whether a field's file lies where it lay as seen from the run's folder."""
+    places = []
+    for config in (before, now):
+        file, out = config[name], config["out"]
+        if file is None:
+            return False
+        places.append(relpath(file, out))
+    return places[0] == places[1]

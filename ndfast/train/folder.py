@@ -20,7 +20,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
@@ -60,27 +60,39 @@ def open_folder(config: RunConfig) -> None:
     """Makes the run's folder, or checks that the run in it is the one to resume.
 
     Raises:
-        ConfigError: it cannot be written to, or holds a run that is neither to be resumed nor to be
-            replaced, or is to be resumed with another config.
+        ConfigError: it cannot be written to; it holds a run that is neither to be resumed nor to be
+            replaced, or is to be resumed with another config; what no run wrote is in the way; or
+            --overwrite would remove a file that the config names.
     """
     folder = Path(config.out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
     except OSError as error:
         raise ConfigError(f"out: cannot write to {str(folder)!r}: {error.strerror}") from error
-    begun = (folder / CONFIG).exists()
+    check_writable(folder, folder)
+    begun = _read_config(folder)
+    if begun is None and _read_config(folder / TEACHER) is None:
+        _check_nothing_is_lost(folder)
     if is_resumed(config):
-        if begun:
-            check_same_run(config, read_json(folder / CONFIG))
+        if begun is not None:
+            check_same_run(config, begun)
     elif config.overwrite:
-        clear_folder(folder)
-    elif begun:
+        _check_inputs_stay(config, folder)
+        _clear(folder)
+    elif begun is not None:
         raise ConfigError(
             f"out: {folder} holds a run; it takes --resume to go on with it, --overwrite to "
             "replace it, or another folder"
         )
+
+
+def check_writable(folder: Path, out: Path) -> None:
+    """Raises ConfigError, naming ``out``, if no file can be written into a folder."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigError(f"out: cannot write to {str(out)!r}: {error.strerror}") from error
 
 
 def begin(config: RunConfig) -> None:
@@ -88,7 +100,43 @@ def begin(config: RunConfig) -> None:
     write_json(Path(config.out) / CONFIG, asdict(config))  # type: ignore[call-overload]
 
 
-def clear_folder(folder: Path) -> None:
+def _read_config(folder: Path) -> dict[str, Any] | None:
+    """The config of the run in a folder; None where there is none, or a file of somebody else's."""
+    if not (folder / CONFIG).exists():
+        return None
+    found = read_json(folder / CONFIG)
+    return (
+        found if isinstance(found, dict) and {"out", "resume", "overwrite"} <= set(found) else None
+    )
+
+
+def _check_nothing_is_lost(folder: Path) -> None:
+    """Raises ConfigError where a run would write over, or remove, what no run wrote."""
+    for name in (*_FILES, *_FOLDERS):
+        path = folder / name
+        # A hidden file is what a killed write left.
+        if path.is_file() or any(not each.name.startswith(".") for each in path.glob("*")):
+            raise ConfigError(
+                f"out: {path} is there, but no run's {CONFIG}: what is in it would be lost; it "
+                "takes another folder"
+            )
+
+
+def _check_inputs_stay(config: RunConfig, folder: Path) -> None:
+    """Raises ConfigError if the config names a file or folder that --overwrite removes."""
+    removed = [(folder / name).resolve() for name in (*_FILES, *_FOLDERS)]
+    for item in fields(config):  # type: ignore[arg-type]
+        value = getattr(config, item.name)
+        if item.name == "out" or item.metadata.get("metavar") not in ("FILE", "DIR") or not value:
+            continue
+        if any(Path(value).resolve().is_relative_to(path) for path in removed):
+            raise ConfigError(
+                f"{item.name}: got {value!r}, which --overwrite removes with the run in {folder}; "
+                "it takes a copy somewhere else"
+            )
+
+
+def _clear(folder: Path) -> None:
     """Removes what a run writes, and nothing else."""
     for name in _FILES:
         (folder / name).unlink(missing_ok=True)

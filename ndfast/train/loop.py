@@ -95,7 +95,7 @@ class Trainer:
             distiller.compile()
         optimizer = build_optimizer(distiller, config)
         self.model, self.optimizer = accelerator.prepare(distiller, optimizer)
-        self.position = Position()
+        self.position = Position(data.name, accelerator.num_processes)
         accelerator.register_for_checkpointing(self.position)
         if self.average is not None:
             accelerator.register_for_checkpointing(self.average)

@@ -11,6 +11,7 @@ from ndfast.train.config import TrainConfig
 from ndfast.train.data import build_data
 from ndfast.train.errors import ConfigError
 from ndfast.train.evaluation import count_batches, take_class_means
+from ndfast.train.folder import check_writable
 from ndfast.train.processes import build_accelerator, torch_settings
 from ndfast.train.progress import Bars
 from ndfast.train.run import leave_together
@@ -34,6 +35,7 @@ def make_class_means(config: TrainConfig, out: Path, augmented: bool, console: C
     """
     if out.suffix.lower() not in (".safetensors", ".npz"):
         raise ConfigError(f"out: got {str(out)!r}; it takes a .safetensors or .npz file")
+    check_writable(out.parent, out)
     accelerator = build_accelerator(config)
     data = build_data(config.data, config.data_dir, config.image_size)
     network = load_teacher(config, data, accelerator.device)

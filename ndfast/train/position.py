@@ -9,6 +9,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from ndfast.train.errors import ConfigError
+
 
 class Log(Protocol):
     """Is told of steps, skipped batches and epochs; see `ndfast.train.records`."""
@@ -48,7 +50,12 @@ class Position:
         in_a_row: those of them since the last that was not.
         sums: of the epoch's losses.
         counted: steps in ``sums``.
+        data: the data set's name, which tells it from others.
+        processes: that share the batches.
     """
+
+    data: str
+    processes: int
 
     epoch: int = 0
     step: int = 0
@@ -61,6 +68,17 @@ class Position:
         return asdict(self)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on where another was; a step of other data or processes would be another step.
+
+        Raises:
+            ConfigError: its data or processes were others.
+        """
+        for name in ("data", "processes"):
+            if state[name] != getattr(self, name):
+                raise ConfigError(
+                    f"resume: the checkpoint is of {name} {state[name]}, this run has "
+                    f"{getattr(self, name)}; a resumed run takes the same"
+                )
         for name, value in state.items():
             setattr(self, name, value)
 

@@ -16,7 +16,7 @@ import ndfast
 from ndfast.dispatch import choose
 from ndfast.train import folder as files
 from ndfast.train.checkpoints import load_newest_checkpoint, save_checkpoint
-from ndfast.train.config import TrainConfig
+from ndfast.train.config import TrainConfig, without_losses
 from ndfast.train.data import Data, build_data
 from ndfast.train.data.batches import mix_seeds
 from ndfast.train.distiller import Distiller
@@ -29,7 +29,13 @@ from ndfast.train.processes import build_accelerator, torch_settings
 from ndfast.train.progress import Bars
 from ndfast.train.records import RunLog, read_log
 from ndfast.train.report import build_run_table, write_run_page
-from ndfast.train.teacher import MEANS_WORDS, PRETRAINED, Teacher, prepare_teacher
+from ndfast.train.teacher import (
+    FROM_TEACHER,
+    MEANS_WORDS,
+    PRETRAINED,
+    Teacher,
+    prepare_teacher,
+)
 
 Results = dict[str, Any]
 
@@ -69,7 +75,9 @@ def run_once(config: TrainConfig, bars: Bars) -> Results:
     """
     accelerator = build_accelerator(config)  # of its own: it collects what a checkpoint holds
     out = Path(config.out)
-    backend = _resolve_backend(accelerator, config)
+    backend = None
+    if METHODS[config.method].nd:
+        backend = resolve_backend(accelerator, config.backend)
     data = build_data(config.data, config.data_dir, config.image_size)
     _rehearse(config, accelerator, data)
     if accelerator.is_main_process:
@@ -79,10 +87,12 @@ def run_once(config: TrainConfig, bars: Bars) -> Results:
         results = files.read_json(out / files.RESULTS)
         if results["steps"] >= min(config.max_steps or results["all_steps"], results["all_steps"]):
             return results
-    teacher = _find_teacher(config, accelerator, data, bars)
+    teacher, about = _find_teacher(config, accelerator, data, bars)
     trainer = build_trainer(config, accelerator, data, teacher)
     if accelerator.is_main_process:
         files.begin(config)
+        if teacher is not None and teacher.class_means is not None:
+            ndfast.save_class_means(out / files.CLASS_MEANS, teacher.class_means, **about)
     try:
         return _train(trainer, backend, bars)
     finally:
@@ -108,14 +118,22 @@ def build_trainer(
 
 
 def teacher_config(config: TrainConfig) -> TrainConfig:
-    """The run that trains a config's teacher: cross entropy alone, always from the same seed."""
+    """The run that trains a config's teacher: to its end, by plain cross entropy, from seed 0.
+
+    What the student alone takes is left out, so that it may change while the teacher stays.
+    """
     out = Path(config.out) / files.TEACHER
     begun = (out / files.CONFIG).exists()  # the folder of a run that starts anew was cleared
     return replace(
-        config,
+        without_losses(config),
         model=config.teacher,
         method="ce",
+        class_means=FROM_TEACHER,
+        learnable_class_means=False,
         lr=config.lr if config.teacher_lr is None else config.teacher_lr,
+        teacher_lr=None,
+        ema=None,
+        max_steps=None,
         probe=False,
         seed=0,
         out=str(out),
@@ -124,22 +142,30 @@ def teacher_config(config: TrainConfig) -> TrainConfig:
     )
 
 
-def _resolve_backend(accelerator: Accelerator, config: TrainConfig) -> str | None:
-    if not METHODS[config.method].nd:
-        return None
+def resolve_backend(accelerator: Accelerator, backend: str | None) -> str:
+    """The name of what computes the ND loss.
+
+    Raises:
+        ConfigError: the backend that is asked for cannot run here.
+    """
     try:
-        return choose(accelerator.device, config.backend).__name__.rpartition(".")[2]
+        return choose(accelerator.device, backend).__name__.rpartition(".")[2]
     except (RuntimeError, ValueError) as error:
         raise ConfigError(f"backend: {error}") from error
+
+
+def check_inputs(config: Any) -> None:
+    """Raises ConfigError if a config names weights or class means that are not there."""
+    for name, words in (("teacher_weights", (PRETRAINED,)), ("class_means", MEANS_WORDS)):
+        path = getattr(config, name)
+        if path is not None and path not in words and not Path(path).is_file():
+            raise ConfigError(f"{name}: cannot read {path}: there is no such file")
 
 
 def _rehearse(config: TrainConfig, accelerator: Accelerator, data: Data) -> None:
     """Raises what would only be raised once a teacher has been trained, and costs nothing."""
     count_steps(config, data, accelerator.num_processes)
-    for name, words in (("teacher_weights", (None, PRETRAINED)), ("class_means", MEANS_WORDS)):
-        path = getattr(config, name)
-        if path not in words and not Path(path).is_file():
-            raise ConfigError(f"{name}: cannot read {path}: there is no such file")
+    check_inputs(config)
     with torch.device("meta"):
         network = build_model(config.model, data.num_classes, data.image_shape)
         teacher = None
@@ -157,20 +183,17 @@ def _needs_teacher(config: TrainConfig) -> bool:
 
 def _find_teacher(
     config: TrainConfig, accelerator: Accelerator, data: Data, bars: Bars
-) -> Teacher | None:
+) -> tuple[Teacher | None, dict[str, Any]]:
+    """The teacher, trained first where none is given, and what is kept beside its class means."""
     if not _needs_teacher(config):
-        return None
+        return None, {}
     if config.teacher_weights is None:
         teacher_run = teacher_config(config)
         run_once(teacher_run, bars)
         weights = Path(teacher_run.out) / files.MODEL
         config = replace(config, teacher_weights=str(weights))
     with_means = METHODS[config.method].nd or config.probe
-    teacher, about = prepare_teacher(accelerator, config, data, with_means)
-    if accelerator.is_main_process and teacher.class_means is not None:
-        path = Path(config.out) / files.CLASS_MEANS
-        ndfast.save_class_means(path, teacher.class_means, **about)
-    return teacher
+    return prepare_teacher(accelerator, config, data, with_means)
 
 
 def _train(trainer: Trainer, backend: str | None, bars: Bars) -> Results:

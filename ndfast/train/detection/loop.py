@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from ndfast.train.data.batches import TrainingBatches, build_loader
-from ndfast.train.detection.coco import CocoDataset
+from ndfast.train.detection.coco import CocoDataset, DetectionData
 from ndfast.train.detection.config import DetectionConfig
 from ndfast.train.detection.detector import Detector, Target
 from ndfast.train.detection.distiller import DetectionDistiller
@@ -43,7 +43,7 @@ class DetectionTrainer:
         accelerator: the device and the processes.
         distiller: not yet prepared by Accelerate.
         teacher: on the device, in evaluation mode; None where the method has none.
-        dataset: what to train on.
+        data: what to train on.
         config: batches and optimiser.
 
     Attributes:
@@ -59,16 +59,16 @@ class DetectionTrainer:
         accelerator: Accelerator,
         distiller: DetectionDistiller,
         teacher: Detector | None,
-        dataset: CocoDataset,
+        data: DetectionData,
         config: DetectionConfig,
     ) -> None:
-        self.accelerator, self.teacher, self.dataset = accelerator, teacher, dataset
+        self.accelerator, self.teacher, self.dataset = accelerator, teacher, data.train
         self.config, self.shared = config, config.shared()
-        self.steps_per_epoch = count_steps(accelerator, dataset, config)
+        self.steps_per_epoch = count_steps(accelerator, data.train, config)
         self.all_steps = self.steps_per_epoch * config.epochs
         optimizer = build_optimizer(distiller, self.shared)
         self.model, self.optimizer = accelerator.prepare(distiller, optimizer)
-        self.position = Position()
+        self.position = Position(data.name, accelerator.num_processes)
         accelerator.register_for_checkpointing(self.position)
         self.finite = FiniteCheck(accelerator)
 

@@ -33,7 +33,7 @@ from ndfast.train.models.weights import load_weights, save_weights, weights_dige
 from ndfast.train.processes import build_accelerator, torch_settings
 from ndfast.train.progress import Bars
 from ndfast.train.records import RunLog, read_log
-from ndfast.train.run import leave_together
+from ndfast.train.run import check_inputs, leave_together, resolve_backend
 from ndfast.train.teacher import read_class_means
 
 SHAPES = "shapes"
@@ -134,16 +134,9 @@ def _prepare(accelerator: Accelerator, config: DetectionConfig, out: Path) -> De
 def _train_all(
     accelerator: Accelerator, config: DetectionConfig, data: DetectionData, out: Path, bars: Bars
 ) -> dict[str, Any]:
-    count_steps(accelerator, data.train, config)
-    widths = [
-        build_detector(config, name, data.num_classes).dim
-        for name in (config.model, config.teacher)
-    ]
-    if widths[0] != widths[1]:
-        raise ConfigError(
-            f"dim: {config.model} has {widths[0]} box features, {config.teacher} {widths[1]}; they "
-            "take the same number"
-        )
+    _rehearse(accelerator, config, data)
+    if accelerator.is_main_process and config.teacher_weights is None:
+        files.begin(config)  # the teacher's training is a part of it
     teacher = _find_teacher(accelerator, config, data, out, bars)
     means = _find_class_means(accelerator, config, data, teacher, out)
 
@@ -166,6 +159,23 @@ def _train_all(
     }
 
 
+def _rehearse(accelerator: Accelerator, config: DetectionConfig, data: DetectionData) -> None:
+    """Raises what would only be raised once a teacher has been trained, and costs nothing."""
+    count_steps(accelerator, data.train, config)
+    check_inputs(config)
+    if any(METHODS[method].nd for method in config.methods):
+        resolve_backend(accelerator, config.backend)
+    widths = [
+        build_detector(config, name, data.num_classes).dim
+        for name in (config.model, config.teacher)
+    ]
+    if widths[0] != widths[1]:
+        raise ConfigError(
+            f"dim: {config.model} has {widths[0]} box features, {config.teacher} {widths[1]}; they "
+            "take the same number"
+        )
+
+
 def _train_one(
     config: DetectionConfig,
     data: DetectionData,
@@ -185,12 +195,11 @@ def _train_one(
         load_weights(detector, str(weights))
         return detector.to(accelerator.device).eval()
     if accelerator.is_main_process:
-        files.begin(config)
         folder.mkdir(parents=True, exist_ok=True)
     accelerator.wait_for_everyone()
     needed = None if METHODS[method].distillation is None else teacher
     distiller = DetectionDistiller(detector, method, config, means)
-    trainer = DetectionTrainer(accelerator, distiller, needed, data.train, config)
+    trainer = DetectionTrainer(accelerator, distiller, needed, data, config)
     position = trainer.position
     resumed = load_newest_checkpoint(accelerator, checkpoints, bars.note)
     log = RunLog(
@@ -236,12 +245,16 @@ def _find_class_means(
     teacher: Detector,
     out: Path,
 ) -> Tensor:
-    """Takes the class means or reads them; those that are taken are written."""
+    """Takes the class means or reads them; those that are taken are written.
+
+    With them all that the config names has been found: from here on the folder is this run's.
+    """
     about = {
         "teacher": config.teacher,
         "teacher_sha256": weights_digest(teacher),
         "data": data.name,
     }
+    counts = None
     if config.class_means is not None:
         means = read_class_means(
             Path(config.class_means),
@@ -252,7 +265,9 @@ def _find_class_means(
     else:
         set_seed(config.seed)
         means, counts = take_class_means(accelerator, teacher, data.train, config.batch_size)
-        if accelerator.is_main_process:
+    if accelerator.is_main_process:
+        files.begin(config)
+        if counts is not None:
             path = out / files.CLASS_MEANS
             ndfast.save_class_means(path, means, counts=counts.cpu(), **about)
     return means.to(accelerator.device).float()

@@ -10,11 +10,6 @@ from ndfast.train.config import check_keys
 from ndfast.train.errors import ConfigError
 from ndfast.train.losses import METHODS
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
 FOLDER = Path(__file__).parent
 _TABLES = [name for name, method in METHODS.items() if not method.nd]
 
@@ -38,6 +33,12 @@ def load_recipe(name: str, method: str | None = None) -> dict[str, Any]:
         ConfigError: there is none, it is not TOML, or it has a key that is no field of
             `TrainConfig`.
     """
+    # Here, for `ndfast env` works without the extra [train] that tomli comes with.
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+
     path = Path(name) if name.endswith(".toml") else FOLDER / f"{name}.toml"
     try:
         recipe = tomllib.loads(path.read_text(encoding="utf-8"))
