@@ -102,14 +102,14 @@ class DirectNormLoss(nn.Module):
         for name, value in (("s_emb", s_emb), ("labels", labels)):
             if not isinstance(value, Tensor):
                 raise TypeError(f"{name}: got {type(value).__name__}; it takes a torch.Tensor")
-        means = self._dict_means
-        if means is None or not means.are_of(class_dict):
-            self._dict_means = means = _DictMeans(class_dict)
         if labels.is_floating_point():
             raise TypeError(
                 f"labels: got dtype {labels.dtype}; class probabilities take T_EMB as a tensor "
                 "[K, D]"
             )
+        means = self._dict_means
+        if means is None or not means.are_of(class_dict):
+            self._dict_means = means = _DictMeans(class_dict)
         if labels.device.type == "cpu":
             unknown = set(labels.flatten().tolist()) - means.classes - {_IGNORE_INDEX}
             if unknown:

@@ -48,6 +48,14 @@ def test_files_beside_a_run_stay(tmp_path: Path) -> None:
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
+def test_a_folder_named_teacher_is_not_replaced(tmp_path: Path) -> None:
+    quiet_run(tmp_path / "teacher", **SHORT, model="convnet32", seed=3)
+    before = (tmp_path / "teacher" / "model.safetensors").read_bytes()
+    with pytest.raises(ConfigError, match=r"the run in .*teacher was started with"):
+        quiet_run(tmp_path, epochs=1, overwrite=True)
+    assert (tmp_path / "teacher" / "model.safetensors").read_bytes() == before
+
+
 @pytest.mark.parametrize("name", ["teacher_weights", "class_means"])
 def test_overwrite_removes_nothing_that_it_is_to_read(name: str, tmp_path: Path) -> None:
     quiet_run(tmp_path, **SHORT | {"method": "kd++"})

@@ -298,8 +298,8 @@ def _has_moved_along(name: str, before: dict[str, Any], now: dict[str, Any]) -> 
     """Whether a field's file lies where it lay as seen from the run's folder."""
     places = []
     for config in (before, now):
-        file, out = config[name], config["out"]
+        file = config.get(name)
         if file is None:
             return False
-        places.append(relpath(file, out))
+        places.append(relpath(file, config["out"]))
     return places[0] == places[1]

@@ -71,12 +71,12 @@ def open_folder(config: RunConfig) -> None:
         raise ConfigError(f"out: cannot write to {str(folder)!r}: {error.strerror}") from error
     check_writable(folder, folder)
     begun = _read_config(folder)
-    if begun is None and _read_config(folder / TEACHER) is None:
+    if begun is None:
         _check_nothing_is_lost(folder)
     if is_resumed(config):
         if begun is not None:
             check_same_run(config, begun)
-    elif config.overwrite:
+    elif begun is not None and config.overwrite:
         _check_inputs_stay(config, folder)
         _clear(folder)
     elif begun is not None:
@@ -105,15 +105,16 @@ def _read_config(folder: Path) -> dict[str, Any] | None:
     if not (folder / CONFIG).exists():
         return None
     found = read_json(folder / CONFIG)
-    return (
-        found if isinstance(found, dict) and {"out", "resume", "overwrite"} <= set(found) else None
-    )
+    return found if isinstance(found, dict) and found.keys() >= {"out", "overwrite"} else None
 
 
 def _check_nothing_is_lost(folder: Path) -> None:
-    """Raises ConfigError where a run would write over, or remove, what no run wrote."""
+    """Raises ConfigError where a run would write over what no run wrote, or not this one."""
     for name in (*_FILES, *_FOLDERS):
         path = folder / name
+        # A run that was killed while its teacher was trained has left that; it goes on.
+        if name == TEACHER and _read_config(path) is not None:
+            continue
         # A hidden file is what a killed write left.
         if path.is_file() or any(not each.name.startswith(".") for each in path.glob("*")):
             raise ConfigError(
