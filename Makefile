@@ -63,7 +63,7 @@ gpu:  ## on a machine with a GPU: all of the following gpu-… in turn
 
 gpu-build:  ## the library built into ndfast/ for this machine's GPU
 	arch=$$($(PYTHON) -c "$(GPU_ARCH)") && NDFAST_CUDA=1 TORCH_CUDA_ARCH_LIST=$$arch \
-		$(PYTHON) setup.py --quiet build_ext --inplace
+		$(PYTHON) setup.py --quiet build_ext --inplace --force
 	$(PYTHON) -c "import sys, ndfast; sys.exit(ndfast.available_backends()['cuda'])"
 
 gpu-test:  ## the tests marked gpu; those that look at the GPU's memory have it to themselves

@@ -10,10 +10,12 @@ from statistics import median
 
 import pytest
 import torch
-from rich.table import Table
 from torch import Tensor, nn
 
 pytest.importorskip("accelerate", reason="needs the extra [train]")
+pytest.importorskip("rich", reason="needs the extra [train]")
+
+from rich.table import Table
 
 import ndfast
 from bench.steps import per_sample_loss

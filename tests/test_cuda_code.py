@@ -203,6 +203,13 @@ def test_the_backward_loads_before_its_first_store(kernels: list[Kernel]) -> Non
         assert teacher > first, f"{kernel}: the teacher's gradient is a pass of its own"
 
 
+def test_the_forward_asks_for_s_and_t_before_the_first_label(kernels: list[Kernel]) -> None:
+    for kernel in of_rows(kernels, "forward_kernel"):
+        s_and_t = 2 * int(kernel.types[3])  # one load a piece
+        loads = kernel.places(r"LDG\.E\.NA\.128\.CONSTANT")
+        assert loads[s_and_t - 1] < kernel.places(r"LDG\.E\.U8")[0], kernel
+
+
 def test_the_backward_asks_for_a_row_before_its_label(kernels: list[Kernel]) -> None:
     # Whose address or predicate waits for a label stands behind that wait.
     for kernel in of_rows(kernels, "backward_kernel"):

@@ -118,22 +118,26 @@ __global__ void __launch_bounds__(kColumns* kClassRows, 4)
   const int col = blockIdx.y * kColumns + threadIdx.x;
   const bool has_column = col < rows.D / n;
   T sum[n] = {};
+  CentrePiece<T, C, n, kMix> c;
+  if constexpr (!kMix) c.load(rows.centres, {k, k}, col, has_column);  // all rows' is the same
   const int64_t end = p.bounds[k + 1];
 #pragma unroll 2
   for (int64_t j = p.bounds[k] + threadIdx.y; j < end; j += kClassRows) {
     const bool is_first = p.order[j] < rows.N;
     const int64_t i = is_first ? p.order[j] : p.order[j] - rows.N;
-    const RowLabels labels = load_labels<kMix>(rows.centres, i, true);
+    Piece<T, S, n> s;
+    s.load(rows.student, i, col, has_column);
+    RowLabels labels{k, k};
+    if constexpr (kMix) {
+      labels = load_labels<kMix>(rows.centres, i, true);
+      c.load(rows.centres, labels, col, has_column);
+    }
     const T share = load_share<T, kMix>(rows.centres, i, true);
     const T upstream = upstream_of(rows, i);
     const Coefficients<T> by =
         student_coefficients(rows, i, upstream, are_classes<kMix>(rows.centres, labels));
     const T delta = upstream * rows.coefficients[3 * rows.N + i];
     const T own_share = !kMix || is_first ? share : T(1) - share;
-    Piece<T, S, n> s;
-    CentrePiece<T, C, n, kMix> c;
-    s.load(rows.student, i, col, has_column);
-    c.load(rows.centres, labels, col, has_column);
 #pragma unroll
     for (int e = 0; e < n; ++e) {
       const T gradient = fma(by.alpha, s[e], delta * c.get(e, share));

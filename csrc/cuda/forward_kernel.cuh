@@ -103,13 +103,11 @@ __global__ void __launch_bounds__(Group::max_threads(kWords<S, C, kPieces, kMix>
   __shared__ GroupTotals totals;
   totals.clear();
   const int64_t step = int64_t(gridDim.x) * group.rows();
-  int64_t i = int64_t(blockIdx.x) * group.rows() + group.row();
-  // A row's centre waits for its label, which is therefore read one row ahead.
-  RowLabels next = load_labels<kMix>(p.centres, i, i < p.N);
+  const int64_t start = int64_t(blockIdx.x) * group.rows();
+  RowLabels next{-1, -1};
   // All threads of a block go round equally often, for they meet in the sums.
-  for (int64_t first = i - group.row(); first < p.N; first += step, i += step) {
+  for (int64_t first = start, i = start + group.row(); first < p.N; first += step, i += step) {
     const bool valid = i < p.N;
-    const RowLabels labels = next;
     Piece<T, S, n> s[kPieces], t[kPieces];
     CentrePiece<T, C, n, kMix> c[kPieces];
 #pragma unroll
@@ -122,6 +120,11 @@ __global__ void __launch_bounds__(Group::max_threads(kWords<S, C, kPieces, kMix>
       const int col = group.lane() + k * group.size();
       t[k].load(p.teacher, i, col, valid && col * n < p.D && p.teacher.data);
     }
+    // A row's centre waits for its label, which is therefore read one row ahead. The first row's is
+    // read here: before the loop, s and t would wait for it too, whose addresses the compiler works
+    // out after the centre's.
+    if (first == start) next = load_labels<kMix>(p.centres, i, valid);
+    const RowLabels labels = next;
 #pragma unroll
     for (int k = 0; k < kPieces; ++k) {
       const int col = group.lane() + k * group.size();

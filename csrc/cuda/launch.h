@@ -24,7 +24,8 @@ int64_t resident_blocks(const Launch& launch, const void* kernel, int threads);
 
 // A ticket for a launch that reduces, which no other launch has that may run at the same time. A
 // stream has one, for its launches run one after the other; a graph that is being captured has its
-// own for each stream, for it may be replayed beside anything. -1 where all have been given out.
+// own for each stream, for it may be replayed beside anything but itself: two of its instances
+// share their memory anyway. -1 where all have been given out.
 int32_t take_ticket(const Launch& launch);
 
 template <class Arguments>

@@ -22,6 +22,7 @@ TOOLS = {
     "synccheck": [],
 }
 FOUND = 99  # the exit status of a tool that found something
+OUT_OF_TIME = -1
 SECONDS = 240
 TRIVIAL = [sys.executable, "-c", "import torch; print(torch.ones(1, device='cuda') + 1)"]
 
@@ -34,7 +35,7 @@ def sanitizer() -> str | None:
 
 
 def run(program: str, tool: str, command: list[str]) -> tuple[int, str]:
-    """The exit status, -1 where time ran out, and what was printed."""
+    """The exit status, or OUT_OF_TIME, and what was printed."""
     options = ["--tool", tool, "--error-exitcode", str(FOUND), "--print-limit", "5", *TOOLS[tool]]
     # Without its cache torch allocates each tensor by itself, and a read past its end is seen.
     environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
@@ -44,7 +45,7 @@ def run(program: str, tool: str, command: list[str]) -> tuple[int, str]:
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
-        return -1, f"not done after {SECONDS} s"
+        return OUT_OF_TIME, f"not done after {SECONDS} s"
     return done.returncode, done.stdout
 
 
@@ -63,7 +64,7 @@ def main() -> int:
         found = dict(zip(TOOLS, results, strict=True))
     if any(status != 0 for status, _ in found.values()):
         status, said = run(program, "memcheck", TRIVIAL)
-        if status != 0:
+        if status not in (0, FOUND, OUT_OF_TIME):
             why = " ".join(said.strip().splitlines()[-1:])
             print(f"compute-sanitizer cannot work on this machine: nothing was looked at ({why})")
             return 0

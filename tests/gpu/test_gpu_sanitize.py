@@ -79,6 +79,12 @@ def test_a_finding_fails(tmp_path: Path) -> None:
     assert "memcheck: clean" in done.stdout
 
 
+def test_a_finding_in_every_program_fails_too(tmp_path: Path) -> None:
+    done = run_with(tmp_path, "echo a read past the end; exit 99")
+    assert done.returncode == 1
+    assert done.stdout.count("exit status 99\na read past the end") == 4
+
+
 def test_a_machine_that_does_not_allow_it_is_said(tmp_path: Path) -> None:
     done = run_with(tmp_path, "echo Device not supported; exit 1")
     assert done.returncode == 0
