@@ -221,6 +221,7 @@ def test_the_class_means_gradient_moves_16_bytes(kernels: list[Kernel]) -> None:
     for kernel in of_rows(kernels, "class_means_kernel"):
         assert kernel.places(r"LDG\.E\.NA\.128\.CONSTANT"), kernel
         assert not kernel.places("RED|ATOM"), kernel  # the same order of additions in every run
+        assert bool(kernel.places(r"LDG\.E\.U8")) == kernel.is_mixed, f"{kernel}: labels are known"
 
 
 def test_a_reduced_loss_takes_one_ticket(kernels: list[Kernel]) -> None:

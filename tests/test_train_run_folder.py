@@ -18,7 +18,6 @@ from ndfast.cli import main
 from ndfast.train.errors import ConfigError
 
 SHORT = {"method": "ce", "epochs": 1, "max_steps": 2}
-TRAIN = ["train", "--method", "ce", "--epochs", "1", "--max-steps", "2"]
 
 
 @pytest.mark.parametrize("flag", [{}, {"overwrite": True}, {"resume": True}], ids=str)
@@ -79,9 +78,7 @@ def test_a_teacher_is_trained_to_its_end_whatever_the_student_takes(tmp_path: Pa
     assert [record["step"] for record in events(tmp_path / "broken" / "teacher", "end")] == [11]
 
 
-def test_a_teacher_stays_while_what_the_student_alone_takes_changes(
-    tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_a_teacher_stays_while_what_the_student_alone_takes_changes(tmp_path: Path) -> None:
     bad = tmp_path / "bad.json"
     bad.write_text(json.dumps({str(k): [0.0, 1.0] for k in range(10)}))
     out = tmp_path / "run"

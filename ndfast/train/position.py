@@ -44,19 +44,18 @@ class Position:
     """Where a training stands; a checkpoint holds it.
 
     Args:
+        data: the data set's name, which tells it from others.
+        processes: that share the batches.
         epoch: from 0.
         step: of the optimiser, in the whole training; skipped batches count.
         skipped: batches that were skipped.
         in_a_row: those of them since the last that was not.
         sums: of the epoch's losses.
         counted: steps in ``sums``.
-        data: the data set's name, which tells it from others.
-        processes: that share the batches.
     """
 
     data: str
     processes: int
-
     epoch: int = 0
     step: int = 0
     skipped: int = 0

@@ -123,7 +123,8 @@ def teacher_config(config: TrainConfig) -> TrainConfig:
     What the student alone takes is left out, so that it may change while the teacher stays.
     """
     out = Path(config.out) / files.TEACHER
-    begun = (out / files.CONFIG).exists()  # the folder of a run that starts anew was cleared
+    # It goes on: a run that replaces another has cleared the folder, one that was killed has not.
+    begun = (out / files.CONFIG).exists()
     return replace(
         without_losses(config),
         model=config.teacher,
