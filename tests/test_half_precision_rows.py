@@ -48,3 +48,14 @@ def test_nan_and_inf_are_read_and_written(capability: str, dtype: torch.dtype) -
     loss.sum().backward()
     assert loss.isnan().tolist() == [True, True, True, False]
     assert student.grad.isnan().all(dim=1).tolist() == [True, True, True, False]
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_a_nan_of_all_ones_stays_nan_where_it_is_rounded(
+    capability: str, dtype: torch.dtype
+) -> None:
+    # Rounded as a number is, its bits would carry over into the sign: -0
+    student = torch.ones(1, 2, dtype=dtype, requires_grad=True)
+    all_ones = torch.full((1, 2), 0x7FFFFFFF, dtype=torch.int32).view(torch.float32)
+    ndfast.nd_loss(student, None, all_ones, None, backend="native").backward()
+    assert student.grad.isnan().all()

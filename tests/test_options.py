@@ -51,6 +51,11 @@ def test_rows_spread_over_threads_give_the_same_bits(seed: int) -> None:
 
 @needs_native
 def test_outputs_past_the_cache_are_streamed_and_right(capability: str, seed: int) -> None:
-    # 17 MiB, and a row that ends in the middle of a vector register
-    assert_as_defined(draw(2176, 2047, 10, torch.float32), "native", "unaligned rows")
-    assert_as_defined(draw(2176, 2048, 10, torch.float32), "native", "aligned rows")
+    # 17 MiB each
+    for N, D, dtype in [
+        (2176, 2048, torch.float32),
+        (2176, 2047, torch.float32),  # rows begin and end anywhere in a vector register
+        (4352, 2047, torch.bfloat16),
+        (495_000, 9, torch.float32),  # rows that may end before the first whole register
+    ]:
+        assert_as_defined(draw(N, D, 10, dtype), "native", f"{N} x {D} {dtype}")

@@ -36,8 +36,6 @@ struct Forward {
     const auto& kernels = row_kernels<T>();
     CentreReader<T> centres(class_means, index, kernels);
     const bool stream = grad_student && is_streamed(*grad_student);
-    // A row's gradient is written while the next row is read.
-    std::optional<Combination<T>> pending;
     for (int64_t i = begin; i < end; ++i) {
       if (index.is_ignored(i, ignore_index)) {
         loss[i] = 0;
@@ -47,8 +45,7 @@ struct Forward {
       }
       const ConstRow s = student.row(i);
       const T* c = centres[i];
-      const auto sums = kernels.sums(s, teacher ? teacher->row(i) : ConstRow{}, c, student.D,
-                                     pending ? &*pending : nullptr);
+      const auto sums = kernels.sums(s, teacher ? teacher->row(i) : ConstRow{}, c, student.D);
       const T norm_s = std::sqrt(sums.student_squared);
       const T norm_t = teacher_norm ? T((*teacher_norm)[i]) : std::sqrt(sums.teacher_squared);
       const auto row = row_terms(norm_s, norm_t, std::sqrt(sums.centre_squared),
@@ -60,10 +57,18 @@ struct Forward {
                                 : RowMeasures<T>{};
       write_coefficients(i, row, by, measures, true);
       if (grad_student) {
-        pending = {grad_student->row(i), c, s, by * row.alpha, by * row.beta, stream};
+        Combination<T> gradient{grad_student->row(i), c, s, by * row.alpha, by * row.beta, stream};
+        if (i + 1 < end) {
+          gradient.ahead[0] = centres.source(i + 1);
+          // Narrowing takes the time in which s and t of half precision come.
+          if (bytes_of(student.dtype) == 2) {
+            gradient.ahead[1] = student.row(i + 1);
+            if (teacher) gradient.ahead[2] = teacher->row(i + 1);
+          }
+        }
+        kernels.combine(gradient, student.D);
       }
     }
-    if (pending) kernels.combine(*pending, student.D);
     kernels.fence();
   }
 };

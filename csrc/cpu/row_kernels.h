@@ -25,7 +25,8 @@ struct Row {
 
 // x*centre + y*student, to be written to `out`. `stream` writes past the caches, for outputs larger
 // than they are. `addend`, where not null, is added before the sum is rounded; it and `out` then
-// have the student's type.
+// have the student's type. The rows of `ahead`, where not null, are asked for meanwhile: the next
+// sums then find them in L2. bench/NOTES.md says what that brings.
 template <class T>
 struct Combination {
   Row out;
@@ -35,15 +36,13 @@ struct Combination {
   T y;
   bool stream;
   const void* addend = nullptr;
+  ConstRow ahead[3] = {};
 };
 
 template <class T>
 struct RowKernels {
-  // Sums over s, t and c; `teacher.data` may be null. On its way writes `previous`, where not null,
-  // whose output has the student's type: sums wait for memory to be read and a combination for it
-  // to be written, so that the two overlap. bench/NOTES.md says what that brings.
-  RowSums<T> (*sums)(ConstRow student, ConstRow teacher, const T* centre, int64_t D,
-                     const Combination<T>* previous);
+  // Sums over s, t and c; `teacher.data` may be null.
+  RowSums<T> (*sums)(ConstRow student, ConstRow teacher, const T* centre, int64_t D);
   void (*combine)(const Combination<T>& combination, int64_t D);
   // out += x*centre + y*student.
   void (*accumulate)(T* out, const T* centre, ConstRow student, T x, T y, int64_t D);

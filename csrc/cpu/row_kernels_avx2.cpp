@@ -27,6 +27,10 @@ inline void stream_store(void* p, uint32_t __attribute__((vector_size(16))) v) {
 namespace ndfast::cpu::NDFAST_ISA {
 namespace {
 template <>
+inline Vec<uint32_t, 8> zero_extend<8>(Vec<uint16_t, 8> half) {
+  return (Vec<uint32_t, 8>)_mm256_cvtepu16_epi32((__m128i)half);
+}
+template <>
 inline Vec<float, 8> widen<8>(Vec<uint16_t, 8> half, float16) {
   return (Vec<float, 8>)_mm256_cvtph_ps((__m128i)half);
 }

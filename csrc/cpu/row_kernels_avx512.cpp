@@ -31,12 +31,45 @@ namespace {
 constexpr __mmask16 kAll = 0xffff;
 
 template <>
+inline Vec<uint32_t, 16> zero_extend<16>(Vec<uint16_t, 16> half) {
+  return (Vec<uint32_t, 16>)_mm512_maskz_cvtepu16_epi32(kAll, (__m256i)half);
+}
+template <>
+inline Vec<uint16_t, 16> narrow<16>(Vec<float, 16> value, bfloat16) {
+  const __m512i bits = (__m512i)value;
+  const __mmask16 is_odd = _mm512_test_epi32_mask(bits, _mm512_set1_epi32(0x10000));
+  const __m512i up = _mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff));
+  const __m512i rounded = _mm512_mask_add_epi32(up, is_odd, up, _mm512_set1_epi32(1));
+  const __mmask16 is_number = _mm512_cmp_ps_mask((__m512)value, (__m512)value, _CMP_ORD_Q);
+  return (Vec<uint16_t, 16>)_mm512_mask_cvtepi32_epi16(_mm256_set1_epi16(0x7fc0), is_number,
+                                                       _mm512_maskz_srli_epi32(kAll, rounded, 16));
+}
+template <>
 inline Vec<float, 16> widen<16>(Vec<uint16_t, 16> half, float16) {
   return (Vec<float, 16>)_mm512_maskz_cvtph_ps(kAll, (__m256i)half);
 }
 template <>
 inline Vec<uint16_t, 16> narrow<16>(Vec<float, 16> value, float16) {
   return (Vec<uint16_t, 16>)_mm512_maskz_cvtps_ph(kAll, (__m512)value, _MM_FROUND_TO_NEAREST_INT);
+}
+
+inline __mmask16 first(int64_t count) { return __mmask16((1u << count) - 1); }
+
+template <>
+inline Vec<float, 16> load_lanes(const void* p, int64_t count) {
+  return (Vec<float, 16>)_mm512_maskz_loadu_ps(first(count), p);
+}
+template <>
+inline void store_lanes(void* p, Vec<float, 16> row, int64_t count) {
+  _mm512_mask_storeu_ps(p, first(count), (__m512)row);
+}
+template <>
+inline Vec<uint16_t, 16> load_lanes(const void* p, int64_t count) {
+  return (Vec<uint16_t, 16>)_mm256_maskz_loadu_epi16(first(count), p);
+}
+template <>
+inline void store_lanes(void* p, Vec<uint16_t, 16> row, int64_t count) {
+  _mm256_mask_storeu_epi16(p, first(count), (__m256i)row);
 }
 }  // namespace
 }  // namespace ndfast::cpu::NDFAST_ISA

@@ -10,6 +10,18 @@
 namespace ndfast::cpu::NDFAST_ISA {
 namespace {
 
+// Calls f with a null pointer of the row's type.
+template <class T, class F>
+inline auto with_type(Dtype dtype, const F& f) {
+  switch (dtype) {
+    case Dtype::float16: return f(static_cast<float16*>(nullptr));
+    case Dtype::bfloat16: return f(static_cast<bfloat16*>(nullptr));
+    case Dtype::float64: return f(static_cast<double*>(nullptr));
+    case Dtype::float32: break;
+  }
+  return f(static_cast<float*>(nullptr));
+}
+
 // Writes a combination piece by piece.
 template <class T, class O, class S, bool HasAddend = false>
 struct Combiner {
@@ -22,9 +34,26 @@ struct Combiner {
         addend(static_cast<const S*>(c.addend)),
         x(c.x),
         y(c.y),
-        stream(c.stream && reinterpret_cast<uintptr_t>(out) % (Out::n * sizeof(O)) == 0) {}
+        stream(c.stream) {
+    for (int k = 0; k < 3; ++k) {
+      const ConstRow& row = c.ahead[k];
+      const int64_t bytes = with_type<T>(row.dtype, [](auto* type) { return sizeof(*type); });
+      // No row: the centre's first element again and again, which costs nothing.
+      ahead[k] = static_cast<const char*>(row.data ? row.data : c.centre);
+      ahead_bytes[k] = row.data ? bytes : 0;
+    }
+  }
+
+  // The elements before the first that a whole register may be streamed to.
+  int64_t head(int64_t D) const {
+    constexpr uintptr_t width = Out::n * sizeof(O);
+    const auto past = reinterpret_cast<uintptr_t>(out) % width;
+    const int64_t head = stream && past ? (width - past) / sizeof(O) : 0;
+    return head < D ? head : D;
+  }
 
   inline void write(int64_t i) const {
+    for (int k = 0; k < 3; ++k) __builtin_prefetch(ahead[k] + i * ahead_bytes[k], 0, 2);
     auto value = x * Access<T, T>::load(centre + i) + y * Access<T, S>::load(student + i);
     if constexpr (HasAddend) value += Access<T, S>::load(addend + i);
     if (stream) {
@@ -44,19 +73,19 @@ struct Combiner {
   const T* centre;
   const S* student;
   const S* addend;
+  const char* ahead[3];
+  int64_t ahead_bytes[3];
   T x;
   T y;
   bool stream;
 };
 
-template <class T, class S, class Q, bool HasTeacher, bool HasPrevious>
-RowSums<T> sums_of(const S* student, const Q* teacher, const T* centre, int64_t D,
-                   const Combination<T>* previous) {
+template <class T, class S, class Q, bool HasTeacher>
+RowSums<T> sums_of(const S* student, const Q* teacher, const T* centre, int64_t D) {
   using Student = Access<T, S>;
   using Teacher = Access<T, Q>;
   using Centre = Access<T, T>;
   constexpr int n = Student::n;
-  const Combiner<T, S, S> combiner(HasPrevious ? *previous : Combination<T>{});
   RowSums<T> total{0, 0, 0, 0};
   // A lane adds at most kBlock / 8 products up before they are folded: rounding errors of many
   // equal terms do not cancel, and D = 16,384 would leave 1e-5 behind on the narrowest registers.
@@ -79,7 +108,6 @@ RowSums<T> sums_of(const S* student, const Q* teacher, const T* centre, int64_t 
           const auto t = Teacher::load(teacher + at);
           tt[u] += t * t;
         }
-        if constexpr (HasPrevious) combiner.write(at);
       }
     }
     for (; i < end; i += n) {
@@ -89,7 +117,6 @@ RowSums<T> sums_of(const S* student, const Q* teacher, const T* centre, int64_t 
         const auto t = Teacher::load(teacher + i, count);
         tt[0] += t * t;
       }
-      if constexpr (HasPrevious) combiner.write(i, count);
     }
     total.student_squared += Student::sum(ss[0] + ss[1]);
     total.teacher_squared += Student::sum(tt[0] + tt[1]);
@@ -97,18 +124,6 @@ RowSums<T> sums_of(const S* student, const Q* teacher, const T* centre, int64_t 
     total.student_dot_centre += Student::sum(sc[0] + sc[1]);
   }
   return total;
-}
-
-// Calls f with a null pointer of the row's type.
-template <class T, class F>
-inline auto with_type(Dtype dtype, const F& f) {
-  switch (dtype) {
-    case Dtype::float16: return f(static_cast<float16*>(nullptr));
-    case Dtype::bfloat16: return f(static_cast<bfloat16*>(nullptr));
-    case Dtype::float64: return f(static_cast<double*>(nullptr));
-    case Dtype::float32: break;
-  }
-  return f(static_cast<float*>(nullptr));
 }
 
 // The same for a student, which is float64 exactly where T is double.
@@ -124,19 +139,14 @@ inline auto with_student_type(Dtype dtype, const F& f) {
 }
 
 template <class T>
-RowSums<T> sums(ConstRow student, ConstRow teacher, const T* centre, int64_t D,
-                const Combination<T>* previous) {
+RowSums<T> sums(ConstRow student, ConstRow teacher, const T* centre, int64_t D) {
   return with_student_type<T>(student.dtype, [&](auto* type_s) {
     using S = std::remove_pointer_t<decltype(type_s)>;
     const S* s = static_cast<const S*>(student.data);
-    if (!teacher.data) {
-      const auto f = previous ? sums_of<T, S, S, false, true> : sums_of<T, S, S, false, false>;
-      return f(s, nullptr, centre, D, previous);
-    }
+    if (!teacher.data) return sums_of<T, S, S, false>(s, nullptr, centre, D);
     return with_type<T>(teacher.dtype, [&](auto* type_t) {
       using Q = std::remove_pointer_t<decltype(type_t)>;
-      const auto f = previous ? sums_of<T, S, Q, true, true> : sums_of<T, S, Q, true, false>;
-      return f(s, static_cast<const Q*>(teacher.data), centre, D, previous);
+      return sums_of<T, S, Q, true>(s, static_cast<const Q*>(teacher.data), centre, D);
     });
   });
 }
@@ -144,8 +154,9 @@ RowSums<T> sums(ConstRow student, ConstRow teacher, const T* centre, int64_t D,
 template <class T, class O, class S, bool HasAddend>
 void combine_as(const Combination<T>& c, int64_t D) {
   const Combiner<T, O, S, HasAddend> combiner(c);
-  constexpr int n = Access<T, O>::n;
-  int64_t i = 0;
+  constexpr int64_t n = Access<T, O>::n;
+  int64_t i = combiner.head(D);
+  if (i > 0) combiner.write(0, i);
   for (; i + n <= D; i += n) combiner.write(i);
   if (i < D) combiner.write(i, D - i);
 }

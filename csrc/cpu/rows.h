@@ -29,42 +29,35 @@ class CentreReader {
   CentreReader(const Matrix& class_means, const CentreIndex& index, const RowKernels<T>& kernels)
       : class_means_(class_means), index_(index), kernels_(kernels) {
     const size_t D = class_means.D, converted = class_means.dtype == kDtypeOf<T> ? 0 : D;
-    for (Scratch& scratch : scratches_) {
-      scratch.first.resize(converted);
-      scratch.second.resize(index.target_b ? converted : 0);
-      scratch.mixed.resize(index.target_b ? D : 0);
-    }
+    first_.resize(converted);
+    second_.resize(index.target_b ? converted : 0);
+    mixed_.resize(index.target_b ? D : 0);
   }
 
-  // Valid until the call after the next. Null where a label is out of range: nothing is read there.
+  // Valid until the next call. Null where a label is out of range: nothing is read there.
   const T* operator[](int64_t i) {
-    std::swap(scratches_[0], scratches_[1]);
-    Scratch& scratch = scratches_[0];
-    if (!index_.target) return class_mean(i, scratch.first);
+    if (!index_.target) return class_mean(i, first_);
     const int64_t a = index_.target[i];
     if (!in_range(a)) return nullptr;
-    if (!index_.target_b) return class_mean(a, scratch.first);
+    if (!index_.target_b) return class_mean(a, first_);
     const int64_t b = index_.target_b[i];
     if (!in_range(b)) return nullptr;
     const T share = T(index_.lam[i]);
-    const ConstRow second{class_mean(b, scratch.second), kDtypeOf<T>};
-    kernels_.combine({{scratch.mixed.data(), kDtypeOf<T>},
-                      class_mean(a, scratch.first),
-                      second,
-                      share,
-                      T(1) - share,
-                      false},
-                     class_means_.D);
-    return scratch.mixed.data();
+    const ConstRow second{class_mean(b, second_), kDtypeOf<T>};
+    kernels_.combine(
+        {{mixed_.data(), kDtypeOf<T>}, class_mean(a, first_), second, share, T(1) - share, false},
+        class_means_.D);
+    return mixed_.data();
+  }
+
+  // The class mean that a row's centre is, or is made of; a mix's first. Nothing is read of it, and
+  // it is null where a label is out of range.
+  ConstRow source(int64_t i) const {
+    const int64_t k = index_.target ? index_.target[i] : i;
+    return in_range(k) ? class_means_.row(k) : ConstRow{};
   }
 
  private:
-  struct Scratch {
-    std::vector<T> first;
-    std::vector<T> second;
-    std::vector<T> mixed;
-  };
-
   bool in_range(int64_t label) const { return label >= 0 && label < class_means_.N; }
 
   const T* class_mean(int64_t k, std::vector<T>& converted) {
@@ -77,7 +70,10 @@ class CentreReader {
   const Matrix& class_means_;
   const CentreIndex& index_;
   const RowKernels<T>& kernels_;
-  Scratch scratches_[2];
+  // Scratch rows.
+  std::vector<T> first_;
+  std::vector<T> second_;
+  std::vector<T> mixed_;
 };
 
 // Past this size an output does not stay in any cache until it is read again, and writing past the
