@@ -35,7 +35,8 @@ class Kernel:
 
     Attributes:
         gpu: "sm_90".
-        name: forward_kernel, forward_loop_kernel, backward_kernel or class_means_kernel.
+        name: forward_kernel, forward_loop_kernel, backward_kernel, class_means_kernel or
+            add_parts_kernel.
         types: its template arguments.
         usage: of resources, REG and so on.
         code: its instructions.
@@ -144,7 +145,9 @@ def test_nothing_is_spilled_and_there_is_no_stack(kernels: list[Kernel]) -> None
 def most_registers(kernel: Kernel) -> int:
     """By what a thread holds: 65,536 registers over so many threads on a multiprocessor."""
     if kernel.name == "backward_kernel":
-        return 80 if kernel.is_mixed else 64  # 768 or 1,024 threads
+        return 80 if kernel.is_mixed and kernel.types[3] == "2" else 64  # 768 or 1,024 threads
+    if kernel.name == "forward_loop_kernel" and kernel.types[0] == "double":
+        return 80  # 768 threads
     if kernel.name != "forward_kernel":
         return 64  # 1,024 threads
     words = int(kernel.types[3]) * (8 + kernel.centre_bytes // 4 * (1 + kernel.is_mixed))
@@ -182,6 +185,33 @@ def test_the_forward_loads_a_row_before_the_first_shuffle_and_store(kernels: lis
         last_load = kernel.places(ROW_LOADS)[-1]
         assert last_load < kernel.places("SHFL")[0], kernel
         assert last_load < kernel.places("STG")[0], kernel
+
+
+def most_at_once(kernel: Kernel, load: str, use: str) -> int:
+    """How many loads are on their way at most before a value that was read is used."""
+    code = "".join(
+        "L" if re.match(load, name) else "U" if re.match(use, name) else "" for name in kernel.code
+    )
+    return max(map(len, re.findall("L+", code)))
+
+
+def test_the_forward_in_rounds_loads_before_it_multiplies(
+    kernels: list[Kernel],
+) -> None:
+    for kernel in of_rows(kernels, "forward_loop_kernel"):
+        centre = max(1, kernel.centre_bytes // 16) * (1 + kernel.is_mixed)
+        pieces = 1 if kernel.is_mixed else 2  # with the means of two labels that is as much
+        assert most_at_once(kernel, ROW_LOADS, "FFMA|FMUL") >= pieces * (2 + centre), kernel
+
+
+def test_elements_of_any_type_are_asked_for_before_one_is_converted(kernels: list[Kernel]) -> None:
+    plain = [k for k in kernels if k.is_plain and k.types[0] == "float"]
+    plain = [k for k in plain if k.name != "class_means_kernel"]  # an element at a time
+    assert {k.name for k in plain} == {"forward_loop_kernel", "backward_kernel"}
+    for kernel in plain:
+        pieces = 3 if kernel.name == "forward_loop_kernel" else 2
+        at_once = most_at_once(kernel, r"LDG\.E\.U16", r"HADD2\.F32")
+        assert at_once >= pieces * (3 + kernel.is_mixed), kernel  # s, t or g, and c
 
 
 def test_the_backward_moves_rows_in_16_byte_pieces(kernels: list[Kernel]) -> None:

@@ -48,6 +48,13 @@ def test_every_layout(dtype: torch.dtype, pieces: int, seed: int) -> None:
             assert_as_defined(case, "cuda", (D, means_dtype, attached, option))
 
 
+@pytest.mark.parametrize("D", [6, 40, 264])
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_a_class_of_many_rows_is_shared_over_blocks(dtype: torch.dtype, D: int, seed: int) -> None:
+    for option in ({"ignoring": True}, {"target": "mix by row"}):
+        assert_as_defined(draw(1100, D, 2, dtype, **option), "cuda", option)
+
+
 @pytest.mark.parametrize("D", [1, 2, 37, 513])
 def test_rows_that_are_no_whole_pieces(D: int, seed: int) -> None:
     for dtype in FLOATS:

@@ -101,7 +101,10 @@ struct ClassMeansArguments {
   // each class begins, [K + 1].
   const int64_t* order;
   const int64_t* bounds;
-  Matrix grad_class_means;  // [K, D]
+  // Where classes have many rows, their gradients are added up in parts, [num_parts * K, D] of T.
+  int32_t num_parts;
+  Matrix parts;
+  Matrix grad_class_means;  // [K, D], contiguous
 };
 
 }  // namespace ndfast::cuda

@@ -33,7 +33,7 @@ inline constexpr int kBackwardThreads = 256;
 // Threads of a block: x along a row, y over rows. In a round a thread takes kPieces pieces, all
 // read before the first is written.
 template <class T, class S, class C, int kPieces, bool kMix>
-__global__ void __launch_bounds__(kBackwardThreads, kMix ? 3 : 4)
+__global__ void __launch_bounds__(kBackwardThreads, kMix&& kPieces > 1 ? 3 : 4)
     backward_kernel(const __grid_constant__ BackwardArguments<T> p) {
   constexpr int n = kElements<S>;
   if (p.is_finished && p.grad_loss.stride == 0 && upstream_of(p, 0) == T(1)) return;
@@ -106,23 +106,26 @@ __global__ void __launch_bounds__(kBackwardThreads, kMix ? 3 : 4)
 
 inline constexpr int kColumns = 32, kClassRows = 8;
 
-// The gradient of the class mean that rows share: a block a class and a stretch of columns, threads
-// x along the columns, y over the class's rows, whose sums are added in a fixed order. No atomics.
+// The gradient of the class mean that rows share: blocks x over classes and stretches of columns, y
+// share a class's rows; threads x along the columns, y over the rows. Sums are added in a fixed
+// order, no atomics.
 template <class T, class S, class C, bool kMix>
 __global__ void __launch_bounds__(kColumns* kClassRows, 4)
     class_means_kernel(const __grid_constant__ ClassMeansArguments<T> p) {
   constexpr int n = kElements<S>;
   __shared__ T sums[kClassRows][kColumns][n];
   const BackwardArguments<T>& rows = p.rows;
-  const int64_t k = blockIdx.x;
-  const int col = blockIdx.y * kColumns + threadIdx.x;
-  const bool has_column = col < rows.D / n;
+  const int pieces = rows.D / n, stretches = (pieces + kColumns - 1) / kColumns;
+  const int64_t k = blockIdx.x / stretches;
+  const int col = blockIdx.x % stretches * kColumns + threadIdx.x;
+  const bool has_column = col < pieces;
   T sum[n] = {};
   CentrePiece<T, C, n, kMix> c;
   if constexpr (!kMix) c.load(rows.centres, {k, k}, col, has_column);  // all rows' is the same
   const int64_t end = p.bounds[k + 1];
-#pragma unroll 2
-  for (int64_t j = p.bounds[k] + threadIdx.y; j < end; j += kClassRows) {
+#pragma unroll(kMix ? 1 : 2)
+  for (int64_t j = p.bounds[k] + blockIdx.y * kClassRows + threadIdx.y; j < end;
+       j += gridDim.y * kClassRows) {
     const bool is_first = p.order[j] < rows.N;
     const int64_t i = is_first ? p.order[j] : p.order[j] - rows.N;
     Piece<T, S, n> s;
@@ -148,13 +151,35 @@ __global__ void __launch_bounds__(kColumns* kClassRows, 4)
   for (int e = 0; e < n; ++e) sums[threadIdx.y][threadIdx.x][e] = sum[e];
   __syncthreads();
   if (threadIdx.y != 0 || !has_column) return;
-  Piece<T, C, n> gradient;
-  gradient.fill([&](int e) {
+  const auto total = [&](int e) {
     T total = sums[0][threadIdx.x][e];
     for (int y = 1; y < kClassRows; ++y) total += sums[y][threadIdx.x][e];
     return total;
-  });
-  gradient.store(p.grad_class_means, k, col);
+  };
+  if (gridDim.y == 1) {
+    Piece<T, C, n> gradient;
+    gradient.fill(total);
+    gradient.store(p.grad_class_means, k, col);
+  } else {
+    Piece<T, std::conditional_t<n == 1, AnyType, T>, n> part;
+    part.fill(total);
+    part.store(p.parts, blockIdx.y * rows.centres.K + k, col);
+  }
+}
+
+// The parts of the class means' gradient, added in their order.
+template <class T>
+__global__ void __launch_bounds__(kBackwardThreads)
+    add_parts_kernel(const __grid_constant__ ClassMeansArguments<T> p) {
+  const int64_t size = p.rows.centres.K * p.rows.D;
+  for (int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; i < size;
+       i += int64_t(gridDim.x) * blockDim.x) {
+    const T* parts = reinterpret_cast<const T*>(p.parts.data) + i;
+    T total = 0;
+#pragma unroll 4
+    for (int part = 0; part < p.num_parts; ++part) total += parts[part * size];
+    store_element(p.grad_class_means.data, i, p.grad_class_means.dtype, total);
+  }
 }
 
 }  // namespace ndfast::cuda

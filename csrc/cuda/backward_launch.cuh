@@ -7,27 +7,35 @@
 
 namespace ndfast::cuda {
 
-inline constexpr int kBackwardPieces = 2;
+// Two pieces of a vector a thread; where four of class means come with each, one.
+template <class S, class C, bool kMix>
+inline constexpr int kBackwardPieces = kMix && sizeof(C) > sizeof(S) ? 1 : 2;
 
 // Threads x along a row, as many as its pieces ask for, y over rows.
-inline dim3 backward_threads(int pieces) {
+inline dim3 backward_threads(int pieces, int pieces_of_thread) {
   unsigned x = 4;
-  while (x < kBackwardThreads && x * kBackwardPieces < unsigned(pieces)) x *= 2;
+  while (x < kBackwardThreads && x * pieces_of_thread < unsigned(pieces)) x *= 2;
   return {x, x < 128 ? 128 / x : 1};
+}
+
+template <class T, class S, class C, bool kMix>
+void launch_backward(const BackwardArguments<T>& p, const Launch& launch) {
+  constexpr int kPieces = kBackwardPieces<S, C, kMix>;
+  const dim3 threads = backward_threads(p.D / kElements<S>, kPieces);
+  launch_over_rows(launch, backward_kernel<T, S, C, kPieces, kMix>, threads, p.N, threads.y, p);
 }
 
 template <class T, class S, class C>
 void launch_backward(const BackwardArguments<T>& p, const Launch& launch) {
-  const dim3 threads = backward_threads(p.D / kElements<S>);
-  const auto kernel = p.centres.target_b.data ? backward_kernel<T, S, C, kBackwardPieces, true>
-                                              : backward_kernel<T, S, C, kBackwardPieces, false>;
-  launch_over_rows(launch, kernel, threads, p.N, threads.y, p);
+  const auto run =
+      p.centres.target_b.data ? launch_backward<T, S, C, true> : launch_backward<T, S, C, false>;
+  run(p, launch);
 }
 
 template <class T, class S, class C>
 void launch_class_means(const ClassMeansArguments<T>& p, const Launch& launch) {
-  const int pieces = p.rows.D / kElements<S>;
-  const dim3 blocks(static_cast<unsigned>(p.rows.centres.K), (pieces + kColumns - 1) / kColumns);
+  const unsigned stretches = (p.rows.D / kElements<S> + kColumns - 1) / kColumns;
+  const dim3 blocks(static_cast<unsigned>(p.rows.centres.K) * stretches, p.num_parts);
   const auto kernel = p.rows.centres.target_b.data ? class_means_kernel<T, S, C, true>
                                                    : class_means_kernel<T, S, C, false>;
   launch_kernel(launch, kernel, blocks, dim3(kColumns, kClassRows), p);
@@ -59,6 +67,12 @@ void backward_plain(const BackwardArguments<T>& p, const Launch& launch) {
 template <class T>
 void class_means_plain(const ClassMeansArguments<T>& p, const Launch& launch) {
   launch_class_means<T, AnyType, AnyType>(p, launch);
+}
+
+template <class T>
+void add_parts(const ClassMeansArguments<T>& p, const Launch& launch) {
+  const int64_t size = p.rows.centres.K * p.rows.D;
+  launch_over_rows(launch, add_parts_kernel<T>, kBackwardThreads, size, kBackwardThreads, p);
 }
 
 }  // namespace ndfast::cuda

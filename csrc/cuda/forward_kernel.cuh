@@ -153,39 +153,64 @@ __global__ void __launch_bounds__(Group::max_threads(kWords<S, C, kPieces, kMix>
   finish_loss(p, totals);
 }
 
-// A row goes piece by piece through a block: one longer than registers hold, and, with AnyType,
-// rows of whatever types and alignments. Student and centre are read once more for the gradient.
+// Threads of a block that goes through a row in rounds, the least blocks on a multiprocessor, and
+// the pieces of a vector that a thread has on their way at once.
+struct Loop {
+  int threads;
+  int blocks;
+  int pieces;
+};
+template <class S>
+inline constexpr Loop kLoop = {512, 2, 2};
+template <>
+inline constexpr Loop kLoop<AnyType> = {256, 3, 3};
+
+// A row goes through a block in rounds: one longer than registers hold, and, with AnyType, rows of
+// whatever types and alignments. Student and centre are read once more for the gradient.
 template <class T, class S, class C, bool kMix>
-__global__ void __launch_bounds__(kMaxBlockThreads, 2)
+__global__ void __launch_bounds__(kLoop<S>.threads, kLoop<S>.blocks)
     forward_loop_kernel(const __grid_constant__ ForwardArguments<T> p) {
-  constexpr int n = kElements<S>;
+  constexpr int n = kElements<S>, kPieces = kLoop<S>.pieces;
   BlockGroup<T> group;
   __shared__ GroupTotals totals;
   totals.clear();
-  const int pieces = p.D / n;
+  const int pieces = p.D / n, round = kPieces * group.size();
   for (int64_t i = blockIdx.x; i < p.N; i += gridDim.x) {
     const RowLabels labels = load_labels<kMix>(p.centres, i, true);
     Row<T> row = load_row<T, kMix>(p, i, true);
     RowSums<T> sums{0, 0, 0, 0};
-#pragma unroll 2
-    for (int col = group.lane(); col < pieces; col += group.size()) {
-      Piece<T, S, n> s, t;
-      CentrePiece<T, C, n, kMix> c;
-      s.load(p.student, i, col, true);
-      t.load(p.teacher, i, col, p.teacher.data);
-      c.load(p.centres, labels, col, true);
-      add_products(sums, s, t, c, row.share);
+#pragma unroll 1
+    for (int begin = group.lane(); begin < pieces; begin += round) {
+      Piece<T, S, n> s[kPieces], t[kPieces];
+      CentrePiece<T, C, n, kMix> c[kPieces];
+#pragma unroll
+      for (int k = 0; k < kPieces; ++k) {
+        const int col = begin + k * group.size();
+        s[k].load(p.student, i, col, col < pieces);
+        t[k].load(p.teacher, i, col, col < pieces && p.teacher.data);
+        c[k].load(p.centres, labels, col, col < pieces);
+      }
+#pragma unroll
+      for (int k = 0; k < kPieces; ++k) add_products(sums, s[k], t[k], c[k], row.share);
     }
     sums = group.sum(sums);
     finish_row<kMix>(row, p, i, true, sums, labels, group, totals);
     if (p.grad_student.data) {
-#pragma unroll 2
-      for (int col = group.lane(); col < pieces; col += group.size()) {
-        Piece<T, S, n> s;
-        CentrePiece<T, C, n, kMix> c;
-        s.load(p.student, i, col, true);
-        c.load(p.centres, labels, col, true);
-        gradient_of(row, s, c).store(p.grad_student, i, col);
+#pragma unroll 1
+      for (int begin = group.lane(); begin < pieces; begin += round) {
+        Piece<T, S, n> s[kPieces];
+        CentrePiece<T, C, n, kMix> c[kPieces];
+#pragma unroll
+        for (int k = 0; k < kPieces; ++k) {
+          const int col = begin + k * group.size();
+          s[k].load(p.student, i, col, col < pieces);
+          c[k].load(p.centres, labels, col, col < pieces);
+        }
+#pragma unroll
+        for (int k = 0; k < kPieces; ++k) {
+          const int col = begin + k * group.size();
+          if (col < pieces) gradient_of(row, s[k], c[k]).store(p.grad_student, i, col);
+        }
       }
     }
   }

@@ -30,7 +30,7 @@ void launch_forward(const ForwardArguments<float>& p, const Launch& launch) {
     const auto kernel = forward_kernel<float, S, C, 2, BlockGroup<float>, kMix>;
     launch_over_rows(launch, kernel, threads, p.N, 1, p);
   } else {
-    launch_over_rows(launch, forward_loop_kernel<float, S, C, kMix>, kMaxBlockThreads, p.N, 1, p);
+    launch_over_rows(launch, forward_loop_kernel<float, S, C, kMix>, kLoop<S>.threads, p.N, 1, p);
   }
 }
 
@@ -49,7 +49,7 @@ template <class T>
 void forward_plain(const ForwardArguments<T>& p, const Launch& launch) {
   const auto kernel = p.centres.target_b.data ? forward_loop_kernel<T, AnyType, AnyType, true>
                                               : forward_loop_kernel<T, AnyType, AnyType, false>;
-  const int threads = p.D <= 128 ? 64 : 256;
+  const int threads = p.D <= 128 ? 64 : kLoop<AnyType>.threads;
   launch_over_rows(launch, kernel, threads, p.N, 1, p);
 }
 

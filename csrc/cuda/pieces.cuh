@@ -5,6 +5,8 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include <type_traits>
+
 #include "arguments.h"
 
 namespace ndfast::cuda {
@@ -172,15 +174,42 @@ class Piece {
   Raw<kBytes> raw_;
 };
 
+// An element of half precision as it lies in memory, for to convert is to wait for it; another as
+// T.
 template <class T>
-__device__ __forceinline__ T load_element(const void* data, int64_t i, Dtype dtype) {
+using Bits = std::conditional_t<sizeof(T) == 8, uint64_t, uint32_t>;
+
+__device__ __forceinline__ uint32_t bits_of(float value) { return __float_as_uint(value); }
+__device__ __forceinline__ uint64_t bits_of(double value) {
+  return static_cast<uint64_t>(__double_as_longlong(value));
+}
+
+template <class T>
+__device__ __forceinline__ Bits<T> load_bits(const void* data, int64_t i, Dtype dtype) {
   switch (dtype) {
-    case Dtype::float16: return T(__half2float(static_cast<const __half*>(data)[i]));
-    case Dtype::bfloat16: return T(__bfloat162float(static_cast<const __nv_bfloat16*>(data)[i]));
-    case Dtype::float64: return T(static_cast<const double*>(data)[i]);
+    case Dtype::float16:
+    case Dtype::bfloat16: return static_cast<const uint16_t*>(data)[i];
+    case Dtype::float64: return bits_of(T(static_cast<const double*>(data)[i]));
     case Dtype::float32: break;
   }
-  return T(static_cast<const float*>(data)[i]);
+  return bits_of(T(static_cast<const float*>(data)[i]));
+}
+
+template <class T>
+__device__ __forceinline__ T value_of(Bits<T> bits, Dtype dtype) {
+  const auto half = static_cast<unsigned short>(bits);
+  if (dtype == Dtype::float16) return T(__half2float(__ushort_as_half(half)));
+  if (dtype == Dtype::bfloat16) return T(__uint_as_float(uint32_t(half) << 16));
+  if constexpr (sizeof(T) == 8) {
+    return __longlong_as_double(static_cast<long long>(bits));
+  } else {
+    return __uint_as_float(bits);
+  }
+}
+
+template <class T>
+__device__ __forceinline__ T load_element(const void* data, int64_t i, Dtype dtype) {
+  return value_of<T>(load_bits<T>(data, i, dtype), dtype);
 }
 
 template <class T>
@@ -196,26 +225,30 @@ __device__ __forceinline__ void store_element(void* data, int64_t i, Dtype dtype
   static_cast<float*>(data)[i] = float(value);
 }
 
-// One element of any type, converted.
+// One element of any type, as it lies in memory: converted at once, it would have to be waited for
+// before the next is asked for.
 template <class T>
 class Piece<T, AnyType, 1> {
  public:
   template <Keep keep = Keep::kNothing>
   __device__ __forceinline__ void load(const Matrix& matrix, int64_t row, int col, bool valid) {
-    value_ =
-        valid ? load_element<T>(matrix.data + row * matrix.row_bytes, col, matrix.dtype) : T(0);
+    dtype_ = matrix.dtype;
+    bits_ = valid ? load_bits<T>(matrix.data + row * matrix.row_bytes, col, dtype_) : 0;
   }
-  __device__ __forceinline__ void store(const Matrix& matrix, int64_t row, int col) const {
-    store_element<T>(matrix.data + row * matrix.row_bytes, col, matrix.dtype, value_);
-  }
-  __device__ __forceinline__ T operator[](int) const { return value_; }
+  __device__ __forceinline__ T operator[](int) const { return value_of<T>(bits_, dtype_); }
+
   template <class F>
   __device__ __forceinline__ void fill(const F& f) {
     value_ = f(0);
   }
+  __device__ __forceinline__ void store(const Matrix& matrix, int64_t row, int col) const {
+    store_element<T>(matrix.data + row * matrix.row_bytes, col, matrix.dtype, value_);
+  }
 
  private:
-  T value_;
+  Bits<T> bits_;  // that were read
+  Dtype dtype_;   // theirs
+  T value_;       // to be written
 };
 
 // The i-th value, or what an absent one stands for.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -39,14 +40,17 @@ def run(program: str, tool: str, command: list[str]) -> tuple[int, str]:
     options = ["--tool", tool, "--error-exitcode", str(FOUND), "--print-limit", "5", *TOOLS[tool]]
     # Without its cache torch allocates each tensor by itself, and a read past its end is seen.
     environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    try:
-        done = subprocess.run(
-            [program, *options, *command], env=environment, timeout=SECONDS, check=False,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        return OUT_OF_TIME, f"not done after {SECONDS} s"
-    return done.returncode, done.stdout
+    with subprocess.Popen(
+        [program, *options, *command], env=environment, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    ) as process:  # fmt: skip
+        try:
+            said, _ = process.communicate(timeout=SECONDS)
+        except subprocess.TimeoutExpired:
+            # With the program under it, which would go on and hold the pipe open.
+            os.killpg(process.pid, signal.SIGKILL)
+            return OUT_OF_TIME, f"not done after {SECONDS} s"
+    return process.returncode, said
 
 
 def main() -> int:

@@ -65,6 +65,9 @@ def calls() -> Iterator[Call]:
         yield Call({"N": 8, "D": D, "dtype": dtype, "attached": attached}, bad_labels=True)
     for dtype, D in itertools.product(DTYPES, (16_384, 20_001)):
         yield Call({"N": 2, "D": D, "dtype": dtype, "attached": True}, offset=1)
+    # So many rows a class that blocks share them.
+    for dtype, target in itertools.product(DTYPES, ("indices", "mix by row")):
+        yield Call({"N": 4200, "D": 40, "dtype": dtype, "target": target, "attached": False})
 
 
 def make(call: Call, backend: str, device: str) -> None:

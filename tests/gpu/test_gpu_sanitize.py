@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import subprocess
 import sys
 from pathlib import Path
@@ -92,3 +93,20 @@ def test_a_machine_that_does_not_allow_it_is_said(tmp_path: Path) -> None:
         "compute-sanitizer cannot work on this machine: nothing was looked at "
         "(Device not supported)\n"
     )
+
+
+def test_out_of_time_the_program_under_the_tool_is_killed_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tool = tmp_path / "compute-sanitizer"
+    pid = tmp_path / "pid"
+    tool.write_text(f"#!/bin/sh\nsleep 1000 & echo $! > {pid}; wait\n")
+    tool.chmod(0o755)
+    monkeypatch.setattr(run_sanitizer, "SECONDS", 2)
+    status, said = run_sanitizer.run(str(tool), "memcheck", [])
+    assert (status, said) == (run_sanitizer.OUT_OF_TIME, "not done after 2 s")
+    try:
+        under = os.pidfd_open(int(pid.read_text()))
+    except ProcessLookupError:
+        return
+    assert select.select([under], [], [], 30)[0], "it lives on"
