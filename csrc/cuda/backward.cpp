@@ -51,7 +51,8 @@ void run(const ClassMeansArguments<T>& p, const Launch& launch) {
 // each, 8 rows after 8.
 int32_t num_parts_of_class(int64_t rows, int64_t K) {
   constexpr int64_t kRows = 256, kMost = 1024;
-  return static_cast<int32_t>(std::clamp<int64_t>(rows / (std::max<int64_t>(K, 1) * kRows), 1, kMost));
+  return static_cast<int32_t>(
+      std::clamp<int64_t>(rows / (std::max<int64_t>(K, 1) * kRows), 1, kMost));
 }
 
 template <class T>
