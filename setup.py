@@ -82,7 +82,11 @@ def extension(toolkit: CudaToolkit | None) -> Any:
                 *SPEED, "-fvisibility=hidden", "-ffp-contract=fast", "-fno-math-errno",
                 "-Wall", "-Wextra", "-Wno-psabi", prefix_map,
             ],
-            "nvcc": [*SPEED, "-Xcompiler", f"-fvisibility=hidden,{prefix_map}"],
+            # A row's few roots and quotients to 2 units in the last place, without branches.
+            "nvcc": [
+                *SPEED, "-prec-div=false", "-prec-sqrt=false",
+                "-Xcompiler", f"-fvisibility=hidden,{prefix_map}",
+            ],
         },
     }  # fmt: skip
     if toolkit is not None:

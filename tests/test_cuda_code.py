@@ -256,4 +256,14 @@ def test_the_class_means_gradient_moves_16_bytes(kernels: list[Kernel]) -> None:
 
 def test_a_reduced_loss_takes_one_ticket(kernels: list[Kernel]) -> None:
     for kernel in kernels:
-        assert len(kernel.places("ATOM|RED")) == kernel.name.startswith("forward"), kernel
+        tickets = int(kernel.name.startswith("forward"))
+        assert len(kernel.places("ATOM|RED")) == tickets, kernel
+        # What was stored before is seen by who takes the next number; no stronger order is paid for.
+        assert len(kernel.places(r"MEMBAR\.ALL\.GPU")) == tickets, kernel
+        assert not kernel.places(r"MEMBAR\.SC"), kernel
+
+
+def test_roots_and_quotients_of_a_row_are_straight_line_code(kernels: list[Kernel]) -> None:
+    for kernel in of_rows(kernels, "forward_kernel"):
+        first_store = kernel.places("STG")[0]
+        assert not [i for i in kernel.places("CALL") if i < first_store], kernel

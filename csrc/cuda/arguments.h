@@ -61,6 +61,7 @@ struct ForwardArguments {
   // weight, for the mean over N: a row's gradient is written before the denominator is known, and
   // `scale` makes up for it.
   double factor;
+  T row_factor;  // the same in the type of a row's arithmetic
   Reduction reduction;
   int32_t num_coefficients;
   T* loss;          // [N] or []

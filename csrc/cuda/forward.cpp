@@ -58,6 +58,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward_in(
   p.ignore_index = ignore_index;
   p.eps = static_cast<T>(eps);
   p.factor = reduction == kMean && N > 0 ? weight / static_cast<double>(N) : weight;
+  p.row_factor = static_cast<T>(p.factor);
   p.reduction = reduction;
   p.num_coefficients = static_cast<int32_t>(num_coefficients);
   p.loss = static_cast<T*>(loss.data_ptr());

@@ -37,7 +37,7 @@ __device__ __forceinline__ void finish_row(Row<T>& row, const ForwardArguments<T
   row.terms = row_terms(norm_s, norm_t, norm_c, sums.student_dot_centre, p.eps);
   row.counts = valid && !are_ignored<kMix>(p.centres, labels, p.ignore_index);
   const T weight = row.counts ? row.weight : T(0);
-  row.factor = weight * T(p.factor);
+  row.factor = weight * p.row_factor;
   if (group.lane() == 0 && valid) {
     const T loss = row.counts ? row.terms.loss : T(0);  // an ignored row may hold NaN
     if (p.reduction == kNone) {

@@ -120,7 +120,6 @@ inline void run_block(const std::function<void()>& body) {
 }  // namespace emulator
 
 inline void __syncthreads() { emulator::Block::now().wait('b'); }
-inline void __threadfence() {}
 
 template <class T>
 T __shfl_xor_sync(unsigned mask, T value, int offset) {
