@@ -258,7 +258,7 @@ def test_a_reduced_loss_takes_one_ticket(kernels: list[Kernel]) -> None:
     for kernel in kernels:
         tickets = int(kernel.name.startswith("forward"))
         assert len(kernel.places("ATOM|RED")) == tickets, kernel
-        # What was stored before is seen by who takes the next number; no stronger order is paid for.
+        # What was stored is seen by who takes a later number; no stronger order is paid for.
         assert len(kernel.places(r"MEMBAR\.ALL\.GPU")) == tickets, kernel
         assert not kernel.places(r"MEMBAR\.SC"), kernel
 
