@@ -263,6 +263,15 @@ def test_a_reduced_loss_takes_one_ticket(kernels: list[Kernel]) -> None:
         assert not kernel.places(r"MEMBAR\.SC"), kernel
 
 
+def test_a_row_takes_few_shuffles(kernels: list[Kernel]) -> None:
+    # All sums but one are given away in two steps; on lanes each gets all four back.
+    expected = {"LaneGroup<8>": 8, "LaneGroup<16>": 9, "LaneGroup<32>": 10, "BlockGroup<float>": 6}
+    for kernel in of_rows(kernels, "forward_kernel"):
+        first_store = kernel.places("STG")[0]
+        shuffles = [i for i in kernel.places("SHFL") if i < first_store]
+        assert len(shuffles) == expected[kernel.types[4]], kernel
+
+
 def test_roots_and_quotients_of_a_row_are_straight_line_code(kernels: list[Kernel]) -> None:
     for kernel in of_rows(kernels, "forward_kernel"):
         first_store = kernel.places("STG")[0]

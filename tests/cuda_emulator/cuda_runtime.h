@@ -121,17 +121,29 @@ inline void run_block(const std::function<void()>& body) {
 
 inline void __syncthreads() { emulator::Block::now().wait('b'); }
 
+namespace emulator {
 template <class T>
-T __shfl_xor_sync(unsigned mask, T value, int offset) {
+T shuffle(unsigned mask, T value, unsigned from) {
   static_assert(sizeof(T) <= 8);
   if (mask != 0xffffffffu) std::abort();
-  emulator::Block& block = emulator::Block::now();
+  Block& block = Block::now();
   const unsigned me = block.current;
   uint64_t* shown = block.shown[block.round[me]++ % 2];
   std::memcpy(&shown[me], &value, sizeof(T));
   block.wait('s');
-  std::memcpy(&value, &shown[me ^ unsigned(offset)], sizeof(T));
+  std::memcpy(&value, &shown[from], sizeof(T));
   return value;
+}
+}  // namespace emulator
+
+template <class T>
+T __shfl_xor_sync(unsigned mask, T value, int offset) {
+  return emulator::shuffle(mask, value, emulator::Block::now().current ^ unsigned(offset));
+}
+template <class T>
+T __shfl_sync(unsigned mask, T value, int lane, int width) {
+  const unsigned me = emulator::Block::now().current;
+  return emulator::shuffle(mask, value, me - me % width + lane % width);
 }
 
 inline unsigned atomicInc(unsigned* address, unsigned last) {
