@@ -26,6 +26,18 @@ def check(printed: str, processes: int, folder: Path) -> torch.Tensor:
     return ndfast.load_class_means(path)
 
 
+def run_in_two_processes(folder: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", str(EXAMPLE)]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    for _ in range(4):
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+        # Now and then PyTorch aborts a process that is over, where a thread of gloo's still has to
+        # let go of a collective: pytorch/pytorch#179291.
+        if "terminate called without an active exception" not in done.stderr:
+            break
+    return done
+
+
 @pytest.mark.slow
 def test_two_processes_take_the_class_means_of_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -35,12 +47,6 @@ def test_two_processes_take_the_class_means_of_one(
     monkeypatch.chdir(tmp_path / "one")
     runpy.run_path(str(EXAMPLE), run_name="__main__")
     alone = check(capsys.readouterr().out, 1, tmp_path / "one")
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", str(EXAMPLE)],
-        cwd=tmp_path / "two",
-        env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
+    done = run_in_two_processes(tmp_path / "two")
     assert done.returncode == 0, done.stderr
     torch.testing.assert_close(check(done.stdout, 2, tmp_path / "two"), alone)

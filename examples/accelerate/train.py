@@ -101,6 +101,9 @@ def main() -> None:
         logits = student.classifier(student.body(images[1500:].to(accelerator.device)))
     accuracy = (logits.argmax(dim=1).cpu() == labels[1500:]).float().mean()
     accelerator.print(f"{accelerator.num_processes} processes, test accuracy {accuracy:.3f}")
+    # Together: gloo's threads let go of the last collective meanwhile, and the interpreter must not
+    # end before they have.
+    accelerator.wait_for_everyone()
     accelerator.end_training()
 
 
