@@ -14,6 +14,7 @@ from ndfast.labels import Mix, check_label_range
 
 _FLOATS = frozenset((torch.float32, torch.bfloat16, torch.float16, torch.float64))
 _LABELS = frozenset((torch.int64, torch.int32, torch.uint8))
+_SMALLEST_EPS = 2.0**-126  # float32's smallest normal number: the kernels multiply by 1 / eps
 _REDUCTIONS = {"none": NONE, "mean": MEAN, "sum": SUM}
 
 
@@ -60,7 +61,7 @@ def check_and_flatten(
             f"student: got shape {_shape(student)}; it takes [N, D] or [N, D, d1, ...] with D > 0"
         )
     check_options(weight, reduction, ignore_index, eps, backend)
-    rows_shape = shape[:1] if len(shape) == 2 else _rows_shape(student, target)
+    rows_shape = (shape[0],) if len(shape) == 2 else _rows_shape(student, target)
     device = student.device
 
     if teacher is not None:
@@ -86,7 +87,7 @@ def check_and_flatten(
             )
         if isinstance(target, Mix):
             target, target_b, lam, lam_scalar = _check_mix(target, rows_shape, device)
-        elif isinstance(target, Tensor) and target.is_floating_point():
+        elif isinstance(target, Tensor) and target.dtype in _FLOATS:
             class_means = _centres_of_probabilities(student, class_means, target, rows_shape)
             target = None
         else:
@@ -183,8 +184,8 @@ def check_options(
         raise TypeError(f"weight: got {type(weight).__name__}; it takes a number")
     if not isinstance(eps, (float, int)):
         raise TypeError(f"eps: got {type(eps).__name__}; it takes a number")
-    if not 0 <= eps < math.inf:
-        raise ValueError(f"eps: got {eps}; it takes a finite number, 0 or more")
+    if eps != 0 and not _SMALLEST_EPS <= eps < math.inf:
+        raise ValueError(f"eps: got {eps}; it takes a finite number, 0 or 2**-126 and more")
     if not isinstance(reduction, str) or reduction not in _REDUCTIONS:
         raise ValueError(
             f"reduction: {reduction!r} is not a valid value; it takes 'none', 'mean' or 'sum'"
@@ -214,7 +215,7 @@ def _check_labels(name: str, labels: Any, rows_shape: Any, device: torch.device)
         )
     if labels.device != device:
         raise _wrong_device(name, labels, device)
-    return labels if labels.dim() == 1 else labels.reshape(-1)
+    return labels if len(rows_shape) == 1 else labels.reshape(-1)
 
 
 def _check_mix(

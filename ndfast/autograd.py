@@ -18,10 +18,15 @@ from ndfast import dispatch, ops
 from ndfast.arguments import Rows, flatten, unflatten
 
 # Bound once: looked up at every call they would take as long as what they tell.
+_is_grad_enabled = torch.is_grad_enabled
 _is_compiling = torch.compiler.is_compiling
 _is_transforming = torch._C._are_functorch_transforms_active
+_is_batched = torch._C._functorch.is_legacy_batchedtensor
 _num_dispatch_modes = torch._C._len_torch_dispatch_stack
 _SEEN_THROUGH = (Tensor, torch.nn.Parameter)
+
+# What autograd does not look at: the rows, its inputs among them; the backend; whether measured.
+Call = tuple[Rows, Any, bool]
 
 # Where the inputs that need a gradient stand among a Function's inputs.
 STUDENT, TEACHER, CLASS_MEANS = 0, 1, 2
@@ -37,7 +42,7 @@ def nd_loss_rows(rows: Rows, backend: str | None, measured: bool) -> tuple[Tenso
     if _is_watched(student):
         outputs = ops.nd_loss_forward(*rows, num_coefficients, False, backend)
         return outputs[0], _measures(outputs[2], measured)
-    needs_gradient = torch.is_grad_enabled() and (
+    needs_gradient = _is_grad_enabled() and (
         student.requires_grad
         or class_means.requires_grad
         or (teacher is not None and teacher.requires_grad)
@@ -48,7 +53,7 @@ def nd_loss_rows(rows: Rows, backend: str | None, measured: bool) -> tuple[Tenso
     if not needs_gradient:
         outputs = dispatch.run_forward(module, (*rows, 8 if measured else 0, False))
         return outputs[0], _measures(outputs[2], measured)
-    outputs = _apply_eagerly(student, teacher, class_means, rows, module, measured)
+    outputs = _apply_eagerly(student, teacher, class_means, (rows, module, measured))
     return outputs if measured else (outputs, None)
 
 
@@ -56,12 +61,13 @@ def attach_nd_loss_rows(
     student: Tensor, rows: Rows, backend: str | None, measured: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """The features to go on with, and as `nd_loss_rows`; ``rows.student`` is them, flattened."""
-    if not (torch.is_grad_enabled() and student.requires_grad) or _is_transforming():
+    if not (_is_grad_enabled() and student.requires_grad) or _is_transforming():
         return student, *nd_loss_rows(rows, backend, measured)
     if _is_watched(student):
-        return _AttachedNDLoss.apply(student, *rows[1:3], rows, ops.OpPair(backend), measured)
+        call = rows, ops.OpPair(backend), measured
+        return _AttachedNDLoss.apply(student, *rows[1:3], call)
     module = dispatch.choose(student.device, backend)
-    return _attach_eagerly(student, *rows[1:3], rows, module, measured)
+    return _attach_eagerly(student, *rows[1:3], (rows, module, measured))
 
 
 def _measures(coefficients: Tensor, measured: bool) -> Tensor | None:
@@ -72,13 +78,6 @@ def _measures(coefficients: Tensor, measured: bool) -> Tensor | None:
 def _is_watched(student: Tensor) -> bool:
     """Whether someone must see the op: torch.compile, a tensor subclass or a dispatch mode."""
     return _is_compiling() or type(student) not in _SEEN_THROUGH or _num_dispatch_modes() > 0
-
-
-def _num_coefficients(needs_gradient: tuple[bool, ...], measured: bool) -> int:
-    """How many coefficients a row backward needs: the student two, the others four."""
-    if measured:
-        return 8
-    return 4 if needs_gradient[TEACHER] or needs_gradient[CLASS_MEANS] else 2
 
 
 class _DeadEnd(torch.autograd.Function):
@@ -108,7 +107,7 @@ def _once_differentiable(
 
     @wraps(backward)
     def wrapper(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        if not torch.is_grad_enabled():  # no create_graph: nobody can differentiate again
+        if not _is_grad_enabled():  # no create_graph: nobody can differentiate again
             return backward(ctx, *grad_outputs)
         it_depends_on = (*grad_outputs, *ctx.saved_tensors)
         with torch.no_grad():
@@ -118,30 +117,31 @@ def _once_differentiable(
     return wrapper
 
 
-def _run_forward(
-    ctx: Any, rows: Rows, gradient: bool, backend: Any, measured: bool
-) -> tuple[Tensor, Tensor, Tensor | None]:
+def _run_forward(ctx: Any, call: Call, gradient: bool) -> tuple[Tensor, Tensor, Tensor | None]:
     """The loss and, where asked for, the student's gradient and the measures.
 
     Keeps what backward takes.
     """
+    rows, backend, measured = call
     needs = ctx.needs_input_grad
-    arguments = (*rows, _num_coefficients(needs, measured), gradient)
-    if isinstance(backend, ops.OpPair):
-        outputs = backend.forward(*arguments)
+    # Backward needs two coefficients a row for the student, four for the others.
+    num_coefficients = 8 if measured else 4 if needs[TEACHER] or needs[CLASS_MEANS] else 2
+    arguments = (*rows, num_coefficients, gradient)
+    scale: Tensor | None
+    if type(backend) is ops.OpPair:
+        loss, scale, coefficients, grad_student = backend.forward(*arguments)
     else:
-        outputs = dispatch.run_forward(backend, arguments)
-    loss, scale, coefficients, grad_student = outputs
-    student, teacher, class_means, target, target_b, lam, ctx.lam_scalar = rows[:7]
+        loss, scale, coefficients, grad_student = dispatch.run_forward(backend, arguments)
+    student, teacher, class_means, target, target_b, lam, lam_scalar = rows[:7]
     ctx.save_for_backward(
         student, teacher if needs[TEACHER] else None, class_means, target, target_b, lam
     )
-    ctx.from_forward = scale, coefficients
-    ctx.backend = backend
-    measures = _measures(coefficients, measured)
-    if measures is not None:
-        ctx.mark_non_differentiable(measures)
-        ctx.set_materialize_grads(False)
+    ctx.from_forward = backend, scale, coefficients, lam_scalar
+    if not measured:
+        return loss, grad_student, None
+    measures = coefficients[4:]
+    ctx.mark_non_differentiable(measures)
+    ctx.set_materialize_grads(False)
     return loss, grad_student, measures
 
 
@@ -149,11 +149,10 @@ def _run_backward(
     ctx: Any, grad_loss: Tensor, grad_features: Tensor | None, needs: tuple[bool, ...]
 ) -> tuple[Tensor | None, ...]:
     """The gradients that are needed; ``grad_features`` goes into the student's."""
-    student, teacher, *centres = ctx.saved_tensors
-    grads = ctx.backend.backward(
-        grad_loss, *ctx.from_forward, student, teacher, *centres, ctx.lam_scalar, grad_features,
-        *needs,
-    )  # fmt: skip
+    backend, scale, coefficients, lam_scalar = ctx.from_forward
+    grads = backend.backward(
+        grad_loss, scale, coefficients, *ctx.saved_tensors, lam_scalar, grad_features, *needs
+    )
     return ops.wanted(grads, needs)
 
 
@@ -170,12 +169,10 @@ class _NDLoss(torch.autograd.Function):
         student: Tensor,
         teacher: Tensor | None,
         class_means: Tensor,
-        rows: Rows,  # these three among them: autograd follows no tensor in a tuple
-        backend: Any,
-        measured: bool,
+        call: Call,
     ) -> Tensor | tuple[Tensor, Tensor]:
         gradient = ctx.needs_input_grad[STUDENT] and student.dtype != torch.float16
-        loss, grad_student, measures = _run_forward(ctx, rows, gradient, backend, measured)
+        loss, grad_student, measures = _run_forward(ctx, call, gradient)
         ctx.grad_student = grad_student if gradient else None
         return loss if measures is None else (loss, measures)  # a second output costs a microsecond
 
@@ -187,17 +184,18 @@ class _NDLoss(torch.autograd.Function):
         # backward (retain_graph) makes its own from the coefficients.
         grad_student, ctx.grad_student = ctx.grad_student, None
         # is_grads_batched brings several upstream gradients, and grad_student is for one.
-        if grad_student is None or torch._C._functorch.is_legacy_batchedtensor(grad_loss):
-            return *_run_backward(ctx, grad_loss, None, needs), None, None, None
-        if not _is_one_on_the_cpu(grad_loss, ctx.from_forward[0]):
+        if grad_student is None or _is_batched(grad_loss):
+            return *_run_backward(ctx, grad_loss, None, needs), None
+        if not _is_right_already(grad_loss, ctx.from_forward[1]):
+            backend, scale, coefficients, lam_scalar = ctx.from_forward
             student, _, *centres = ctx.saved_tensors
-            ctx.backend.finish_gradient_(
-                grad_student, grad_loss, *ctx.from_forward, student, *centres, ctx.lam_scalar
+            backend.finish_gradient_(
+                grad_student, grad_loss, scale, coefficients, student, *centres, lam_scalar
             )
         if not (needs[TEACHER] or needs[CLASS_MEANS]):
-            return grad_student, None, None, None, None, None
+            return grad_student, None, None, None
         others = _run_backward(ctx, grad_loss, None, (False, *needs[1:]))[1:]
-        return grad_student, *others, None, None, None
+        return grad_student, *others, None
 
 
 # Function.apply without its look for what torch.func left behind, which has been taken:
@@ -205,9 +203,9 @@ class _NDLoss(torch.autograd.Function):
 _apply_eagerly = super(torch.autograd.Function, _NDLoss).apply
 
 
-def _is_one_on_the_cpu(grad_loss: Tensor, scale: Tensor) -> bool:
-    """Whether the gradient from forward is right as it is; False also where a look would wait."""
-    return grad_loss.is_cpu and grad_loss.dim() == 0 and grad_loss.item() * scale.item() == 1
+def _is_right_already(grad_loss: Tensor, scale: Tensor | None) -> bool:
+    """Whether the gradient from forward is; False also where the backend had better look itself."""
+    return scale is None and grad_loss.is_cpu and grad_loss.dim() == 0 and grad_loss.item() == 1
 
 
 class _AttachedNDLoss(torch.autograd.Function):
@@ -219,13 +217,11 @@ class _AttachedNDLoss(torch.autograd.Function):
         student: Tensor,
         teacher: Tensor | None,
         class_means: Tensor,
-        rows: Rows,
-        backend: Any,
-        measured: bool,
+        call: Call,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         ctx.set_materialize_grads(False)
         ctx.shape = student.shape
-        loss, _, measures = _run_forward(ctx, rows, False, backend, measured)
+        loss, _, measures = _run_forward(ctx, call, False)
         return student, loss, measures
 
     @staticmethod
@@ -233,7 +229,7 @@ class _AttachedNDLoss(torch.autograd.Function):
         ctx: Any, grad_features: Tensor | None, grad_loss: Tensor | None, _: None
     ) -> tuple[Tensor | None, ...]:
         if grad_loss is None:  # not used; the classifier's gradient may be differentiated again
-            return grad_features, None, None, None, None, None
+            return grad_features, None, None, None
         return _sum_of_gradients(ctx, grad_features, grad_loss)
 
 
@@ -245,7 +241,7 @@ def _sum_of_gradients(
         grad_features = flatten(grad_features)
     grad_student, *others = _run_backward(ctx, grad_loss, grad_features, ctx.needs_input_grad[:3])
     assert grad_student is not None  # a student that needs no gradient is not attached
-    return unflatten(grad_student, ctx.shape), *others, None, None, None
+    return unflatten(grad_student, ctx.shape), *others, None
 
 
 _attach_eagerly = super(torch.autograd.Function, _AttachedNDLoss).apply

@@ -105,7 +105,9 @@ def _choose(device: torch.device, name: str | None) -> Any:
     raise AssertionError("the reference runs everywhere")
 
 
-def run_forward(backend: Any, arguments: tuple[Any, ...]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def run_forward(
+    backend: Any, arguments: tuple[Any, ...]
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
     """``backend.forward``, with a label out of range an IndexError on the CPU.
 
     A GPU would have to synchronise to look, so there such a row is NaN. The native backend looks in
@@ -122,7 +124,7 @@ def forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The op nd_loss_forward on real tensors; its arguments, the backend's name last."""
     backend = choose(arguments[0].device, arguments[-1])
     loss, scale, coefficients, grad_student = run_forward(backend, arguments[:-1])
-    return loss, scale.clone(), coefficients, grad_student  # an op's outputs are nobody else's
+    return loss, loss.new_ones(()) if scale is None else scale, coefficients, grad_student
 
 
 @torch.no_grad()

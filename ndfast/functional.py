@@ -89,7 +89,7 @@ def nd_loss(
         reduction: "mean" divides by the number of rows that are not ignored, or by the sum of their
             sample weights, and is 0 where that is 0; "sum"; or "none".
         ignore_index: rows with this label give loss 0 and gradient 0.
-        eps: lower bound of the norms that are divided by.
+        eps: lower bound of the norms that are divided by: 0, or 2**-126 and more.
         validate: look for labels out of range, which synchronises with a GPU. On the CPU they are
             always looked for; on a GPU, without it, such a row's loss and gradient are NaN.
         return_stats: also return `ndfast.NDStats`, from what the same pass has summed up.

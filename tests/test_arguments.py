@@ -83,6 +83,7 @@ WRONG = [
     ("ignore_index", ValueError, {"ignore_index": 2**63}),
     ("eps", ValueError, {"eps": -1e-8}),
     ("eps", ValueError, {"eps": float("nan")}),
+    ("eps", ValueError, {"eps": 2.0**-127}),  # 1 / eps may be too large for float32
     ("eps", TypeError, {"eps": "small"}),
     ("backend", ValueError, {"backend": "fastest"}),
 ]

@@ -247,6 +247,14 @@ def test_the_backward_asks_for_a_row_before_its_label(kernels: list[Kernel]) -> 
         assert rows[-1] < kernel.places(r"LDG\.E\.U8")[0], kernel
 
 
+def test_the_backward_asks_for_coefficients_before_the_label(kernels: list[Kernel]) -> None:
+    # So that a row waits twice: for all of it but its class mean, and for that.
+    for kernel in of_rows(kernels, "backward_kernel"):
+        label, store = kernel.places(r"LDG\.E\.U8")[0], kernel.places("STG")[0]
+        numbers = kernel.places(r"LDG\.E$")
+        assert kernel.is_mixed or not [i for i in numbers if label < i < store], kernel
+
+
 def test_the_class_means_gradient_moves_16_bytes(kernels: list[Kernel]) -> None:
     for kernel in of_rows(kernels, "class_means_kernel"):
         assert kernel.places(r"LDG\.E\.NA\.128\.CONSTANT"), kernel

@@ -106,6 +106,13 @@ def test_a_finished_gradient_is_written_only_where_it_changes(
     check_finished_gradient(cuda, D, upstream)
 
 
+def test_more_columns_than_int32_loops_can_pass_are_refused() -> None:
+    row = torch.zeros(1).expand(1, 2**30 + 1)  # no memory of its own
+    call = (row, None, row, None, None, None, 1.0, None, 1.0, reference.SUM, -100, 1e-8)
+    with pytest.raises(RuntimeError, match=r"student: more than 2\^30 features a row"):
+        cuda.forward(*call, 0, False)
+
+
 def test_a_tie_of_norms_belongs_to_the_student(seed: int) -> None:
     for D in (64, 700, 5000, 37):
         student, class_means = torch.randn(4, D), torch.randn(4, D)

@@ -82,6 +82,13 @@ def test_zero_norms_and_no_eps(backend: str) -> None:
     assert all(x.isnan().all() for x in (loss, gradients[0], gradients[2]))
 
 
+@pytest.mark.parametrize("backend", ["reference", "native"])
+def test_the_smallest_eps(backend: str) -> None:
+    zero, centre = torch.zeros(1, 2), torch.tensor([[0.0, 2.0]])
+    options = {"eps": 2.0**-126, "backend": backend}
+    assert ndfast.nd_loss(zero, None, centre, torch.tensor([0]), **options).item() == 1
+
+
 def test_reductions_and_weights_by_hand() -> None:
     # Row losses 0.2, 0.6 and, ignored, nothing; see BY_HAND.
     s, t, c = tensor([3, 4], [3, 4], [3, 4]), tensor([0, 1], [0, 10], [0, 1]), tensor([0, 2])

@@ -117,7 +117,7 @@ void check_fit(const Matrix& student, const Matrix& class_means, const CentreInd
 }
 
 template <class T>
-std::tuple<Tensor, Tensor, Tensor> backward_in(const Tensor& grad_loss, const Tensor& scale,
+std::tuple<Tensor, Tensor, Tensor> backward_in(const Tensor& grad_loss, const OptionalTensor& scale,
                                                const Tensor& coefficients, const Tensor& student,
                                                const OptionalTensor& teacher,
                                                const Tensor& class_means, const CentreIndex& index,
@@ -170,7 +170,7 @@ std::tuple<Tensor, Tensor, Tensor> backward_in(const Tensor& grad_loss, const Te
 }
 
 template <class T>
-void finish_(Matrix& grad_student, const Tensor& grad_loss, const Tensor& scale,
+void finish_(Matrix& grad_student, const Tensor& grad_loss, const OptionalTensor& scale,
              const Tensor& coefficients, const Tensor& student, const Tensor& class_means,
              const CentreIndex& index) {
   const MatrixOf s(student), c(class_means);
@@ -186,13 +186,13 @@ void finish_(Matrix& grad_student, const Tensor& grad_loss, const Tensor& scale,
 
 }  // namespace
 
-std::tuple<Tensor, Tensor, Tensor> backward(Tensor grad_loss, Tensor scale, Tensor coefficients,
-                                            Tensor student, OptionalTensor teacher,
-                                            Tensor class_means, OptionalTensor target,
-                                            OptionalTensor target_b, OptionalTensor lam,
-                                            double lam_scalar, OptionalTensor grad_features,
-                                            bool needs_student, bool needs_teacher,
-                                            bool needs_class_means) {
+std::tuple<Tensor, Tensor, Tensor> backward(Tensor grad_loss, OptionalTensor scale,
+                                            Tensor coefficients, Tensor student,
+                                            OptionalTensor teacher, Tensor class_means,
+                                            OptionalTensor target, OptionalTensor target_b,
+                                            OptionalTensor lam, double lam_scalar,
+                                            OptionalTensor grad_features, bool needs_student,
+                                            bool needs_teacher, bool needs_class_means) {
   const int64_t N = student.size(0);
   const CentreIndex index{Labels(target, N), Labels(target_b, N), Values(lam, N, lam_scalar)};
   const auto run =
@@ -201,9 +201,10 @@ std::tuple<Tensor, Tensor, Tensor> backward(Tensor grad_loss, Tensor scale, Tens
              needs_student, needs_teacher, needs_class_means);
 }
 
-void finish_gradient_(Tensor grad_student, Tensor grad_loss, Tensor scale, Tensor coefficients,
-                      Tensor student, Tensor class_means, OptionalTensor target,
-                      OptionalTensor target_b, OptionalTensor lam, double lam_scalar) {
+void finish_gradient_(Tensor grad_student, Tensor grad_loss, OptionalTensor scale,
+                      Tensor coefficients, Tensor student, Tensor class_means,
+                      OptionalTensor target, OptionalTensor target_b, OptionalTensor lam,
+                      double lam_scalar) {
   const int64_t N = student.size(0);
   const CentreIndex index{Labels(target, N), Labels(target_b, N), Values(lam, N, lam_scalar)};
   MatrixOf grad(grad_student);

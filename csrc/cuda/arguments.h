@@ -13,6 +13,9 @@ inline constexpr int kMaxBlockThreads = 512;  // of a forward kernel
 inline constexpr int kMaxBlockRows = 16;      // that it has in hand at once
 inline constexpr int kMaxBlocksPerSm = 32;    // more are not resident at once, on any GPU so far
 
+// Columns are counted in int32, by loops that go up to a round of a block beyond the last.
+inline constexpr int64_t kMaxColumns = int64_t(1) << 30;
+
 enum class LabelDtype : int32_t { int64, int32, uint8 };
 
 // [N, D] floats, unit stride along D. Null data: absent.

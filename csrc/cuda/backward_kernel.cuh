@@ -6,26 +6,46 @@
 
 namespace ndfast::cuda {
 
+template <class T>
+__device__ __forceinline__ T upstream_of(const BackwardArguments<T>& p, int64_t i) {
+  return load_element<T>(p.grad_loss.data, i * p.grad_loss.stride, p.grad_loss.dtype) * *p.scale;
+}
+
+// A row's coefficients and its upstream gradient as they lie in memory: asked for with the row, and
+// nothing is made of them before its label has come, for that would wait.
+template <class T>
+struct ReadCoefficients {
+  T alpha;
+  T beta;
+  T delta;
+  T scale;
+  Bits<T> grad_loss;
+};
+
+template <class T>
+__device__ __forceinline__ ReadCoefficients<T> read_coefficients(const BackwardArguments<T>& p,
+                                                                 int64_t i, bool of_centre) {
+  return {p.coefficients[i], p.coefficients[p.N + i],
+          of_centre ? p.coefficients[3 * p.N + i] : T(0), *p.scale,
+          load_bits<T>(p.grad_loss.data, i * p.grad_loss.stride, p.grad_loss.dtype)};
+}
+
 // A row's coefficients, times its upstream gradient.
 template <class T>
 struct Coefficients {
   T alpha;
   T beta;
+  T delta;
   bool is_dead;  // an ignored row: its gradient is 0 even where it holds NaN
 };
 
 template <class T>
-__device__ __forceinline__ T upstream_of(const BackwardArguments<T>& p, int64_t i) {
-  return value_or(p.grad_loss, i, T(1)) * *p.scale;
-}
-
-template <class T>
-__device__ __forceinline__ Coefficients<T> student_coefficients(const BackwardArguments<T>& p,
-                                                                int64_t i, T upstream,
-                                                                bool in_range) {
-  const T alpha = p.coefficients[i], beta = p.coefficients[p.N + i];
+__device__ __forceinline__ Coefficients<T> times_upstream(const ReadCoefficients<T>& by,
+                                                          Dtype grad_loss_dtype, bool in_range) {
+  const T upstream = value_of<T>(by.grad_loss, grad_loss_dtype) * by.scale;
   // A label that is no class has the centre NaN.
-  return {in_range ? upstream * alpha : T(NAN), upstream * beta, alpha == T(0) && beta == T(0)};
+  return {in_range ? upstream * by.alpha : T(NAN), upstream * by.beta, upstream * by.delta,
+          by.alpha == T(0) && by.beta == T(0)};
 }
 
 inline constexpr int kBackwardThreads = 256;
@@ -40,7 +60,7 @@ __global__ void __launch_bounds__(kBackwardThreads, kMix&& kPieces > 1 ? 3 : 4)
   const int pieces = p.D / n;
   const int64_t step = int64_t(gridDim.x) * blockDim.y;
   for (int64_t i = int64_t(blockIdx.x) * blockDim.y + threadIdx.y; i < p.N; i += step) {
-    if (p.is_finished && upstream_of(p, i) == T(1)) continue;
+    if (p.is_finished && p.grad_loss.stride != 0 && upstream_of(p, i) == T(1)) continue;
     if (p.grad_student.data || p.grad_centres.data) {
 #pragma unroll 1
       for (int begin = threadIdx.x; begin < pieces; begin += kPieces * blockDim.x) {
@@ -52,6 +72,7 @@ __global__ void __launch_bounds__(kBackwardThreads, kMix&& kPieces > 1 ? 3 : 4)
           s[k].load(p.student, i, col, col < pieces);
           g[k].load(p.grad_features, i, col, col < pieces && p.grad_features.data);
         }
+        const auto read = read_coefficients(p, i, p.grad_centres.data);
         // Only now what waits for the label, and what is made of numbers that are read.
         const RowLabels labels = load_labels<kMix>(p.centres, i, true);
 #pragma unroll
@@ -60,9 +81,8 @@ __global__ void __launch_bounds__(kBackwardThreads, kMix&& kPieces > 1 ? 3 : 4)
           c[k].load(p.centres, labels, col, col < pieces);
         }
         const T share = load_share<T, kMix>(p.centres, i, true);
-        const T upstream = upstream_of(p, i);
-        const Coefficients<T> by =
-            student_coefficients(p, i, upstream, are_classes<kMix>(p.centres, labels));
+        const auto by =
+            times_upstream(read, p.grad_loss.dtype, are_classes<kMix>(p.centres, labels));
         if (p.grad_student.data) {
 #pragma unroll
           for (int k = 0; k < kPieces; ++k) {
@@ -76,13 +96,12 @@ __global__ void __launch_bounds__(kBackwardThreads, kMix&& kPieces > 1 ? 3 : 4)
           }
         }
         if (p.grad_centres.data) {
-          const T delta = upstream * p.coefficients[3 * p.N + i];
 #pragma unroll
           for (int k = 0; k < kPieces; ++k) {
             const int col = begin + k * blockDim.x;
             Piece<T, C, n> gradient;
             gradient.fill([&](int e) {
-              return by.is_dead ? T(0) : fma(by.alpha, s[k][e], delta * c[k].get(e, share));
+              return by.is_dead ? T(0) : fma(by.alpha, s[k][e], by.delta * c[k].get(e, share));
             });
             if (col < pieces) gradient.store(p.grad_centres, i, col);
           }
@@ -92,7 +111,7 @@ __global__ void __launch_bounds__(kBackwardThreads, kMix&& kPieces > 1 ? 3 : 4)
     if (p.grad_teacher.data) {
       const T upstream = upstream_of(p, i);
       const T gamma = upstream * p.coefficients[2 * p.N + i];
-      const bool is_dead = student_coefficients(p, i, upstream, true).is_dead;
+      const bool is_dead = p.coefficients[i] == T(0) && p.coefficients[p.N + i] == T(0);
 #pragma unroll 1
       for (int col = threadIdx.x; col < pieces; col += blockDim.x) {
         Piece<T, S, n> t, gradient;
@@ -122,28 +141,29 @@ __global__ void __launch_bounds__(kColumns* kClassRows, 4)
   T sum[n] = {};
   CentrePiece<T, C, n, kMix> c;
   if constexpr (!kMix) c.load(rows.centres, {k, k}, col, has_column);  // all rows' is the same
-  const int64_t end = p.bounds[k + 1];
+  const int64_t end = p.bounds[k + 1], step = gridDim.y * kClassRows;
+  int64_t j = p.bounds[k] + blockIdx.y * kClassRows + threadIdx.y;
+  int64_t next = j < end ? p.order[j] : 0;  // read one row ahead: all else of a row waits for it
 #pragma unroll(kMix ? 1 : 2)
-  for (int64_t j = p.bounds[k] + blockIdx.y * kClassRows + threadIdx.y; j < end;
-       j += gridDim.y * kClassRows) {
-    const bool is_first = p.order[j] < rows.N;
-    const int64_t i = is_first ? p.order[j] : p.order[j] - rows.N;
+  for (; j < end; j += step) {
+    const bool is_first = next < rows.N;
+    const int64_t i = is_first ? next : next - rows.N;
+    if (j + step < end) next = p.order[j + step];
     Piece<T, S, n> s;
     s.load(rows.student, i, col, has_column);
+    const auto read = read_coefficients(rows, i, true);
     RowLabels labels{k, k};
     if constexpr (kMix) {
       labels = load_labels<kMix>(rows.centres, i, true);
       c.load(rows.centres, labels, col, has_column);
     }
     const T share = load_share<T, kMix>(rows.centres, i, true);
-    const T upstream = upstream_of(rows, i);
-    const Coefficients<T> by =
-        student_coefficients(rows, i, upstream, are_classes<kMix>(rows.centres, labels));
-    const T delta = upstream * rows.coefficients[3 * rows.N + i];
+    const auto by =
+        times_upstream(read, rows.grad_loss.dtype, are_classes<kMix>(rows.centres, labels));
     const T own_share = !kMix || is_first ? share : T(1) - share;
 #pragma unroll
     for (int e = 0; e < n; ++e) {
-      const T gradient = fma(by.alpha, s[e], delta * c.get(e, share));
+      const T gradient = fma(by.alpha, s[e], by.delta * c.get(e, share));
       sum[e] += by.is_dead ? T(0) : own_share * gradient;
     }
   }
@@ -176,7 +196,7 @@ __global__ void __launch_bounds__(kBackwardThreads)
        i += int64_t(gridDim.x) * blockDim.x) {
     const T* parts = reinterpret_cast<const T*>(p.parts.data) + i;
     T total = 0;
-#pragma unroll 4
+#pragma unroll 16
     for (int part = 0; part < p.num_parts; ++part) total += parts[part * size];
     store_element(p.grad_class_means.data, i, p.grad_class_means.dtype, total);
   }

@@ -31,7 +31,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward_in(
   const OnDevice device(student);
   const Launch& launch = device.launch();
   const int64_t N = student.size(0), D = student.size(1);
-  STD_TORCH_CHECK(D <= INT32_MAX, "student: more than 2^31 - 1 features");
+  Arguments arguments(student);
   const ScalarType dtype = sizeof(T) == 8 ? ScalarType::Double : ScalarType::Float;
   const auto empty = [&](std::initializer_list<int64_t> sizes, ScalarType type) {
     return empty_beside(student, sizes, type);
@@ -43,7 +43,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward_in(
   Tensor grad_student =
       gradient ? empty({N, D}, student.scalar_type()) : empty({0}, student.scalar_type());
 
-  Arguments arguments(student);
   ForwardArguments<T> p{};
   p.N = N;
   p.D = static_cast<int32_t>(D);

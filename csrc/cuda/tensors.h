@@ -12,7 +12,9 @@ namespace ndfast::cuda {
 class Arguments {
  public:
   explicit Arguments(const Tensor& student)
-      : device_(student.get_device_index()), N_(student.size(0)), D_(student.size(1)) {}
+      : device_(student.get_device_index()), N_(student.size(0)), D_(student.size(1)) {
+    STD_TORCH_CHECK(D_ <= kMaxColumns, "student: more than 2^30 features a row");
+  }
 
   // [N, D], or [rows, D].
   Matrix matrix(const OptionalTensor& tensor, const char* name) {

@@ -25,7 +25,7 @@ lam_scalar holds for every row; sample_weight [N] or None; reduction 0 none, 1 m
 the student's), 4 (and gamma, delta: the teacher's and the class means') or 8 (and the measures of
 `reference.row_measures`, for `ndfast.stats`). ``grad_student`` [N, D] is the finished gradient for
 an upstream gradient of 1 (only where ``gradient``, and coefficients with it). It and the
-coefficients, but not the measures, lack the factor ``scale``, a 0-dim tensor: the part of the
-mean's denominator that one pass over the rows cannot know. An ignored row has zeros in all. What is
-not asked for comes back as an empty tensor.
+coefficients, but not the measures, lack the factor ``scale``, a 0-dim tensor, or None for 1: the
+part of the mean's denominator that one pass over the rows cannot know. An ignored row has zeros in
+all. What is not asked for comes back as an empty tensor.
 """

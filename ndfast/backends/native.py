@@ -56,11 +56,8 @@ def set_capability(name: str, argument: str = "name") -> None:
         )
 
 
-# The library counts the rows before it passes over them, so that its results lack no factor.
-_ONE = {dtype: torch.ones((), dtype=dtype) for dtype in (torch.float32, torch.float64)}
-
 if missing is None:
-    _forward = torch.ops.ndfast_native.forward.default
+    _forward = torch.ops.ndfast_native.forward.default._op  # without a Python frame around it
     backward = torch.ops.ndfast_native.backward.default
     finish_gradient_ = torch.ops.ndfast_native.finish_gradient_.default
     _highest = capability()
@@ -68,7 +65,7 @@ if missing is None:
         set_capability(os.environ["NDFAST_CPU_CAPABILITY"], "NDFAST_CPU_CAPABILITY")
 
 
-def forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def forward(*arguments: Any) -> tuple[Tensor, None, Tensor, Tensor]:
     """The loss and what backward needs; see `ndfast.backends`.
 
     Raises:
@@ -76,7 +73,7 @@ def forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """
     try:
         loss, coefficients, grad_student = _forward(*arguments)
-        return loss, _ONE[loss.dtype], coefficients, grad_student
+        return loss, None, coefficients, grad_student  # the rows were counted first: no factor
     except RuntimeError as error:
         failed = error
     # The library looks at every label and cannot raise an IndexError itself.

@@ -145,7 +145,7 @@ def forward(
     eps: float,
     num_coefficients: int,
     gradient: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, None, Tensor, Tensor]:
     """The loss and what backward needs; see `ndfast.backends`."""
     dtype = accumulation_dtype(student)
     s = student.to(dtype)
@@ -176,7 +176,7 @@ def forward(
     if gradient:
         grad_student = _student_gradient(s, centres, coefficients, _is_dead(coefficients))
         grad_student = grad_student.to(student.dtype).contiguous()
-    return loss, s.new_ones(()), coefficients[:num_coefficients].contiguous(), grad_student
+    return loss, None, coefficients[:num_coefficients].contiguous(), grad_student
 
 
 def _is_dead(coefficients: Tensor) -> Tensor:
@@ -191,7 +191,7 @@ def _student_gradient(s: Tensor, centres: Tensor, coefficients: Tensor, dead: Te
 
 def backward(
     grad_loss: Tensor,
-    scale: Tensor,
+    scale: Tensor | None,
     coefficients: Tensor,
     student: Tensor,
     teacher: Tensor | None,
@@ -210,7 +210,7 @@ def backward(
     s = student.to(dtype)
     centres = gather_centres(class_means, target, target_b, lam, lam_scalar, dtype)
     dead = _is_dead(coefficients)
-    coefficients = coefficients * (grad_loss * scale)
+    coefficients = coefficients * (grad_loss if scale is None else grad_loss * scale)
     grad_student = grad_teacher = grad_class_means = student.new_empty(0)
     if needs_student:
         grad_student = _student_gradient(s, centres, coefficients, dead)
@@ -259,7 +259,7 @@ def _scatter(
 def finish_gradient_(
     grad_student: Tensor,
     grad_loss: Tensor,
-    scale: Tensor,
+    scale: Tensor | None,
     coefficients: Tensor,
     student: Tensor,
     class_means: Tensor,
