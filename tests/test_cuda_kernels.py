@@ -5,6 +5,8 @@ What the machine code is like is in test_cuda_code.py; what only a GPU shows is 
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from cases import assert_as_defined, draw, every_option, rows_of
@@ -46,6 +48,19 @@ def test_every_layout(dtype: torch.dtype, pieces: int, seed: int) -> None:
         for attached in (False, True):
             case = draw(rows, D, 4, dtype, means_dtype=means_dtype, attached=attached, **option)
             assert_as_defined(case, "cuda", (D, means_dtype, attached, option))
+
+
+@pytest.mark.parametrize("pieces", PIECES)
+@pytest.mark.parametrize("dtype", FLOATS[1:3], ids=str)
+def test_every_layout_beside_a_teacher_of_float32(
+    dtype: torch.dtype, pieces: int, seed: int
+) -> None:
+    rows = 70 if pieces < 64 else 9
+    for target in ("indices", "mix by row"):
+        for means_dtype in (torch.float32, dtype):
+            case = draw(rows, pieces * 8, 4, dtype, means_dtype=means_dtype, target=target)
+            case = dataclasses.replace(case, teacher=case.teacher.float())
+            assert_as_defined(case, "cuda", (pieces, means_dtype, target))
 
 
 @pytest.mark.parametrize("D", [6, 40, 264])

@@ -63,9 +63,9 @@ __device__ __forceinline__ void finish_row(Row<T>& row, const ForwardArguments<T
   }
 }
 
-template <class T, class S, class Centre, int n>
+template <class T, class S, class Q, class Centre, int n>
 __device__ __forceinline__ void add_products(RowSums<T>& sums, const Piece<T, S, n>& s,
-                                             const Piece<T, S, n>& t, const Centre& c, T share) {
+                                             const Piece<T, Q, n>& t, const Centre& c, T share) {
 #pragma unroll
   for (int i = 0; i < n; ++i) {
     // Student and teacher in the same way: equal rows have bitwise equal norms, for a tie belongs
@@ -89,14 +89,16 @@ __device__ __forceinline__ Piece<T, S, n> gradient_of(const Row<T>& row, const P
 }
 
 // Registers that a thread's pieces of s, t and c take, and what mixing takes beside them.
-template <class S, class C, int kPieces, bool kMix>
+template <class S, class C, int kPieces, class Q, bool kMix>
 inline constexpr int kWords =
-    kPieces * kElements<S> * (2 * sizeof(S) + (kMix ? 2 : 1) * sizeof(C)) / 4 + (kMix ? 4 : 0);
+    kPieces * kElements<S> * (sizeof(S) + sizeof(Q) + (kMix ? 2 : 1) * sizeof(C)) / 4 +
+    (kMix ? 4 : 0);
 
-// A row is held in registers, kPieces pieces of each of its three vectors a thread.
-template <class T, class S, class C, int kPieces, class Group, bool kMix>
-__global__ void __launch_bounds__(Group::max_threads(kWords<S, C, kPieces, kMix>),
-                                  Group::min_blocks(kWords<S, C, kPieces, kMix>))
+// A row is held in registers, kPieces pieces of each of its three vectors a thread. S, C and Q are
+// the types of the student, the class means and the teacher.
+template <class T, class S, class C, int kPieces, class Group, class Q, bool kMix>
+__global__ void __launch_bounds__(Group::max_threads(kWords<S, C, kPieces, Q, kMix>),
+                                  Group::min_blocks(kWords<S, C, kPieces, Q, kMix>))
     forward_kernel(const __grid_constant__ ForwardArguments<T> p) {
   constexpr int n = kElements<S>;
   Group group;
@@ -108,7 +110,8 @@ __global__ void __launch_bounds__(Group::max_threads(kWords<S, C, kPieces, kMix>
   // All threads of a block go round equally often, for they meet in the sums.
   for (int64_t first = start, i = start + group.row(); first < p.N; first += step, i += step) {
     const bool valid = i < p.N;
-    Piece<T, S, n> s[kPieces], t[kPieces];
+    Piece<T, S, n> s[kPieces];
+    Piece<T, Q, n> t[kPieces];
     CentrePiece<T, C, n, kMix> c[kPieces];
 #pragma unroll
     for (int k = 0; k < kPieces; ++k) {
@@ -167,7 +170,7 @@ inline constexpr Loop kLoop<AnyType> = {256, 3, 3};
 
 // A row goes through a block in rounds: one longer than registers hold, and, with AnyType, rows of
 // whatever types and alignments. Student and centre are read once more for the gradient.
-template <class T, class S, class C, bool kMix>
+template <class T, class S, class C, class Q, bool kMix>
 __global__ void __launch_bounds__(kLoop<S>.threads, kLoop<S>.blocks)
     forward_loop_kernel(const __grid_constant__ ForwardArguments<T> p) {
   constexpr int n = kElements<S>, kPieces = kLoop<S>.pieces;
@@ -181,7 +184,8 @@ __global__ void __launch_bounds__(kLoop<S>.threads, kLoop<S>.blocks)
     RowSums<T> sums{0, 0, 0, 0};
 #pragma unroll 1
     for (int begin = group.lane(); begin < pieces; begin += round) {
-      Piece<T, S, n> s[kPieces], t[kPieces];
+      Piece<T, S, n> s[kPieces];
+      Piece<T, Q, n> t[kPieces];
       CentrePiece<T, C, n, kMix> c[kPieces];
 #pragma unroll
       for (int k = 0; k < kPieces; ++k) {

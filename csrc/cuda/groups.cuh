@@ -46,8 +46,10 @@ struct LaneGroup {
   static constexpr int kThreads = threads;
   static constexpr int kBlockThreads = 128;
   static constexpr int max_threads(int) { return kBlockThreads; }
-  // 48, 64 or 80 registers a thread: as many warps as there can be without spilling.
-  static constexpr int min_blocks(int words) { return words <= 20 ? 10 : words <= 32 ? 8 : 6; }
+  // 48, 64, 80 or 96 registers a thread: as many warps as there can be without spilling.
+  static constexpr int min_blocks(int words) {
+    return words <= 20 ? 10 : words <= 32 ? 8 : words <= 52 ? 6 : 5;
+  }
 
   __device__ __forceinline__ int size() const { return kThreads; }
   __device__ __forceinline__ int lane() const { return threadIdx.x % kThreads; }
