@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import sys
+from contextlib import nullcontext
+from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 import torch
@@ -10,10 +13,11 @@ from torch import Tensor
 
 from ndfast.backends.reference import MEAN, NONE, SUM, accumulation_dtype
 from ndfast.dispatch import check_backend_name
-from ndfast.labels import Mix, check_label_range
+from ndfast.labels import Mix, check_label_range, check_shares
 
 _FLOATS = frozenset((torch.float32, torch.bfloat16, torch.float16, torch.float64))
 _LABELS = frozenset((torch.int64, torch.int32, torch.uint8))
+_LARGEST = int(sys.float_info.max)
 _SMALLEST_EPS = 2.0**-126  # float32's smallest normal number: the kernels multiply by 1 / eps
 _REDUCTIONS = {"none": NONE, "mean": MEAN, "sum": SUM}
 
@@ -76,7 +80,8 @@ def check_and_flatten(
 
     target_b, lam, lam_scalar = None, None, 1.0
     if target is None:
-        _check_shape("class_means", class_means, shape, "one centre a row")
+        if len(rows_shape) > 1 or class_means.shape != shape[:2]:  # [N, D] beside [N, D, 1, 1]
+            _check_shape("class_means", class_means, shape, "one centre a row")
         class_means = flatten(class_means)
     else:
         means_shape = class_means.shape
@@ -94,6 +99,8 @@ def check_and_flatten(
             target = _check_labels("target", target, rows_shape, device)
         if validate:
             check_label_range(target, target_b, class_means.shape[0], ignore_index)
+            if lam is not None:
+                check_shares(lam)
 
     if len(shape) > 2:
         student = flatten(student)
@@ -103,7 +110,7 @@ def check_and_flatten(
             sample_weight = sample_weight.reshape(-1)
     rows = Rows(
         student, teacher, class_means, target, target_b, lam, lam_scalar, sample_weight,
-        float(weight), _REDUCTIONS[reduction], ignore_index, float(eps),
+        float(weight), _REDUCTIONS[reduction], int(ignore_index), float(eps),
     )  # fmt: skip
     return rows, tuple(rows_shape) if reduction == "none" and len(rows_shape) > 1 else None
 
@@ -180,22 +187,29 @@ def check_options(
     weight: float, reduction: str, ignore_index: int, eps: float, backend: str | None
 ) -> None:
     """Those of the options that a module of the loss is built with."""
-    if not isinstance(weight, (float, int)):
-        raise TypeError(f"weight: got {type(weight).__name__}; it takes a number")
-    if not isinstance(eps, (float, int)):
-        raise TypeError(f"eps: got {type(eps).__name__}; it takes a number")
+    check_number("weight", weight)
+    check_number("eps", eps)
     if eps != 0 and not _SMALLEST_EPS <= eps < math.inf:
         raise ValueError(f"eps: got {eps}; it takes a finite number, 0 or 2**-126 and more")
     if not isinstance(reduction, str) or reduction not in _REDUCTIONS:
         raise ValueError(
             f"reduction: {reduction!r} is not a valid value; it takes 'none', 'mean' or 'sum'"
         )
-    if not isinstance(ignore_index, int):
+    if not isinstance(ignore_index, (int, Integral)):  # an int is known at once, and NumPy's too
         raise TypeError(f"ignore_index: got {type(ignore_index).__name__}; it takes an int")
     if not -(2**63) <= ignore_index < 2**63:
         raise ValueError(f"ignore_index: got {ignore_index}; it takes a number that int64 holds")
     if backend is not None:
         check_backend_name(backend)
+
+
+def check_number(name: str, value: Any) -> None:
+    """NumPy's numbers too; raises TypeError for what is none, ValueError for one out of range."""
+    if isinstance(value, (float, int)):
+        if type(value) is int and abs(value) > _LARGEST:
+            raise ValueError(f"{name}: got {value.bit_length()} bits; no float is so large")
+    elif not isinstance(value, Real):
+        raise TypeError(f"{name}: got {type(value).__name__}; it takes a number")
 
 
 def _check_labels(name: str, labels: Any, rows_shape: Any, device: torch.device) -> Tensor:
@@ -225,8 +239,7 @@ def _check_mix(
     target_b = _check_labels("target.target_b", mix.target_b, rows_shape, device)
     lam = mix.lam
     if not isinstance(lam, Tensor):
-        if not isinstance(lam, (float, int)):
-            raise TypeError(f"target.lam: got {type(lam).__name__}; it takes a number or a tensor")
+        check_number("target.lam", lam)
         if not 0 <= lam <= 1:
             raise ValueError(f"target.lam: got {lam}; it takes a share from 0 to 1")
         return target_a, target_b, None, float(lam)
@@ -248,5 +261,7 @@ def _centres_of_probabilities(
     _check_float_tensor("target", probabilities, student.device)
     _check_constant("target", probabilities)
     dtype = accumulation_dtype(student)
-    with torch.autocast(student.device.type, enabled=False):
+    device = student.device.type
+    by_autocast = torch.amp.is_autocast_available(device)  # meta tensors have none
+    with torch.autocast(device, enabled=False) if by_autocast else nullcontext():
         return flatten(probabilities).to(dtype) @ class_means.to(dtype)

@@ -35,20 +35,18 @@ STUDENT, TEACHER, CLASS_MEANS = 0, 1, 2
 def nd_loss_rows(rows: Rows, backend: str | None, measured: bool) -> tuple[Tensor, Tensor | None]:
     """The loss of checked rows, with its gradients; and ``measured`` their `_measures`."""
     student, teacher, class_means = rows[:3]
-    num_coefficients = 8 if measured else 4
-    if _is_transforming() and not _is_compiling():
-        outputs = _TransformableNDLoss.apply(*rows, num_coefficients, False, backend)
-        return outputs[0], _measures(outputs[2], measured)
-    if _is_watched(student):
-        outputs = ops.nd_loss_forward(*rows, num_coefficients, False, backend)
+    if forward_ad._current_level >= 0:
+        _refuse_tangents(rows)
+    transforming = _is_transforming() and not _is_compiling()
+    if transforming or _is_watched(student):
+        op = _TransformableNDLoss.apply if transforming else ops.nd_loss_forward
+        outputs = op(*rows, 8 if measured else 4, False, dispatch.named(backend))
         return outputs[0], _measures(outputs[2], measured)
     needs_gradient = _is_grad_enabled() and (
         student.requires_grad
         or class_means.requires_grad
         or (teacher is not None and teacher.requires_grad)
     )
-    if forward_ad._current_level >= 0:  # the Function raises, a plain call would drop tangents
-        needs_gradient = True
     module = dispatch.choose(student.device, backend)
     if not needs_gradient:
         outputs = dispatch.run_forward(module, (*rows, 8 if measured else 0, False))
@@ -63,11 +61,24 @@ def attach_nd_loss_rows(
     """The features to go on with, and as `nd_loss_rows`; ``rows.student`` is them, flattened."""
     if not (_is_grad_enabled() and student.requires_grad) or _is_transforming():
         return student, *nd_loss_rows(rows, backend, measured)
+    if forward_ad._current_level >= 0:
+        _refuse_tangents(rows)
     if _is_watched(student):
-        call = rows, ops.OpPair(backend), measured
+        call = rows, ops.OpPair(dispatch.named(backend)), measured
         return _AttachedNDLoss.apply(student, *rows[1:3], call)
     module = dispatch.choose(student.device, backend)
     return _attach_eagerly(student, *rows[1:3], (rows, module, measured))
+
+
+def _refuse_tangents(rows: Rows) -> None:
+    """Raises where forward-mode AD would go on without the loss's tangent, which is a wrong number.
+
+    Not every way to the ops has PyTorch raise by itself, and what the loss takes for a constant may
+    have a tangent too.
+    """
+    for value in rows:
+        if isinstance(value, Tensor) and forward_ad.unpack_dual(value).tangent is not None:
+            raise NotImplementedError("nd_loss: forward-mode AD (jvp) is not supported")
 
 
 def _measures(coefficients: Tensor, measured: bool) -> Tensor | None:

@@ -18,20 +18,24 @@ def stack_class_dict(name: str, class_dict: Mapping[str, Any]) -> tuple[list[int
 
     Args:
         name: what messages call the dict.
-        class_dict: from class index to list of D numbers; keys in any order, with gaps or without.
+        class_dict: from class index to list of D numbers, or to an array or a tensor [D]; keys in
+            any order, with gaps or without.
 
     Raises:
+        TypeError: it holds something else; names the class.
         ValueError: it is empty, a key is no class index, or the lists are not D finite float32
             numbers each; names the class, and the column where that applies.
     """
-    D = None
+    D, rows = None, []
     for key, values in class_dict.items():
         if not (isinstance(key, str) and _CLASS_INDEX.fullmatch(key)):
             raise ValueError(
                 f'{name}: key {reprlib.repr(key)} is no class index; it takes "0", "1", ...'
             )
+        if hasattr(values, "tolist"):
+            values = values.tolist()
         if not isinstance(values, (list, tuple)):
-            raise ValueError(
+            raise TypeError(
                 f"{name}: class {key} holds {type(values).__name__}; it takes a list of floats"
             )
         D = len(values) if D is None else D
@@ -40,10 +44,11 @@ def stack_class_dict(name: str, class_dict: Mapping[str, Any]) -> tuple[list[int
                 f"{name}: class {key} holds {len(values)} values; it takes {D or '1 or more'}"
             )
         _check_numbers(f"{name}: class {key}", values)
+        rows.append(values)
     if D is None:
         raise ValueError(f"{name}: holds no class")
     classes = [int(key) for key in class_dict]
-    means = np.array(list(class_dict.values()), dtype=np.float64)
+    means = np.array(rows, dtype=np.float64)
     check_finite(name, means, classes, np.float32)
     return classes, means.astype(np.float32)
 

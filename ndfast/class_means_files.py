@@ -278,10 +278,17 @@ def _to_array(means: Tensor) -> np.ndarray:
 
 
 def _check_counts(counts: Tensor | np.ndarray | Sequence[int], K: int) -> list[int]:
-    numbers = counts.tolist() if hasattr(counts, "tolist") else list(counts)
-    if len(numbers) != K or not all(type(number) is int and number >= 0 for number in numbers):
-        raise ValueError(f"counts: got {numbers}; it takes {K} integers, 0 or more")
+    try:
+        numbers = np.asarray(counts).tolist()
+    except ValueError:  # ragged
+        numbers = None
+    if not isinstance(numbers, list) or len(numbers) != K or not all(map(_is_count, numbers)):
+        raise ValueError(f"counts: got {reprlib.repr(counts)}; it takes {K} integers, 0 or more")
     return numbers
+
+
+def _is_count(number: Any) -> bool:
+    return type(number) is int and 0 <= number < 2**63
 
 
 def _to_strings(

@@ -13,6 +13,7 @@ from typing import NoReturn
 import torch
 
 import ndfast
+from ndfast.dispatch import check_backend_name, named
 from ndfast.environment import describe_environment
 from ndfast.train import commands
 from ndfast.train.errors import CheckpointError, ConfigError
@@ -87,11 +88,13 @@ def _add_env(parser: argparse.ArgumentParser) -> None:
 
 
 def _env(given: argparse.Namespace) -> int:
+    check_backend_name(named(None), "NDFAST_BACKEND")
     environment = describe_environment()
     if given.json:
         print(json.dumps(environment, indent=1))
         return OK
     backends = environment.pop("backends")
+    environment["backend"] = environment["backend"] or "the fastest that can run"
     for name, value in environment.items():
         shown = ", ".join(value) if isinstance(value, list) else value
         print(f"{name:<10} {shown or 'none'}")

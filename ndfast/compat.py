@@ -8,7 +8,9 @@ from operator import is_
 import torch
 from torch import Tensor, nn
 
+from ndfast.arguments import check_number
 from ndfast.class_dict import stack_class_dict
+from ndfast.dispatch import check_backend_name
 from ndfast.functional import nd_loss
 
 _IGNORE_INDEX = -100
@@ -32,6 +34,7 @@ class DirectNormLoss(nn.Module):
 
     Raises:
         TypeError: the factor is given by both names, or is no number.
+        ValueError: ``backend`` is no backend's name.
 
     Examples:
         >>> nd_loss = ndfast.DirectNormLoss(num_class=100, nd_loss_factor=2.0)
@@ -50,8 +53,9 @@ class DirectNormLoss(nn.Module):
         if nd_loss_factor is not None and nd_weight is not None:
             raise TypeError("nd_weight: is another name of nd_loss_factor; give one of them")
         factor = nd_weight if nd_loss_factor is None else nd_loss_factor
-        if not isinstance(factor, (float, int, type(None))):
-            raise TypeError(f"nd_loss_factor: got {type(factor).__name__}; it takes a number")
+        if factor is not None:
+            check_number("nd_loss_factor", factor)
+        check_backend_name(backend)
         self.num_class = num_class
         self.nd_loss_factor = 1.0 if factor is None else factor
         self.backend = backend
@@ -73,8 +77,9 @@ class DirectNormLoss(nn.Module):
         Args:
             s_emb: the student's features [B, D].
             t_emb: the teacher's features [B, D].
-            T_EMB: the teacher's class means: a dict from class index, as a string, to D floats, in
-                any order; or a tensor [K, D]; or, with ``labels=None``, one centre a row [B, D].
+            T_EMB: the teacher's class means: a dict from class index, as a string, to D floats (a
+                list, an array or a tensor), in any order; or a tensor [K, D]; or, with
+                ``labels=None``, one centre a row [B, D].
             labels: class indices [B]; a row of -100 is ignored.
 
         Returns:

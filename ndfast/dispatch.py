@@ -53,15 +53,20 @@ class use_backend:
         global _default
         check_backend_name(name, "name")
         self._name = name
-        self._previous, _default = _default, name
+        self._previous = [_default]  # one for each time that it is entered
+        self._was_entered = False
+        _default = name
 
     def __enter__(self) -> None:
         global _default
-        _default = self._name  # again, for an object that is entered more than once
+        if self._was_entered:
+            self._previous.append(_default)
+        self._was_entered = True
+        _default = self._name
 
     def __exit__(self, *exception: object) -> None:
         global _default
-        _default = self._previous
+        _default = self._previous.pop()
 
 
 def available_backends() -> dict[str, str | None]:
@@ -79,6 +84,14 @@ def available_backends() -> dict[str, str | None]:
         said = [_module(name).unusable(device) for device in devices]
         reasons[name] = None if None in said else said[0]
     return reasons
+
+
+def named(name: str | None) -> str | None:
+    """The backend that is asked for by name, for a call that is carried out later than it is made.
+
+    Under torch.compile, and in a backward, `use_backend` may have ended by then.
+    """
+    return name or _default
 
 
 def choose(device: torch.device, name: str | None) -> Any:

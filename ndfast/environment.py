@@ -10,7 +10,7 @@ import torch
 
 import ndfast
 from ndfast.backends import native
-from ndfast.dispatch import available_backends
+from ndfast.dispatch import available_backends, named
 
 
 def describe_environment() -> dict[str, Any]:
@@ -26,6 +26,7 @@ def describe_environment() -> dict[str, Any]:
         - ``simd``: the native backend's instruction set, avx512, avx2 or portable; None without the
           compiled library.
         - ``gpus``: the names of the CUDA devices.
+        - ``backend``: the one asked for by NDFAST_BACKEND, None for the fastest that can run.
         - ``backends``: as `ndfast.available_backends` returns them, None for one that can run here,
           the reason for one that cannot.
     """
@@ -40,6 +41,7 @@ def describe_environment() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "simd": native.capability() if native.missing is None else None,
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "backend": named(None),
         "backends": available_backends(),
     }
 

@@ -80,7 +80,7 @@ def nd_loss(
         teacher: the teacher's features, shaped as ``student``; or their norms [N] (or
             [N, d1, ...]), a constant; or None, for the direction-only loss with m = ‖s‖.
         class_means: the teacher's mean feature of each class [K, D]; with ``target=None`` one
-            centre a row, shaped as ``student``.
+            centre a row, shaped as ``student``, or [N, D] beside [N, D, 1, 1].
         target: class indices [N] (or [N, d1, ...]) of int64, int32 or uint8; or `Mix`; or class
             probabilities [N, K] (or [N, K, d1, ...]), whose centre is probabilities @ class_means;
             or None.
@@ -90,8 +90,9 @@ def nd_loss(
             sample weights, and is 0 where that is 0; "sum"; or "none".
         ignore_index: rows with this label give loss 0 and gradient 0.
         eps: lower bound of the norms that are divided by: 0, or 2**-126 and more.
-        validate: look for labels out of range, which synchronises with a GPU. On the CPU they are
-            always looked for; on a GPU, without it, such a row's loss and gradient are NaN.
+        validate: look for labels out of range, and shares of `Mix`, which synchronises with a GPU
+            and cannot be compiled with ``fullgraph=True``. Labels on the CPU are always looked at;
+            on a GPU, without it, such a row's loss and gradient are NaN.
         return_stats: also return `ndfast.NDStats`, from what the same pass has summed up.
         backend: "native", "cuda", "triton" or "reference"; by default the fastest that can run.
 

@@ -1,4 +1,4 @@
-"""Labels: two of them mixed, and the look for one that is out of range."""
+"""Labels: two of them mixed, and the look for a label or a share that is out of range."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # tensors do not compare to a bool
 class Mix:
     """The target of a batch made by mixup or cutmix: the centre is lam·C[a] + (1-lam)·C[b].
 
@@ -45,3 +45,17 @@ def check_label_range(
                 f"{name}: class {int(labels.flatten()[row])} in row {row} is out of bounds for "
                 f"class_means of {K} classes"
             )
+
+
+def check_shares(lam: Tensor) -> None:
+    """Looks at `Mix.lam`, one share a row, which synchronises with a GPU.
+
+    Raises:
+        ValueError: a share is not from 0 to 1; names the first such row.
+    """
+    bad = ~((lam >= 0) & (lam <= 1))  # a NaN compares false
+    if bad.any():
+        row = int(bad.int().argmax())
+        raise ValueError(
+            f"target.lam: got {float(lam[row])} in row {row}; it takes a share from 0 to 1"
+        )

@@ -21,6 +21,7 @@ class NDLoss(nn.Module):
         reduction: "mean", "sum" or "none".
         ignore_index: rows with this label give loss 0 and gradient 0.
         eps: lower bound of the norms that are divided by.
+        validate: look for labels out of range on a GPU too, which synchronises.
         backend: "native", "cuda", "triton" or "reference"; by default the fastest that can run.
 
     Raises:
@@ -43,6 +44,7 @@ class NDLoss(nn.Module):
         reduction: str = "mean",
         ignore_index: int = -100,
         eps: float = 1e-8,
+        validate: bool = False,
         backend: str | None = None,
     ) -> None:
         super().__init__()
@@ -61,6 +63,7 @@ class NDLoss(nn.Module):
         self.reduction = reduction
         self.ignore_index = ignore_index
         self.eps = eps
+        self.validate = validate
         self.backend = backend
 
     def forward(
@@ -83,6 +86,7 @@ class NDLoss(nn.Module):
             reduction=self.reduction,
             ignore_index=self.ignore_index,
             eps=self.eps,
+            validate=self.validate,
             return_stats=return_stats,
             backend=self.backend,
         )

@@ -11,7 +11,6 @@ from cases import compiles_anew, needs_native
 from functorch.compile import make_boxed_func
 from torch import Tensor, nn
 from torch._dynamo.backends.common import aot_autograd
-from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 import ndfast
@@ -246,9 +245,6 @@ def test_torch_func(backend: str, seed: int) -> None:
     grads = torch.func.grad(step, argnums=(1, 2, 3))(ndfast.attach_nd_loss, *arguments)
     for grad, expected in zip(grads, leaves, strict=True):
         torch.testing.assert_close(grad, expected.grad)
-    for student in (s, leaf(s)):
-        with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="jvp"):
-            ndfast.attach_nd_loss(forward_ad.make_dual(student, t), t, c, labels)
 
 
 def test_hooks_see_the_classifiers_gradient_and_the_sum(seed: int) -> None:

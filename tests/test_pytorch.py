@@ -9,7 +9,6 @@ import pytest
 import torch
 from cases import compiles_anew, draw, every_option, rows_of
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 
 import ndfast
 from ndfast import ops
@@ -184,29 +183,6 @@ def test_double_backward_is_an_error(backend: str, seed: int) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_torch_func_grad(backend: str, seed: int) -> None:
-    s, t, c, labels = inputs()
-    of_all = torch.func.grad(
-        lambda s, t, c: 3 * ndfast.nd_loss(s, t, c, labels, backend=backend), argnums=(0, 1, 2)
-    )(s, t, c)
-    leaves = [x.clone().requires_grad_() for x in (s, t, c)]
-    (3 * ndfast.nd_loss(*leaves, labels, backend="reference")).backward()
-    for got, leaf in zip(of_all, leaves, strict=True):
-        torch.testing.assert_close(got, leaf.grad)
-
-
-def test_transforms_that_are_not_supported_raise(seed: int) -> None:
-    # Each of these gave a zero or lost a tangent without a word at first.
-    torch._dynamo.reset()
-    s, t, c, labels = inputs()
-    gradient = torch.func.grad(lambda s: ndfast.nd_loss(s, t, c, labels))
-    with pytest.raises(Exception, match=r"nd_loss_forward"):
-        torch.compile(gradient, backend="eager")(s)
-    with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="jvp"):
-        ndfast.nd_loss(forward_ad.make_dual(s, t), t, c, labels)
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_several_upstream_gradients_at_once(reduction: str, backend: str, seed: int) -> None:
     s, t, c, labels = inputs()
@@ -281,17 +257,3 @@ def test_threads_as_data_parallel_has_them(seed: int) -> None:
     with ThreadPoolExecutor(8) as pool:
         grads = torch.cat(list(pool.map(part, rows)))
     torch.testing.assert_close(grads, part(slice(None)))
-
-
-def test_make_fx_records_the_functional_pair(seed: int) -> None:
-    from torch.fx.experimental.proxy_tensor import make_fx
-
-    s, t, c, labels = inputs()
-    for mode in ("real", "fake", "symbolic"):
-        graph = make_fx(
-            lambda s: torch.func.grad(lambda s: ndfast.nd_loss(s, t, c, labels))(s),
-            tracing_mode=mode, _allow_non_fake_inputs=True,
-        )(s)  # fmt: skip
-        called = {str(node.target) for node in graph.graph.nodes if node.op == "call_function"}
-        assert "ndfast.nd_loss_forward.default" in called
-        assert "ndfast.nd_loss_backward.default" in called

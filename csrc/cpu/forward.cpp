@@ -1,7 +1,9 @@
 // One pass over the rows: loss, coefficients and, where asked for, the student's gradient.
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <memory>
+#include <utility>
 
 #include "nd_loss.h"
 #include "rows.h"
@@ -32,10 +34,16 @@ struct Forward {
     for (int64_t k = 0; k < num_coefficients; ++k) coefficients[k * student.N + i] = values[k];
   }
 
+  // A batch larger than the caches: memory reads and writes at once, so the gradient of a row is
+  // written while the next is read, and later rows are asked for meanwhile. In the caches a row's
+  // vectors are nearest right after its sums. bench/NOTES.md says what each brings.
   void rows(int64_t begin, int64_t end) const {
     const auto& kernels = row_kernels<T>();
-    CentreReader<T> centres(class_means, index, kernels);
-    const bool stream = grad_student && is_streamed(*grad_student);
+    const bool is_large = is_streamed(student);
+    // In turn: a centre is read again when its row's gradient is written, beside the next row.
+    CentreReader<T> first(class_means, index, kernels), second(class_means, index, kernels);
+    CentreReader<T>*centres = &first, *centres_before = &second;
+    Combination<T> gradient{};  // of the row before, not written yet
     for (int64_t i = begin; i < end; ++i) {
       if (index.is_ignored(i, ignore_index)) {
         loss[i] = 0;
@@ -43,33 +51,39 @@ struct Forward {
         if (grad_student) grad_student->fill_row(i, 0);
         continue;
       }
-      const ConstRow s = student.row(i);
-      const T* c = centres[i];
-      const auto sums = kernels.sums(s, teacher ? teacher->row(i) : ConstRow{}, c, student.D);
+      std::swap(centres, centres_before);
+      const Vectors<T> row{student.row(i), teacher ? teacher->row(i) : ConstRow{}, (*centres)[i]};
+      const auto ahead = is_large ? vectors_ahead(i, end, row, *centres) : VectorsAhead{};
+      const auto sums = kernels.sums(row, ahead, gradient, student.D);
       const T norm_s = std::sqrt(sums.student_squared);
       const T norm_t = teacher_norm ? T((*teacher_norm)[i]) : std::sqrt(sums.teacher_squared);
-      const auto row = row_terms(norm_s, norm_t, std::sqrt(sums.centre_squared),
-                                 sums.student_dot_centre, T(eps));
+      const auto terms = row_terms(norm_s, norm_t, std::sqrt(sums.centre_squared),
+                                   sums.student_dot_centre, T(eps));
       const T by = T(factor * sample_weight[i]);
-      loss[i] = by * row.loss;
+      loss[i] = by * terms.loss;
       const auto measures = num_coefficients == 8
-                                ? row_measures(norm_s, norm_t, row.projection, T(eps))
+                                ? row_measures(norm_s, norm_t, terms.projection, T(eps))
                                 : RowMeasures<T>{};
-      write_coefficients(i, row, by, measures, true);
-      if (grad_student) {
-        Combination<T> gradient{grad_student->row(i), c, s, by * row.alpha, by * row.beta, stream};
-        if (i + 1 < end) {
-          gradient.ahead[0] = centres.source(i + 1);
-          // Narrowing takes the time in which s and t of half precision come.
-          if (bytes_of(student.dtype) == 2) {
-            gradient.ahead[1] = student.row(i + 1);
-            if (teacher) gradient.ahead[2] = teacher->row(i + 1);
-          }
-        }
-        kernels.combine(gradient, student.D);
-      }
+      write_coefficients(i, terms, by, measures, true);
+      if (!grad_student) continue;
+      gradient = {grad_student->row(i), row.centre,      row.student,
+                  by * terms.alpha,     by * terms.beta, is_large};
+      if (!is_large) kernels.combine(gradient, student.D);
     }
+    if (is_large && gradient.out.data) kernels.combine(gradient, student.D);
     kernels.fence();
+  }
+
+  // About a page ahead of row i, where the processor's own looking ahead ends; of the centres the
+  // next row's, where it is read as it lies.
+  VectorsAhead vectors_ahead(int64_t i, int64_t end, const Vectors<T>& row,
+                             const CentreReader<T>& centres) const {
+    constexpr int64_t kBytes = 4096;
+    const int64_t rows = std::max<int64_t>(1, kBytes / (student.D * bytes_of(student.dtype)));
+    const int64_t last = end - 1, ahead = std::min(i + rows, last);
+    const void* centre = centres.as_it_lies(std::min(i + 1, last));
+    return {student.row(ahead).data, teacher ? teacher->row(ahead).data : nullptr,
+            centre ? centre : row.centre};
   }
 };
 

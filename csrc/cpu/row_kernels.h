@@ -25,8 +25,7 @@ struct Row {
 
 // x*centre + y*student, to be written to `out`. `stream` writes past the caches, for outputs larger
 // than they are. `addend`, where not null, is added before the sum is rounded; it and `out` then
-// have the student's type. The rows of `ahead`, where not null, are asked for meanwhile: the next
-// sums then find them in L2. bench/NOTES.md says what that brings.
+// have the student's type.
 template <class T>
 struct Combination {
   Row out;
@@ -36,13 +35,30 @@ struct Combination {
   T y;
   bool stream;
   const void* addend = nullptr;
-  ConstRow ahead[3] = {};
+};
+
+// What a row's sums are taken of; `teacher.data` may be null.
+template <class T>
+struct Vectors {
+  ConstRow student;
+  ConstRow teacher;
+  const T* centre;
+};
+
+// Vectors of later rows, which are asked for meanwhile; not where `student` is null.
+struct VectorsAhead {
+  const void* student = nullptr;
+  const void* teacher = nullptr;
+  const void* centre = nullptr;
 };
 
 template <class T>
 struct RowKernels {
-  // Sums over s, t and c; `teacher.data` may be null.
-  RowSums<T> (*sums)(ConstRow student, ConstRow teacher, const T* centre, int64_t D);
+  // The sums over s, t and c. Where there are vectors ahead, `meanwhile`, if it has an `out`, which
+  // then has the student's type, is an earlier row's gradient and written beside: written by itself
+  // it would leave the memory's reading side idle.
+  RowSums<T> (*sums)(const Vectors<T>& row, const VectorsAhead& ahead,
+                     const Combination<T>& meanwhile, int64_t D);
   void (*combine)(const Combination<T>& combination, int64_t D);
   // out += x*centre + y*student.
   void (*accumulate)(T* out, const T* centre, ConstRow student, T x, T y, int64_t D);

@@ -22,66 +22,98 @@ inline auto with_type(Dtype dtype, const F& f) {
   return f(static_cast<float*>(nullptr));
 }
 
-// Writes a combination piece by piece.
+// Writes a combination, a register at a time.
 template <class T, class O, class S, bool HasAddend = false>
-struct Combiner {
+class Combiner {
+ public:
+  Combiner(const Combination<T>& c, int64_t D)
+      : out_(static_cast<O*>(c.out.data)),
+        centre_(c.centre),
+        student_(static_cast<const S*>(c.student.data)),
+        addend_(static_cast<const S*>(c.addend)),
+        x_(c.x),
+        y_(c.y),
+        stream_(c.stream),
+        D_(D) {
+    // The elements before the first that a whole register may be streamed to.
+    constexpr uintptr_t width = Out::n * sizeof(O);
+    const auto past = reinterpret_cast<uintptr_t>(out_) % width;
+    const int64_t head = past ? (width - past) / sizeof(O) : 0;
+    if (stream_ && head > 0) write(head < D ? head : D);
+  }
+
+  void step() {
+    if (i_ + Out::n <= D_) write();
+  }
+  void finish() {
+    while (i_ + Out::n <= D_) write();
+    if (i_ < D_) write(D_ - i_);
+  }
+
+ private:
   using Out = Access<T, O>;
 
-  explicit Combiner(const Combination<T>& c)
-      : out(static_cast<O*>(c.out.data)),
-        centre(c.centre),
-        student(static_cast<const S*>(c.student.data)),
-        addend(static_cast<const S*>(c.addend)),
-        x(c.x),
-        y(c.y),
-        stream(c.stream) {
-    for (int k = 0; k < 3; ++k) {
-      const ConstRow& row = c.ahead[k];
-      const int64_t bytes = with_type<T>(row.dtype, [](auto* type) { return sizeof(*type); });
-      // No row: the centre's first element again and again, which costs nothing.
-      ahead[k] = static_cast<const char*>(row.data ? row.data : c.centre);
-      ahead_bytes[k] = row.data ? bytes : 0;
-    }
-  }
-
-  // The elements before the first that a whole register may be streamed to.
-  int64_t head(int64_t D) const {
-    constexpr uintptr_t width = Out::n * sizeof(O);
-    const auto past = reinterpret_cast<uintptr_t>(out) % width;
-    const int64_t head = stream && past ? (width - past) / sizeof(O) : 0;
-    return head < D ? head : D;
-  }
-
-  inline void write(int64_t i) const {
-    for (int k = 0; k < 3; ++k) __builtin_prefetch(ahead[k] + i * ahead_bytes[k], 0, 2);
-    auto value = x * Access<T, T>::load(centre + i) + y * Access<T, S>::load(student + i);
-    if constexpr (HasAddend) value += Access<T, S>::load(addend + i);
-    if (stream) {
-      Out::stream(out + i, value);
+  inline void write() {
+    auto value = x_ * Access<T, T>::load(centre_ + i_) + y_ * Access<T, S>::load(student_ + i_);
+    if constexpr (HasAddend) value += Access<T, S>::load(addend_ + i_);
+    if (stream_) {
+      Out::stream(out_ + i_, value);
     } else {
-      Out::store(out + i, value);
+      Out::store(out_ + i_, value);
     }
+    i_ += Out::n;
   }
-  inline void write(int64_t i, int64_t count) const {
-    const auto c = Access<T, T>::load(centre + i, count);
-    auto value = x * c + y * Access<T, S>::load(student + i, count);
-    if constexpr (HasAddend) value += Access<T, S>::load(addend + i, count);
-    Out::store(out + i, value, count);
+  inline void write(int64_t count) {
+    auto value = x_ * Access<T, T>::load(centre_ + i_, count) +
+                 y_ * Access<T, S>::load(student_ + i_, count);
+    if constexpr (HasAddend) value += Access<T, S>::load(addend_ + i_, count);
+    Out::store(out_ + i_, value, count);
+    i_ += count;
   }
 
-  O* out;
-  const T* centre;
-  const S* student;
-  const S* addend;
-  const char* ahead[3];
-  int64_t ahead_bytes[3];
-  T x;
-  T y;
-  bool stream;
+  O* out_;
+  const T* centre_;
+  const S* student_;
+  const S* addend_;
+  T x_;
+  T y_;
+  bool stream_;
+  int64_t D_;
+  int64_t i_ = 0;  // written so far
 };
 
-template <class T, class S, class Q, bool HasTeacher>
-RowSums<T> sums_of(const S* student, const Q* teacher, const T* centre, int64_t D) {
+// Is written beside the sums.
+struct Nothing {
+  void step() {}
+  void finish() {}
+};
+
+// Asks for a row, line by line, while another is read.
+template <class T, class S>
+class Prefetcher {
+ public:
+  explicit Prefetcher(const void* row) : row_(static_cast<const char*>(row)) {}
+  // The lines that two registers from the i-th element on are read of.
+  void two_registers(int64_t i) const {
+    constexpr int bytes = 2 * Access<T, S>::n * sizeof(S);
+    for (int line = 0; line < bytes; line += 64) {
+      __builtin_prefetch(row_ + i * int64_t(sizeof(S)) + line, 0, 2);
+    }
+  }
+
+ private:
+  const char* row_;
+};
+
+template <class T, class S, class Q, bool HasTeacher, bool HasAhead, class Meanwhile>
+RowSums<T> sums_of(const Vectors<T>& row, const VectorsAhead& ahead, Meanwhile meanwhile,
+                   int64_t D) {
+  const auto* student = static_cast<const S*>(row.student.data);
+  const auto* teacher = static_cast<const Q*>(row.teacher.data);
+  const T* centre = row.centre;
+  const Prefetcher<T, S> student_ahead(ahead.student);
+  const Prefetcher<T, Q> teacher_ahead(ahead.teacher);
+  const Prefetcher<T, T> centre_ahead(ahead.centre);
   using Student = Access<T, S>;
   using Teacher = Access<T, Q>;
   using Centre = Access<T, T>;
@@ -101,6 +133,12 @@ RowSums<T> sums_of(const S* student, const Q* teacher, const T* centre, int64_t 
     };
     int64_t i = begin;
     for (; i + 2 * n <= end; i += 2 * n) {
+      if constexpr (HasAhead) {
+        student_ahead.two_registers(i);
+        if constexpr (HasTeacher) teacher_ahead.two_registers(i);
+        // Beside the sums alone the instructions cost more than is waited for.
+        if constexpr (!std::is_same_v<Meanwhile, Nothing>) centre_ahead.two_registers(i);
+      }
       for (int u = 0; u < 2; ++u) {
         const int64_t at = i + u * n;
         add(u, Student::load(student + at), Centre::load(centre + at));
@@ -108,6 +146,7 @@ RowSums<T> sums_of(const S* student, const Q* teacher, const T* centre, int64_t 
           const auto t = Teacher::load(teacher + at);
           tt[u] += t * t;
         }
+        meanwhile.step();
       }
     }
     for (; i < end; i += n) {
@@ -123,6 +162,7 @@ RowSums<T> sums_of(const S* student, const Q* teacher, const T* centre, int64_t 
     total.centre_squared += Student::sum(cc[0] + cc[1]);
     total.student_dot_centre += Student::sum(sc[0] + sc[1]);
   }
+  meanwhile.finish();
   return total;
 }
 
@@ -139,36 +179,33 @@ inline auto with_student_type(Dtype dtype, const F& f) {
 }
 
 template <class T>
-RowSums<T> sums(ConstRow student, ConstRow teacher, const T* centre, int64_t D) {
-  return with_student_type<T>(student.dtype, [&](auto* type_s) {
+RowSums<T> sums(const Vectors<T>& row, const VectorsAhead& ahead, const Combination<T>& meanwhile,
+                int64_t D) {
+  return with_student_type<T>(row.student.dtype, [&](auto* type_s) {
     using S = std::remove_pointer_t<decltype(type_s)>;
-    const S* s = static_cast<const S*>(student.data);
-    if (!teacher.data) return sums_of<T, S, S, false>(s, nullptr, centre, D);
-    return with_type<T>(teacher.dtype, [&](auto* type_t) {
-      using Q = std::remove_pointer_t<decltype(type_t)>;
-      return sums_of<T, S, Q, true>(s, static_cast<const Q*>(teacher.data), centre, D);
-    });
+    const auto run = [&](auto has_ahead, auto beside) {
+      using Beside = decltype(beside);
+      constexpr bool kAhead = decltype(has_ahead)::value;
+      if (!row.teacher.data) return sums_of<T, S, S, false, kAhead, Beside>(row, ahead, beside, D);
+      return with_type<T>(row.teacher.dtype, [&](auto* type_t) {
+        using Q = std::remove_pointer_t<decltype(type_t)>;
+        return sums_of<T, S, Q, true, kAhead, Beside>(row, ahead, beside, D);
+      });
+    };
+    if (!ahead.student) return run(std::false_type(), Nothing());
+    if (!meanwhile.out.data) return run(std::true_type(), Nothing());
+    return run(std::true_type(), Combiner<T, S, S>(meanwhile, D));
   });
-}
-
-template <class T, class O, class S, bool HasAddend>
-void combine_as(const Combination<T>& c, int64_t D) {
-  const Combiner<T, O, S, HasAddend> combiner(c);
-  constexpr int64_t n = Access<T, O>::n;
-  int64_t i = combiner.head(D);
-  if (i > 0) combiner.write(0, i);
-  for (; i + n <= D; i += n) combiner.write(i);
-  if (i < D) combiner.write(i, D - i);
 }
 
 template <class T>
 void combine(const Combination<T>& c, int64_t D) {
   with_student_type<T>(c.student.dtype, [&](auto* type_s) {
     using S = std::remove_pointer_t<decltype(type_s)>;
-    if (c.addend) return combine_as<T, S, S, true>(c, D);
+    if (c.addend) return Combiner<T, S, S, true>(c, D).finish();
     with_type<T>(c.out.dtype, [&](auto* type_o) {
       using O = std::remove_pointer_t<decltype(type_o)>;
-      combine_as<T, O, S, false>(c, D);
+      Combiner<T, O, S>(c, D).finish();
     });
   });
 }

@@ -50,11 +50,11 @@ class CentreReader {
     return mixed_.data();
   }
 
-  // The class mean that a row's centre is, or is made of; a mix's first. Nothing is read of it, and
-  // it is null where a label is out of range.
-  ConstRow source(int64_t i) const {
+  // The class mean that row i's centre is, or a mix's first; nothing is read of it. Null where a
+  // label is out of range, or the class mean has another type.
+  const void* as_it_lies(int64_t i) const {
     const int64_t k = index_.target ? index_.target[i] : i;
-    return in_range(k) ? class_means_.row(k) : ConstRow{};
+    return in_range(k) && class_means_.dtype == kDtypeOf<T> ? class_means_.row(k).data : nullptr;
   }
 
  private:
@@ -76,10 +76,10 @@ class CentreReader {
   std::vector<T> mixed_;
 };
 
-// Past this size an output does not stay in any cache until it is read again, and writing past the
-// caches saves reading the lines that are overwritten.
-inline bool is_streamed(const Matrix& output) {
-  return output.N * output.row_bytes >= (int64_t(16) << 20);
+// Past this size what is written beside [N, D] features does not stay in any cache until it is read
+// again, and writing past the caches saves reading the lines that are overwritten.
+inline bool is_streamed(const Matrix& features) {
+  return features.N * features.D * bytes_of(features.dtype) >= (int64_t(16) << 20);
 }
 
 // Calls f(begin, end) over [0, rows) on PyTorch's own threads, at least 32,768 elements each, as

@@ -22,9 +22,7 @@ def unusable(device: torch.device) -> str | None:
     """Needs the compiled library's CUDA part, and a CUDA device that is not too old for it."""
     if missing is not None:
         return missing
-    if device.type != "cuda":
-        return "the CUDA kernels are for CUDA devices"
-    return gpu.too_old(device) or _why_not_launched(device)
+    return gpu.not_there(device) or gpu.too_old(device) or _why_not_launched(device)
 
 
 def _why_not_launched(device: torch.device) -> str | None:

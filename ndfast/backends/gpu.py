@@ -8,6 +8,14 @@ from torch import Tensor
 _LEAST_CAPABILITY = (8, 0)
 
 
+def not_there(device: torch.device) -> str | None:
+    """Why tensors on ``device`` are none for a GPU's kernels, None where they are."""
+    if device.type == "cuda":
+        return None
+    gpus = "" if torch.cuda.is_available() else ", and there is no CUDA GPU here"
+    return f"its kernels take CUDA tensors{gpus}"
+
+
 def too_old(device: torch.device) -> str | None:
     """Why the GPU is too old for the kernels, None where it is not."""
     capability = torch.cuda.get_device_capability(device)

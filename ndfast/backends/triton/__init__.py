@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import torch
 
-from ndfast.backends.gpu import too_old
+from ndfast.backends.gpu import not_there, too_old
 
 try:
     import triton
@@ -32,6 +32,6 @@ def unusable(device: torch.device) -> str | None:
         return _no_triton
     if _interpreted:
         return None
-    if device.type != "cuda":
-        return "Triton compiles for CUDA devices; set TRITON_INTERPRET=1 to interpret its kernels"
+    if reason := not_there(device):
+        return f"{reason}; set TRITON_INTERPRET=1 to interpret them"
     return too_old(device)
