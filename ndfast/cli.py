@@ -88,7 +88,10 @@ def _add_env(parser: argparse.ArgumentParser) -> None:
 
 
 def _env(given: argparse.Namespace) -> int:
-    check_backend_name(named(None), "NDFAST_BACKEND")
+    try:
+        check_backend_name(named(None), "NDFAST_BACKEND")
+    except ValueError as error:
+        return _fail(given, str(error), MISUSED)
     environment = describe_environment()
     if given.json:
         print(json.dumps(environment, indent=1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from operator import is_
 
@@ -14,6 +15,7 @@ from ndfast.dispatch import check_backend_name
 from ndfast.functional import nd_loss
 
 _IGNORE_INDEX = -100
+_NAMES = {"student": "s_emb", "teacher": "t_emb", "class_means": "T_EMB", "target": "labels"}
 _CPU = torch.device("cpu")
 
 
@@ -94,9 +96,12 @@ class DirectNormLoss(nn.Module):
         """
         if isinstance(T_EMB, Mapping):
             T_EMB = self._look_up(T_EMB, s_emb, labels)
-        return nd_loss(
-            s_emb, t_emb, T_EMB, labels, weight=self.nd_loss_factor, backend=self.backend
-        )
+        try:
+            return nd_loss(
+                s_emb, t_emb, T_EMB, labels, weight=self.nd_loss_factor, backend=self.backend
+            )
+        except (TypeError, ValueError, IndexError) as error:
+            raise type(error)(_in_our_names(str(error))) from None
 
     def extra_repr(self) -> str:
         return f"num_class={self.num_class}, nd_loss_factor={self.nd_loss_factor}"
@@ -120,6 +125,11 @@ class DirectNormLoss(nn.Module):
             if unknown:
                 raise KeyError(f"T_EMB: holds no class {min(unknown)}, which occurs in labels")
         return means.on(s_emb.device)
+
+
+def _in_our_names(message: str) -> str:
+    """What `nd_loss` says of its arguments, with the names that the authors gave them."""
+    return re.sub(r"\b(student|teacher|class_means|target)\b", lambda m: _NAMES[m[0]], message)
 
 
 class _DictMeans:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -70,6 +71,14 @@ WRONG = [
     ("target", ValueError, {"target": grad(4, 3)}),
     ("weight", TypeError, {"weight": "2"}),
     ("weight", TypeError, {"weight": torch.tensor(2.0)}),
+    ("weight", ValueError, {"weight": 10**400}),
+    ("eps", ValueError, {"eps": -(10**400)}),
+    ("target.lam", ValueError, {**mix(lam=torch.tensor([0.1, 1.0, 1.5, 2.0])), "validate": True}),
+    ("target.lam", ValueError, {**mix(lam=torch.tensor(torch.nan)), "validate": True}),
+    ("target.lam", ValueError, mix(lam=torch.rand(4, **META))),
+    ("target.target_b", ValueError, mix(b=Y.to(**META))),
+    ("target", ValueError, {"target": torch.rand(4, 3, **META)}),
+    ("sample_weight", ValueError, {"sample_weight": torch.rand(4, **META)}),
     ("sample_weight", TypeError, {"sample_weight": [1.0] * 4}),
     ("sample_weight", TypeError, {"sample_weight": Y}),
     ("sample_weight", ValueError, {"sample_weight": torch.rand(3)}),
@@ -107,6 +116,41 @@ def test_messages_say_what_was_got_and_what_is_taken() -> None:
         ndfast.nd_loss(S, S, C, Y + 1)
     with pytest.raises(ValueError, match=r"'avg' is not a valid value.*'none', 'mean' or 'sum'"):
         ndfast.nd_loss(S, S, C, Y, reduction="avg")
+
+
+def test_a_share_out_of_range_is_named_by_its_row() -> None:
+    shares = torch.tensor([0.0, 1.0, 1.5, -1.0])
+    with pytest.raises(ValueError, match=r"target\.lam: got 1\.5 in row 2"):
+        ndfast.nd_loss(S, S, C, ndfast.Mix(Y, Y, shares), validate=True)
+
+
+def test_numbers_of_numpy() -> None:
+    options = {"weight": np.float32(2), "eps": np.float64(1e-8), "ignore_index": np.int64(2)}
+    expected = ndfast.nd_loss(S, S, C, Y, weight=2.0, ignore_index=2)
+    assert ndfast.nd_loss(S, S, C, Y, **options) == expected
+    mixed = [ndfast.Mix(Y, Y.flip(0), share) for share in (0.25, np.float32(0.25))]
+    assert ndfast.nd_loss(S, S, C, mixed[0]) == ndfast.nd_loss(S, S, C, mixed[1])
+    assert mixed[0] != mixed[1]  # a comparison of their tensors would raise
+
+
+def test_a_centre_a_row_beside_pooled_features() -> None:
+    expected = ndfast.nd_loss(S, S, C[Y], None)
+    pooled = S[:, :, None, None]
+    for centres in (C[Y], C[Y][:, :, None, None]):
+        assert ndfast.nd_loss(pooled, pooled, centres, None) == expected
+    with pytest.raises(ValueError, match="class_means: got shape"):  # whose rows are [4, 2]
+        ndfast.nd_loss(torch.randn(4, 6, 2), None, torch.randn(4, 2, 6), None)
+
+
+@pytest.mark.parametrize("target", [Y, mix(), torch.rand(4, 3)], ids=["indices", "mix", "shares"])
+def test_shapes_alone(target: Any) -> None:
+    target = target["target"] if isinstance(target, dict) else target
+    if isinstance(target, ndfast.Mix):
+        target = ndfast.Mix(Y.to(**META), Y.to(**META), 0.5)
+    else:
+        target = target.to(**META)
+    loss = ndfast.nd_loss(S.to(**META), None, C.to(**META), target, reduction="none")
+    assert (loss.shape, loss.device.type) == ((4,), "meta")
 
 
 def test_label_types_that_are_taken() -> None:

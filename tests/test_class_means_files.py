@@ -137,6 +137,9 @@ def test_metadata_where_none_was_given(tmp_path: Path, suffix: str) -> None:
         (".npz", MEANS, {"counts": [1]}, ValueError, r"counts: got \[1\]; it takes 2 integers"),
         (".npz", MEANS, {"counts": [1, -1]}, ValueError, "counts: got"),
         (".npz", MEANS, {"counts": torch.tensor([1.0, 2.0])}, ValueError, "counts: got"),
+        (".npz", MEANS, {"counts": [2**63, 1]}, ValueError, "counts: got"),  # no int64
+        (".npz", MEANS, {"counts": 5}, ValueError, "counts: got 5"),
+        (".npz", MEANS, {"counts": [[1], [2, 3]]}, ValueError, "counts: got"),
     ],
 )
 def test_what_is_not_saved(
@@ -171,6 +174,27 @@ def test_writing_over_a_file(tmp_path: Path) -> None:
         save_class_means(path, means)
         assert torch.equal(load_class_means(path), means)
     assert os.listdir(tmp_path) == ["means.npz"]
+
+
+def test_what_a_file_is_stays(tmp_path: Path) -> None:
+    target, link = tmp_path / "v1.npz", tmp_path / "current.npz"
+    save_class_means(target, MEANS)
+    target.chmod(0o600)
+    link.symlink_to("v1.npz")
+    save_class_means(link, MEANS + 1)
+    assert link.is_symlink()
+    assert torch.equal(load_class_means(target), MEANS + 1)
+    assert target.stat().st_mode & 0o777 == 0o600
+
+
+def test_the_longest_name_and_a_folder_of_the_name(tmp_path: Path) -> None:
+    path = tmp_path / f"{'m' * 251}.npz"
+    save_class_means(path, MEANS)
+    assert os.listdir(tmp_path) == [path.name]
+    (tmp_path / "folder.npz").mkdir()
+    with pytest.raises(IsADirectoryError) as raised:
+        save_class_means(tmp_path / "folder.npz", MEANS)
+    assert raised.value.filename.endswith("folder.npz")
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 import ndfast
+from ndfast import dispatch
 from ndfast.cli import main
 
 
@@ -115,6 +117,19 @@ def test_env_as_text_and_as_json(capsys: pytest.CaptureFixture) -> None:
     text = capsys.readouterr().out
     for name in ("ndfast", "python", "torch", "triton", "numpy", "native", "reference"):
         assert f"\n{name}" in f"\n{text}"
+
+
+def test_env_tells_the_backend_that_is_asked_for(
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run("env") == 0
+    assert "the fastest that can run" in capsys.readouterr().out
+    monkeypatch.setattr(dispatch, "_default", "reference")
+    assert run("env") == 0
+    assert re.search(r"^backend +reference$", capsys.readouterr().out, re.M)
+    monkeypatch.setattr(dispatch, "_default", "metal")
+    assert run("env") == 2
+    assert "NDFAST_BACKEND: 'metal' is no backend" in capsys.readouterr().err
 
 
 def test_class_means_shown_and_converted(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -195,6 +198,22 @@ def test_checkpoints_and_copies() -> None:
     assert repr(loss_fn) == "DirectNormLoss(num_class=100, nd_loss_factor=2.0)"
 
 
+@pytest.mark.parametrize("convert", [tuple, np.array, torch.tensor])
+def test_a_dict_of_arrays(convert: Callable[[list[float]], Any]) -> None:
+    arrays = {key: convert(values) for key, values in T_EMB.items()}
+    assert DirectNormLoss()(S, T, arrays, LABELS) == DirectNormLoss()(S, T, T_EMB, LABELS)
+    with pytest.raises(TypeError, match="T_EMB: class 0 holds str"):
+        DirectNormLoss()(S, T, {"0": "a mean"}, LABELS)
+
+
+def test_compiled_with_a_tensor() -> None:
+    torch._dynamo.reset()
+    loss_fn, class_means = DirectNormLoss(2), torch.eye(2)
+    compiled = torch.compile(loss_fn, fullgraph=True, backend="aot_eager")
+    expected = loss_fn(S, T, class_means, LABELS)
+    torch.testing.assert_close(compiled(S, T, class_means, LABELS), expected)
+
+
 @pytest.mark.parametrize("label", [1, 3, 5, -1])
 def test_a_class_that_the_dict_lacks(label: int) -> None:
     class_dict = {"4": [1.0, 0.0], "0": [0.0, 1.0]}
@@ -213,7 +232,7 @@ def test_a_class_that_the_dict_lacks(label: int) -> None:
         ({"0": [1.0, 2.0], "5": [1.0]}, "T_EMB: class 5 holds 1 values; it takes 2"),
         ({"0": [1.0, torch.nan]}, "T_EMB: class 0, column 1 is nan"),
         ({"0": [1.0, None]}, "T_EMB: class 0, column 1 is None"),
-        ({"0": [1.0, 2.0, 3.0]}, r"class_means: got shape \[1, 3\]"),
+        ({"0": [1.0, 2.0, 3.0]}, r"T_EMB: got shape \[1, 3\]; for s_emb \[1, 2\]"),
     ],
 )
 def test_bad_dicts(class_dict: dict, message: str) -> None:
@@ -224,14 +243,14 @@ def test_bad_dicts(class_dict: dict, message: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ((S, T, [[1.0, 0.0]], LABELS), TypeError, "class_means: got list"),
+        ((S, T, [[1.0, 0.0]], LABELS), TypeError, "T_EMB: got list"),
         ((S, T, T_EMB, None), ValueError, "labels: got None"),
         ((S, T, T_EMB, torch.eye(2)[:1]), TypeError, "labels: got dtype torch.float32"),
         ((S, T, T_EMB, [0]), TypeError, "labels: got list"),
         (([[3.0, 4.0]], T, T_EMB, LABELS), TypeError, "s_emb: got list"),
-        ((S, T[:, :1], T_EMB, LABELS), ValueError, "teacher: got shape"),
-        ((S, T, T_EMB, torch.tensor([0, 1])), ValueError, "target: got shape"),
-        ((S, T, torch.eye(2), torch.tensor([2])), IndexError, "class 2 in row 0"),
+        ((S, T[:, :1], T_EMB, LABELS), ValueError, "t_emb: got shape"),
+        ((S, T, T_EMB, torch.tensor([0, 1])), ValueError, "labels: got shape"),
+        ((S, T, torch.eye(2), torch.tensor([2])), IndexError, "labels: class 2 in row 0 .* T_EMB"),
     ],
 )
 def test_bad_arguments(arguments: tuple, error: type[Exception], message: str) -> None:
@@ -245,7 +264,7 @@ def test_bad_factors() -> None:
     with pytest.raises(TypeError, match="nd_loss_factor: got str"):
         DirectNormLoss(100, nd_weight="2")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="backend: 'metal' is no backend"):
-        DirectNormLoss(backend="metal")(S, T, T_EMB, LABELS)
+        DirectNormLoss(backend="metal")
 
 
 @pytest.mark.gpu

@@ -60,8 +60,12 @@ def test_use_backend_may_be_entered_again(ran: list[str]) -> None:
         ndfast.nd_loss(*ARGUMENTS)
     with reference_for_a_while:
         ndfast.nd_loss(*ARGUMENTS)
+    with reference_for_a_while:
+        with reference_for_a_while:
+            pass
+        ndfast.nd_loss(*ARGUMENTS)
     ndfast.nd_loss(*ARGUMENTS)
-    assert ran == ["reference", "reference", "native"]
+    assert ran == ["reference", "reference", "reference", "native"]
 
 
 def test_one_asked_for_by_name_that_cannot_run_says_why(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,14 @@ def test_module_is_the_function(seed: int) -> None:
     assert expected != ndfast.nd_loss(s, t, c, labels, weight=2.0, ignore_index=9, reduction="sum")
 
 
+def test_validate_is_handed_on() -> None:
+    shares = ndfast.Mix(torch.tensor([0]), torch.tensor([1]), torch.tensor([2.0]))
+    features = torch.randn(1, 7)
+    ndfast.NDLoss(torch.randn(3, 7))(features, None, shares)
+    with pytest.raises(ValueError, match=r"target\.lam"):
+        ndfast.NDLoss(torch.randn(3, 7), validate=True)(features, None, shares)
+
+
 def test_class_means_are_a_copied_buffer_or_a_parameter(seed: int) -> None:
     c = torch.randn(3, 7)
     fixed, learnable = ndfast.NDLoss(c), ndfast.NDLoss(c, learnable=True)
