@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from numbers import Integral
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -29,7 +31,7 @@ class ClassMeans:
         ignore_index: rows with this label are left out.
 
     Raises:
-        TypeError: ``num_classes`` or ``dim`` is no int.
+        TypeError: ``num_classes``, ``dim`` or ``ignore_index`` is no int.
         ValueError: ``num_classes`` or ``dim`` is less than 1.
 
     Examples:
@@ -48,14 +50,15 @@ class ClassMeans:
         device: torch.device | str | None = None,
         ignore_index: int = -100,
     ) -> None:
-        for name, value in (("num_classes", num_classes), ("dim", dim)):
-            if not isinstance(value, int):
+        sizes = {"num_classes": num_classes, "dim": dim}
+        for name, value in {**sizes, "ignore_index": ignore_index}.items():
+            if not isinstance(value, Integral):
                 raise TypeError(f"{name}: got {type(value).__name__}; it takes an int")
-            if value < 1:
+            if name in sizes and value < 1:
                 raise ValueError(f"{name}: got {value}; it takes 1 or more")
-        self.num_classes = num_classes
-        self.dim = dim
-        self.ignore_index = ignore_index
+        self.num_classes = int(num_classes)
+        self.dim = int(dim)
+        self.ignore_index = int(ignore_index)
         self._device = None if device is None else torch.device(device)
         # Each flat: sums [K + 2, D] and then counts [K + 2], so that one collective carries both.
         # Row K takes labels that are no class and row K + 1 ignored ones: choosing rows by a mask
@@ -164,7 +167,7 @@ class ClassMeans:
             if bad.any():
                 raise ValueError(
                     f"classes whose mean is not finite in {dtype}: {_list_classes(bad)}; their "
-                    "features hold NaN or Inf, or are out of the dtype's range"
+                    "features hold NaN or Inf, or the mean or their sum is out of range"
                 )
         return means
 
