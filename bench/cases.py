@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 MOST_INPUT_SETS = 512
+CLOSE = 1 / 256  # of norms relative to each other: bfloat16's rounding
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ def _cpu_grid(device: str, full: bool) -> list[Case]:
     f32, bf16, f16 = torch.float32, torch.bfloat16, torch.float16
     if full:
         shapes = product((8, 256, 4096), (64, 512, 1000, 2048))
-        kinds = ((f32, "loss"), (f32, "forward"), (bf16, "loss"), (f16, "loss"))
+        kinds = [(f32, kind) for kind in KINDS] + [(bf16, "loss"), (f16, "loss")]
         return [
             Case(device, N, D, dtype, kind, K=100 if D <= 256 else 1000)  # CIFAR's, ImageNet's
             for N, D in shapes
@@ -113,6 +114,8 @@ def _cpu_grid(device: str, full: bool) -> list[Case]:
         Case(device, 256, 512, f32),
         Case(device, 4096, 2048, f32),
         Case(device, 4096, 2048, f32, "forward"),
+        Case(device, 4096, 2048, f32, "norms"),
+        Case(device, 4096, 2048, f32, "attached"),
         Case(device, 4096, 2048, bf16),
         Case(device, 4096, 2048, f16),
     ]
@@ -176,7 +179,9 @@ class Inputs:
 def make_inputs(case: Case, seed: int) -> list[Inputs]:
     """Fresh inputs: one set on the CPU, on a GPU as many as fill its L2 cache four times.
 
-    A feature is its class mean plus noise, so that every term of loss and gradient weighs in.
+    A feature is its class mean plus noise, so that every term of loss and gradient weighs in. No
+    row's norms are so close that rounding decides which is the larger: half of the gradient hangs
+    on that, and every peer rounds in its own way.
     """
     generator = torch.Generator(case.device).manual_seed(seed)
     on_device: dict[str, Any] = {"device": case.device, "generator": generator}
@@ -188,6 +193,8 @@ def make_inputs(case: Case, seed: int) -> list[Inputs]:
         features = torch.empty(2, case.N, case.D, dtype=case.dtype, device=case.device)
         for half in features:  # one by one: the largest case is 1 GiB a half
             half.copy_(torch.randn(case.N, case.D, **on_device).add_(class_means[target]))
+        norms = torch.linalg.vector_norm(features, dim=2, dtype=torch.float32)
+        features[1][(norms[0] / norms[1] - 1).abs() < CLOSE] *= 1 + 4 * CLOSE
         student, teacher = features[0].detach().requires_grad_(), features[1]
         if case.kind == "norms":
             teacher = torch.linalg.vector_norm(teacher, dim=1, dtype=torch.float32)

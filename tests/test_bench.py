@@ -33,7 +33,10 @@ def test_grids_hold_what_they_promise() -> None:
     assert {case.way for case in quick} == {"a", "b", "c"}
     assert {case.kind for case in quick} == {"loss", "attached", "norms"}
     assert {(case.N, case.D) for case in quick} >= {(256, 512), (4096, 2048)}
-    assert set(grid("cpu", full=False)) <= set(grid("cpu", full=True))
+    full, quick = grid("cpu", full=True), grid("cpu", full=False)
+    assert set(quick) <= set(full)
+    assert {case.kind for case in quick} == {*KINDS}
+    assert {(case.kind, case.way) for case in full} >= {("loss", "b"), ("attached", "c")}
 
 
 def test_bytes_by_hand() -> None:
@@ -43,6 +46,16 @@ def test_bytes_by_hand() -> None:
     for kind, its in KINDS.items():
         case = Case("cpu", 2, 3, torch.bfloat16, kind)
         assert ROOFLINES[its.roofline].num_bytes(case) == case.num_bytes, kind
+
+
+@pytest.mark.parametrize("kind", ["loss", "norms"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_norms_are_not_told_apart_by_rounding(kind: str, dtype: torch.dtype) -> None:
+    (x,) = make_inputs(Case("cpu", 4096, 64, dtype, kind, K=5), seed=0)
+    n_s = x.student.double().norm(dim=1)
+    n_t = x.teacher.double() if kind == "norms" else x.teacher.double().norm(dim=1)
+    assert (n_s / n_t - 1).abs().min() > 1e-3
+    assert 0.3 < (n_s > n_t).double().mean() < 0.7
 
 
 @pytest.fixture
