@@ -213,8 +213,18 @@ def test_gradcheck(backend: str, reduction: str, seed: int) -> None:
             ),
             (s, t, c),
         )  # fmt: skip
+        assert torch.autograd.gradcheck(
+            lambda s, t, c, target=target: ndfast.attach_nd_loss(
+                s, t, c, target, weight=1.7, sample_weight=weights, reduction=reduction,
+                backend=backend,
+            ),
+            (s, t, c),
+        )  # fmt: skip
     centres = torch.randn(5, 4, dtype=DOUBLE, requires_grad=True)
-    assert torch.autograd.gradcheck(
-        lambda s, c: ndfast.nd_loss(s, None, c, None, reduction=reduction, backend=backend),
-        (s, centres),
-    )
+    for norms in (None, 2 * torch.rand(5, dtype=DOUBLE) + 1):
+        assert torch.autograd.gradcheck(
+            lambda s, c, t=norms: ndfast.nd_loss(
+                s, t, c, None, reduction=reduction, backend=backend
+            ),
+            (s, centres),
+        )
