@@ -114,13 +114,16 @@ def draw(
     options = {"weight": 1.7, "reduction": reduction, "ignore_index": 255}
     if weighted:
         options["sample_weight"] = torch.rand(N) + 0.1
+    upstream = torch.rand(N if reduction == "none" else ()) + 0.5
+    # For 1 the gradient is forward's, for anything else backward writes it.
+    upstream = torch.where(torch.rand_like(upstream) < 0.5, 1, upstream)
     return Case(
         student,
         {"features": features, "norms": norms, "absent": None}[teacher],
         class_means,
         targets[target],
         options,
-        torch.rand(N if reduction == "none" else ()) + 0.5,
+        upstream,
         # About as large as the loss's own gradient, so that an error of neither hides in the other.
         (0.02 * torch.randn(N, D)).to(dtype) if attached else None,
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from cases import assert_as_defined, draw, every_option, needs_native
@@ -51,12 +53,29 @@ def test_rows_spread_over_threads_give_the_same_bits(seed: int) -> None:
 
 @needs_native
 def test_outputs_past_the_cache_are_streamed_and_right(capability: str, seed: int) -> None:
-    # 17 MiB each
-    for N, D, dtype in [
-        (2176, 2048, torch.float32),
-        (2176, 2047, torch.float32),  # rows begin and end anywhere in a vector register
-        (4352, 2047, torch.bfloat16),
-        (4352, 2047, torch.float16),  # in the backward
-        (495_000, 9, torch.float32),  # rows that may end before the first whole register
+    # 17 MiB each; for an upstream gradient of 1 forward writes it, else backward.
+    for N, D, dtype, upstream in [
+        (2176, 2048, torch.float32, 1.0),
+        (2176, 2047, torch.float32, 1.0),  # rows begin and end anywhere in a vector register
+        (2176, 2047, torch.float32, 2.0),
+        (4352, 2047, torch.bfloat16, 1.0),
+        (4352, 2047, torch.float16, 1.0),  # backward's always
+        (495_000, 9, torch.float32, 1.0),  # rows that may end before the first whole register
     ]:
-        assert_as_defined(draw(N, D, 10, dtype), "native", f"{N} x {D} {dtype}")
+        case = replace(draw(N, D, 10, dtype), upstream=torch.tensor(upstream))
+        assert_as_defined(case, "native", f"{N} x {D} {dtype} {upstream}")
+
+
+@needs_native
+def test_a_gradient_is_written_beside_the_next_row_and_right(capability: str, seed: int) -> None:
+    # 17 MiB; a centre that is converted or mixed lies in a scratch row until then.
+    for dtype, option in [
+        (torch.float32, {"target": "mix by row", "ignoring": True}),
+        (torch.bfloat16, {"target": "mix", "means_dtype": torch.bfloat16}),
+        (torch.float32, {"means_dtype": torch.bfloat16, "ignoring": True, "weighted": True}),
+        (torch.float64, {"teacher": "norms", "ignoring": True}),
+        (torch.float32, {"target": "a centre a row", "teacher": "absent"}),
+    ]:
+        case = draw(17 * 2**20 // (513 * dtype.itemsize), 513, 10, dtype, **option)
+        case = replace(case, upstream=torch.ones(()))
+        assert_as_defined(case, "native", f"{dtype} {option}")
