@@ -19,7 +19,7 @@ from ndfast.train.data.batches import TrainingBatches, build_loader, mix_seeds
 from ndfast.train.data.mixing import Mixer
 from ndfast.train.distiller import Distiller
 from ndfast.train.errors import ConfigError
-from ndfast.train.evaluation import evaluate, move, place
+from ndfast.train.evaluation import evaluate, move, place, share_buffers
 from ndfast.train.finite import FiniteCheck
 from ndfast.train.optimizers import build_optimizer, learning_rate
 from ndfast.train.position import Bar, Log, Position, Silent
@@ -149,6 +149,7 @@ class Trainer:
         for model in (self.model, self.average):
             if model is None:
                 return found[0], None
+            share_buffers(model)  # what is measured is what will be saved
             was_training = model.training
             model.eval()
             means = None if self.teacher is None else self.teacher.class_means
