@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import ndfast
+from ndfast.train import fsdp
+from ndfast.train.average import Average
 from ndfast.train.config import TrainConfig
 from ndfast.train.data import Data
 from ndfast.train.data.batches import TrainingBatches, build_loader, mix_seeds
@@ -62,7 +63,8 @@ class Trainer:
         stopwatch: the time of a step by its parts.
 
     Raises:
-        ConfigError: an epoch has fewer images than a step takes.
+        ConfigError: an epoch has fewer images than a step takes, or FSDP is to wrap what the
+            distiller does not have.
     """
 
     def __init__(
@@ -86,15 +88,11 @@ class Trainer:
         )
         self.steps_per_epoch = count_steps(config, data, accelerator.num_processes)
         distiller = place(distiller, accelerator.device, config)
-        self.average = (
-            None
-            if config.ema is None
-            else AveragedModel(distiller, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
-        )
+        self.average = None if config.ema is None else Average(distiller, config.ema)
         if config.compile:
             distiller.compile()
         optimizer = build_optimizer(distiller, config)
-        self.model, self.optimizer = accelerator.prepare(distiller, optimizer)
+        self.model, self.optimizer = fsdp.prepare(accelerator, distiller, optimizer)
         self.position = Position(data.name, accelerator.num_processes)
         accelerator.register_for_checkpointing(self.position)
         if self.average is not None:

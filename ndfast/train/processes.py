@@ -11,8 +11,16 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, GradientAccumulationPlugin
 
+from ndfast.train import fsdp
 from ndfast.train.config import TrainConfig
 from ndfast.train.errors import ConfigError
+
+_KINDS = (
+    DistributedType.NO,
+    DistributedType.MULTI_CPU,
+    DistributedType.MULTI_GPU,
+    DistributedType.FSDP,
+)
 
 
 def build_accelerator(config: TrainConfig) -> Accelerator:
@@ -22,8 +30,10 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
 
     Raises:
         ConfigError: there is no such precision, or the device cannot compute in it; or the
-            processes are not joined as DistributedDataParallel needs them.
+            processes are not joined as DistributedDataParallel or FSDP 2 needs them.
     """
+    if fsdp.is_asked_for():
+        fsdp.check_settings(config.optimizer)
     _join_restarted()
     precision = config.precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
     precision = "no" if precision == "fp32" else precision
@@ -39,9 +49,15 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
     # Accelerate takes it, and trains in float32.
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise ConfigError("precision: got fp16; on the CPU it takes fp32 or bf16")
+    if fsdp.is_asked_for() and not fsdp.is_used(accelerator):  # Accelerate passes over it
+        raise ConfigError(
+            f"processes: FSDP is asked for, with {accelerator.num_processes} on the "
+            f"{accelerator.device.type}; Accelerate has it on GPUs alone, under `accelerate "
+            "launch` or torchrun"
+        )
     kind = accelerator.distributed_type
-    if kind not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
-        raise ConfigError(f"processes: got {kind.value} of Accelerate; it takes DDP alone")
+    if kind not in _KINDS:
+        raise ConfigError(f"processes: got {kind.value} of Accelerate; it takes DDP or FSDP 2")
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched != accelerator.num_processes:
         raise ConfigError(
