@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +27,23 @@ def quiet_run(out: Path, **fields: Any) -> dict[str, Any]:
     """Runs `small_config`; returns its results."""
     AcceleratorState._reset_state()  # one process has one precision otherwise
     return run(small_config(out, **fields), Console(quiet=True))
+
+
+def run_in_two_processes(
+    out: Path, *arguments: str, program: tuple[str, ...] = ("-m", "ndfast"), **environment: str
+) -> dict[str, Any]:
+    """What ``program`` with these arguments finds in two processes on the CPU; its results."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    done = subprocess.run(
+        [*command, *program, *arguments, "--out", str(out)],
+        env=os.environ | {"ACCELERATE_USE_CPU": "true", **environment},
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads((out / "results.json").read_text())
 
 
 def events(out: Path, name: str) -> list[dict[str, Any]]:

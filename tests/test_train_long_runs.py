@@ -16,7 +16,7 @@ import torch
 
 pytest.importorskip("accelerate", reason="needs the extra [train]")
 
-from small_runs import events, quiet_run
+from small_runs import events, quiet_run, run_in_two_processes
 
 from ndfast.cli import main
 
@@ -190,23 +190,13 @@ def _poison_batches(
 @pytest.mark.slow
 def test_a_killed_rank_is_restarted_and_nothing_changes(teacher: str, tmp_path: Path) -> None:
     flags = ["train", "--epochs", "1", "--checkpoint-every", "2", "--teacher-weights", teacher]
-
-    def launch(out: Path, *program: str) -> dict[str, Any]:
-        command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-        command += ["--max-restarts", "2", *program, *flags, "--out", str(out)]
-        done = subprocess.run(
-            command,
-            env=os.environ | {"ACCELERATE_USE_CPU": "true"},
-            cwd=TESTS.parent,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        assert done.returncode == 0, done.stderr
-        return json.loads((out / "results.json").read_text())
-
-    unbroken = launch(tmp_path / "unbroken", "-m", "ndfast")
+    unbroken = run_in_two_processes(tmp_path / "unbroken", *flags)
     assert unbroken["environment"]["processes"] == 2
-    broken = launch(tmp_path / "broken", str(TESTS / "killed_rank.py"))
+    broken = run_in_two_processes(
+        tmp_path / "broken",
+        *flags,
+        program=(str(TESTS / "killed_rank.py"),),
+        PET_MAX_RESTARTS="2",
+    )
     assert [record["step"] for record in events(tmp_path / "broken", "resume")] == [2]
     assert broken["sha256"] == unbroken["sha256"]

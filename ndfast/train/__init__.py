@@ -9,8 +9,10 @@ What is trained:
 
 How:
 
-- `loop`: the steps and epochs of one training, with `optimizers`, `position`, `finite`, `stopwatch`
-- `evaluation`: passes over a whole data set; `processes`: device and processes by Accelerate
+- `loop`: the steps and epochs of one training, with `optimizers`, `average`, `position`,
+  `finite`, `stopwatch`
+- `evaluation`: passes over a whole data set
+- `processes`, `fsdp`: device and processes by Accelerate
 - `checkpoints`: written atomically, kept in a ring
 
 What comes of it:

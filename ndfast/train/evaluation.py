@@ -8,6 +8,7 @@ from typing import TypeVar
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 from torch import Tensor, nn
 
 import ndfast
@@ -71,6 +72,15 @@ def place(module: Module, device: torch.device, config: TrainConfig) -> Module:
     if config.channels_last:
         module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return module
+
+
+def share_buffers(model: nn.Module) -> None:
+    """Gives every process the main one's buffers; every process must call this.
+
+    Each has statistics of normalisation of its own rows, and the main one's are saved. No average
+    is taken: DistributedDataParallel goes on with the main one's in every step, too.
+    """
+    broadcast([*model.buffers()])
 
 
 @torch.no_grad()

@@ -29,6 +29,7 @@ from accelerate import Accelerator
 
 from ndfast.environment import describe_environment
 from ndfast.files import write_whole
+from ndfast.train import fsdp
 from ndfast.train.config import check_same_run
 from ndfast.train.errors import ConfigError
 
@@ -152,6 +153,7 @@ def run_environment(accelerator: Accelerator) -> dict[str, Any]:
         "git": _git_revision(),
         "device": str(accelerator.device),
         "processes": accelerator.num_processes,
+        "fsdp": fsdp.is_used(accelerator),
         "precision": {"no": "fp32"}.get(accelerator.mixed_precision, accelerator.mixed_precision),
     }
 

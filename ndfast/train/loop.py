@@ -10,16 +10,17 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import ndfast
+from ndfast.train import fsdp
+from ndfast.train.average import Average
 from ndfast.train.config import TrainConfig
 from ndfast.train.data import Data
 from ndfast.train.data.batches import TrainingBatches, build_loader, mix_seeds
 from ndfast.train.data.mixing import Mixer
 from ndfast.train.distiller import Distiller
 from ndfast.train.errors import ConfigError
-from ndfast.train.evaluation import evaluate, move, place
+from ndfast.train.evaluation import evaluate, move, place, share_buffers
 from ndfast.train.finite import FiniteCheck
 from ndfast.train.optimizers import build_optimizer, learning_rate
 from ndfast.train.position import Bar, Log, Position, Silent
@@ -62,7 +63,8 @@ class Trainer:
         stopwatch: the time of a step by its parts.
 
     Raises:
-        ConfigError: an epoch has fewer images than a step takes.
+        ConfigError: an epoch has fewer images than a step takes, or FSDP is to wrap what the
+            distiller does not have.
     """
 
     def __init__(
@@ -86,15 +88,11 @@ class Trainer:
         )
         self.steps_per_epoch = count_steps(config, data, accelerator.num_processes)
         distiller = place(distiller, accelerator.device, config)
-        self.average = (
-            None
-            if config.ema is None
-            else AveragedModel(distiller, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
-        )
+        self.average = None if config.ema is None else Average(distiller, config.ema)
         if config.compile:
             distiller.compile()
         optimizer = build_optimizer(distiller, config)
-        self.model, self.optimizer = accelerator.prepare(distiller, optimizer)
+        self.model, self.optimizer = fsdp.prepare(accelerator, distiller, optimizer)
         self.position = Position(data.name, accelerator.num_processes)
         accelerator.register_for_checkpointing(self.position)
         if self.average is not None:
@@ -149,6 +147,7 @@ class Trainer:
         for model in (self.model, self.average):
             if model is None:
                 return found[0], None
+            share_buffers(model)  # what is measured is what will be saved
             was_training = model.training
             model.eval()
             means = None if self.teacher is None else self.teacher.class_means

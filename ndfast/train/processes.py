@@ -9,28 +9,55 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, GradientAccumulationPlugin
 
+from ndfast.train import fsdp
 from ndfast.train.config import TrainConfig
 from ndfast.train.errors import ConfigError
+
+_KINDS = (
+    DistributedType.NO,
+    DistributedType.MULTI_CPU,
+    DistributedType.MULTI_GPU,
+    DistributedType.FSDP,
+)
 
 
 def build_accelerator(config: TrainConfig) -> Accelerator:
     """What Accelerate finds: one process or those of torchrun and `accelerate launch`.
 
+    Of what the environment says beside, the precision counts where the config names none.
+
     Raises:
-        ConfigError: the device cannot compute in the precision, or the processes are not joined
-            as DistributedDataParallel needs them.
+        ConfigError: there is no such precision, or the device cannot compute in it; or the
+            processes are not joined as DistributedDataParallel or FSDP 2 needs them.
     """
+    if fsdp.is_asked_for():
+        fsdp.check_settings(config.optimizer)
     _join_restarted()
-    precision = {None: None, "fp32": "no"}.get(config.precision, config.precision)
-    accelerator = Accelerator(mixed_precision=precision)
+    precision = config.precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+    precision = "no" if precision == "fp32" else precision
+    if precision not in ("no", "bf16", "fp16"):
+        raise ConfigError(f"precision: got {precision} of Accelerate; it takes fp32, bf16 or fp16")
+    accelerator = Accelerator(
+        mixed_precision=precision,
+        # The trainer accumulates and compiles itself. Without these Accelerate does so as well
+        # where the environment has it, and divides each loss once more.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        dynamo_backend="no",
+    )
     # Accelerate takes it, and trains in float32.
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise ConfigError("precision: got fp16; on the CPU it takes fp32 or bf16")
+    if fsdp.is_asked_for() and not fsdp.is_used(accelerator):  # Accelerate passes over it
+        raise ConfigError(
+            f"processes: FSDP is asked for, with {accelerator.num_processes} on the "
+            f"{accelerator.device.type}; Accelerate has it on GPUs alone, under `accelerate "
+            "launch` or torchrun"
+        )
     kind = accelerator.distributed_type
-    if kind not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
-        raise ConfigError(f"processes: got {kind.value} of Accelerate; it takes DDP alone")
+    if kind not in _KINDS:
+        raise ConfigError(f"processes: got {kind.value} of Accelerate; it takes DDP or FSDP 2")
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched != accelerator.num_processes:
         raise ConfigError(

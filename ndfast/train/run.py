@@ -24,7 +24,12 @@ from ndfast.train.errors import CheckpointError, ConfigError
 from ndfast.train.loop import Trainer, count_steps
 from ndfast.train.losses import METHODS
 from ndfast.train.models import AnyNetwork, build_model
-from ndfast.train.models.weights import save_weights, weights_digest
+from ndfast.train.models.weights import (
+    gather_weights,
+    save_weights,
+    student_weights,
+    weights_digest,
+)
 from ndfast.train.processes import build_accelerator, torch_settings
 from ndfast.train.progress import Bars
 from ndfast.train.records import RunLog, read_log
@@ -233,14 +238,14 @@ def _train(trainer: Trainer, backend: str | None, bars: Bars) -> Results:
         trainer.train(log, bar, after_step)
         if saved != position.step:
             save()
-        distiller = accelerator.unwrap_model(trainer.model)
-        digest = weights_digest(distiller)
+        weights = gather_weights(accelerator.unwrap_model(trainer.model))
+        digest = weights_digest(weights)
         log.write("end", step=position.step, sha256=digest)
     records = read_log(out / files.LOG)
     results = _summarise(trainer, backend, environment, digest, records)
     if accelerator.is_main_process:
         try:
-            save_weights(distiller.network, out / files.MODEL)
+            save_weights(student_weights(weights), out / files.MODEL)
             if trainer.average is not None:
                 average = trainer.average.module
                 assert isinstance(average, Distiller)

@@ -15,6 +15,7 @@ from ndfast.train.detection.config import DetectionConfig
 from ndfast.train.detection.detector import Detector, Target
 from ndfast.train.detection.distiller import DetectionDistiller
 from ndfast.train.errors import ConfigError
+from ndfast.train.evaluation import share_buffers
 from ndfast.train.finite import FiniteCheck
 from ndfast.train.optimizers import build_optimizer, learning_rate
 from ndfast.train.position import Bar, Log, Position
@@ -120,6 +121,7 @@ class DetectionTrainer:
                 bar.advance(loss=loss, images_per_s=speed)
             self._end_epoch(log)
             after_epoch()
+        share_buffers(self.model)  # a teacher is the same in every process
         self.model.eval()
 
     def step(self, images: list[Tensor], targets: list[Target]) -> tuple[dict[str, Tensor], float]:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 import ndfast
 from ndfast.train import folder as files
+from ndfast.train import fsdp
 from ndfast.train.checkpoints import load_newest_checkpoint, save_checkpoint
 from ndfast.train.detection.class_means import take_class_means
 from ndfast.train.detection.coco import DetectionData, read_coco
@@ -61,6 +62,8 @@ def run(config: DetectionConfig, console: Console) -> dict[str, Any]:
             newest checkpoint.
         FloatingPointError: a training loss is NaN or infinite.
     """
+    if fsdp.is_asked_for():
+        raise ConfigError("processes: got FSDP; ndfast detect takes DDP alone")
     shared = config.shared()
     accelerator = build_accelerator(shared)
     out = Path(config.out)

@@ -15,6 +15,7 @@ import safetensors.torch
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from ndfast.files import write_whole
 from ndfast.train.errors import ConfigError
@@ -27,17 +28,42 @@ _DIGEST = "weights_digest"
 _SHOWN = 3
 
 
-def save_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor without its gradient, put together where FSDP has spread it over the processes.
+
+    Every process must call this.
+    """
+    tensor = tensor.detach()
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def gather_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name, each `whole` and on the CPU; every process must call this."""
+    return {name: whole(tensor).cpu() for name, tensor in model.state_dict().items()}
+
+
+def student_weights(weights: Mapping[str, Any]) -> dict[str, Any]:
+    """The student's of a `ndfast.train.distiller`'s weights, by the network's own names."""
+    return {
+        name.removeprefix(_STUDENT): value
+        for name, value in weights.items()
+        if name.startswith(_STUDENT)
+    }
+
+
+def save_weights(model: nn.Module | Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
     """Writes parameters and buffers as .safetensors, with their `weights_digest`.
 
     The file appears whole or not at all; one that was there stays as it is until then.
 
+    Args:
+        model: a network, or what `gather_weights` found of one.
+        path: the file.
+
     Raises:
         OSError: it cannot be written, on a full disk for one.
     """
-    state = {
-        name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()
-    }
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in _state(model).items()}
     data = safetensors.torch.save(state, metadata={_DIGEST: _digest(state)})
     write_whole(Path(path), data)
 
@@ -80,17 +106,24 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
     model.load_state_dict(found, strict=False)  # a counter may be missing
 
 
-def weights_digest(model: nn.Module) -> str:
+def weights_digest(model: nn.Module | Mapping[str, Tensor]) -> str:
     """SHA-256 over names, dtypes, shapes and bytes of parameters and buffers, in order of names.
 
     The same on every device and in every memory format. A batch normalisation's
     "num_batches_tracked" is left out: it counts a training's steps, no output depends on it, and
     not every checkpoint has it.
 
+    Args:
+        model: a network, or what `gather_weights` found of one.
+
     Returns:
         64 hexadecimal digits.
     """
-    return _digest(model.state_dict())
+    return _digest(_state(model))
+
+
+def _state(model: nn.Module | Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    return model.state_dict() if isinstance(model, nn.Module) else model
 
 
 def _digest(state: Mapping[str, Tensor]) -> str:
@@ -150,14 +183,9 @@ def _rename(
     found: dict[str, Any], wanted: Mapping[str, Tensor], aliases: Iterable[tuple[str, str]]
 ) -> dict[str, Any]:
     found = {_WRAPPERS.sub("", name): value for name, value in found.items()}
-    student = {
-        name.removeprefix(_STUDENT): value
-        for name, value in found.items()
-        if name.startswith(_STUDENT)
-    }
     return {
         name if name in wanted else _alias(name, aliases): value
-        for name, value in (student or found).items()
+        for name, value in (student_weights(found) or found).items()
     }
 
 
