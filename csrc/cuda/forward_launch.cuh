@@ -12,8 +12,7 @@ void launch_forward(const ForwardArguments<float>& p, const Launch& launch) {
   const int pieces = p.D / kElements<S>;
   const auto on_lanes = [&](auto group, auto kernel) {
     using Group = decltype(group);
-    const int rows = Group::kBlockThreads / Group::kThreads;
-    launch_over_rows(launch, kernel, Group::kBlockThreads, p.N, rows, p);
+    launch_over_rows(launch, kernel, Group::kBlockThreads, p.N, Group::kBlockRows, p);
   };
   // One or two pieces a thread and vector. More would cost the registers of further warps, which
   // have as many loads on their way.
