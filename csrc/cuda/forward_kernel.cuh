@@ -173,13 +173,15 @@ inline constexpr Loop kLoop<AnyType> = {256, 3, 3};
 template <class T, class S, class C, class Q, bool kMix>
 __global__ void __launch_bounds__(kLoop<S>.threads, kLoop<S>.blocks)
     forward_loop_kernel(const __grid_constant__ ForwardArguments<T> p) {
-  constexpr int n = kElements<S>, kPieces = kLoop<S>.pieces;
+  constexpr int n = kElements<S>, kMost = kLoop<S>.pieces;
+  // With the float32 means of two labels beside a float32 teacher's row, two are too many to hold.
+  constexpr int kPieces = kWords<S, C, kMost, Q, kMix> <= 52 ? kMost : 1;
   BlockGroup<T> group;
   __shared__ GroupTotals<BlockGroup<T>::kBlockRows> totals;
   totals.clear();
   const int pieces = p.D / n, round = kPieces * group.size();
   for (int64_t i = blockIdx.x; i < p.N; i += gridDim.x) {
-    const RowLabels labels = load_labels<kMix>(p.centres, i, true);
+    RowLabels labels{-1, -1};
     Row<T> row = load_row<T, kMix>(p, i, true);
     RowSums<T> sums{0, 0, 0, 0};
 #pragma unroll 1
@@ -192,6 +194,12 @@ __global__ void __launch_bounds__(kLoop<S>.threads, kLoop<S>.blocks)
         const int col = begin + k * group.size();
         s[k].load(p.student, i, col, col < pieces);
         t[k].load(p.teacher, i, col, col < pieces && p.teacher.data);
+      }
+      // Not before the first s and t, which would wait for it; a thread without a piece needs none.
+      if (begin == group.lane()) labels = load_labels<kMix>(p.centres, i, true);
+#pragma unroll
+      for (int k = 0; k < kPieces; ++k) {
+        const int col = begin + k * group.size();
         c[k].load(p.centres, labels, col, col < pieces);
       }
 #pragma unroll
