@@ -9,7 +9,7 @@ from typing import TypeVar
 import pytest
 import torch
 from cases import Case, assert_as_defined, draw, every_option, worst_error
-from on_gpu import DTYPES, shifted, student_gradient, to_gpu
+from on_gpu import DTYPES, HALVES, shifted, student_gradient, to_gpu
 
 import ndfast
 
@@ -58,6 +58,16 @@ def test_row_lengths(dtype: torch.dtype, backend: str, seed: int) -> None:
             for means_dtype in some(backend, list({torch.float32, dtype}), 2):
                 case = draw(5, D, 2, dtype, means_dtype=means_dtype, **option)
                 assert_as_defined(to_gpu(case), backend, (seed, D, means_dtype, option))
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_a_teacher_of_float32_beside_half_precision(
+    dtype: torch.dtype, backend: str, seed: int
+) -> None:
+    for D in some(backend, (64, 512, 2048, 9000), 3):
+        for target in ("indices", "mix by row"):
+            case = draw(70, D, 4, dtype, target=target, teacher_dtype=torch.float32)
+            assert_as_defined(to_gpu(case), backend, (seed, D, target))
 
 
 @pytest.mark.parametrize("N", [1, 31, 1000, 20_000])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import select
 import subprocess
@@ -11,8 +12,8 @@ from pathlib import Path
 import pytest
 import run_sanitizer
 from cases import every_option
-from on_gpu import DTYPES
-from sanitize import SHAPES, calls, make
+from on_gpu import DTYPES, HALVES
+from sanitize import LENGTHS, SHAPES, calls, make
 
 import ndfast
 
@@ -30,6 +31,10 @@ def test_the_calls_cover_everything() -> None:
     assert {call.offset for call in CALLS} == {0, 1, 3}
     assert {call.drawn["attached"] for call in CALLS if call.bad_labels} == {False, True}
     assert max(call.drawn["D"] for call in CALLS) > 16_384
+    beside_float32 = [call.drawn for call in CALLS if "teacher_dtype" in call.drawn]
+    assert {(x["dtype"], x["D"], x["target"]) for x in beside_float32} == set(
+        itertools.product(HALVES, LENGTHS, ("indices", "mix by row"))
+    )
 
 
 @pytest.mark.parametrize("backend", ["native", "reference"])
