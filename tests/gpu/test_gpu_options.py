@@ -25,15 +25,17 @@ FEW_OPTIONS = (
 
 
 def some(backend: str, items: Sequence[T], every: int) -> Sequence[T]:
-    """All of them; for Triton, which compiles its kernels for each anew, a part."""
+    """All of them; for Triton, which compiles its kernels for each anew, a part.
+
+    Its interpreter goes through all of them, in tests/test_triton.py.
+    """
     return items[::every] if backend == "triton" else items
 
 
 @pytest.mark.parametrize("attached", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_every_option(dtype: torch.dtype, attached: bool, backend: str, seed: int) -> None:
-    every = 1 if dtype == torch.float32 and not attached else 7
-    for number, option in enumerate(some(backend, list(every_option()), every)):
+    for number, option in enumerate(some(backend, list(every_option()), 7)):
         means_dtype = (torch.float32, dtype, torch.bfloat16)[number % 3]
         case = draw(9, 37, 4, dtype, means_dtype=means_dtype, attached=attached, **option)
         assert_as_defined(to_gpu(case), backend, (seed, means_dtype, option))
