@@ -5,8 +5,6 @@ What the machine code is like is in test_cuda_code.py; what only a GPU shows is 
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 import torch
 from cases import assert_as_defined, draw, every_option, rows_of
@@ -55,12 +53,18 @@ def test_every_layout(dtype: torch.dtype, pieces: int, seed: int) -> None:
 def test_every_layout_beside_a_teacher_of_float32(
     dtype: torch.dtype, pieces: int, seed: int
 ) -> None:
-    rows = 70 if pieces < 64 else 9
+    rows, take_launched = 70 if pieces < 64 else 9, torch.ops.ndfast_emulator.take_launched
     for target in ("indices", "mix by row"):
         for means_dtype in (torch.float32, dtype):
-            case = draw(rows, pieces * 8, 4, dtype, means_dtype=means_dtype, target=target)
-            case = dataclasses.replace(case, teacher=case.teacher.float())
+            case = draw(
+                rows, pieces * 8, 4, dtype, means_dtype=means_dtype, target=target,
+                teacher_dtype=torch.float32,
+            )  # fmt: skip
+            take_launched()
             assert_as_defined(case, "cuda", (pieces, means_dtype, target))
+            forward, *_ = take_launched().splitlines()
+            assert "forward" in forward
+            assert ("AnyType" in forward) == (means_dtype != torch.float32), forward
 
 
 @pytest.mark.parametrize("D", [6, 40, 264])
