@@ -180,6 +180,22 @@ def test_the_loss_is_bitwise_the_same_and_the_ticket_is_back(seed: int) -> None:
             assert torch.equal(value, first[name]), name
 
 
+@pytest.mark.parametrize(
+    ("tasks", "most", "blocks"),
+    [
+        (0, 4, 1),
+        (3, 4, 3),
+        (4, 4, 4),
+        (5, 4, 3),  # 2, 2 and 1, not 2, 1, 1 and 1
+        (4096, 1320, 1024),  # four each, not three and a round of 136
+        (1320, 1320, 1320),
+        (1321, 1320, 661),
+    ],
+)
+def test_blocks_share_rows_evenly(tasks: int, most: int, blocks: int) -> None:
+    assert torch.ops.ndfast_emulator.even_blocks(tasks, most) == blocks
+
+
 def test_tickets() -> None:
     emulator = torch.ops.ndfast_emulator
     emulator.set_stream(1001)
