@@ -6,7 +6,6 @@
 // not looked for.
 #pragma once
 
-#include <dlfcn.h>
 #include <math.h>
 #include <setjmp.h>
 #include <ucontext.h>
@@ -18,7 +17,6 @@
 #include <cstring>
 #include <functional>
 #include <memory>
-#include <string>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -193,11 +191,7 @@ namespace emulator {
 inline unsigned long long capture_id = 0;
 inline unsigned long long stream_id = 1;
 inline bool fails_next_launch = false;
-inline std::string launched;  // the kernels' mangled names, a line each
-inline std::string name_of(const void* kernel) {
-  Dl_info info;
-  return dladdr(kernel, &info) && info.dli_sname ? info.dli_sname : "a kernel without a name";
-}
+inline std::vector<const void*> launched;  // the kernels
 }  // namespace emulator
 
 template <class... Expected, class... Actual>
@@ -207,7 +201,7 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   blockDim = config->blockDim;
   const unsigned threads = config->blockDim.x * config->blockDim.y;
   if (std::exchange(emulator::fails_next_launch, false)) return cudaErrorInvalidValue;
-  emulator::launched += emulator::name_of(reinterpret_cast<const void*>(kernel)) + "\n";
+  emulator::launched.push_back(reinterpret_cast<const void*>(kernel));
   if (threads == 0 || threads > 1024 || threads % emulator::kWarp != 0)
     return cudaErrorInvalidValue;
   for (unsigned y = 0; y < config->gridDim.y; ++y) {

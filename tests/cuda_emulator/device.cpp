@@ -1,4 +1,6 @@
 // In place of csrc/cuda/device.cpp; and what tests set of the emulator.
+#include <dlfcn.h>
+
 #include "device.h"
 
 namespace ndfast::cuda {
@@ -10,7 +12,16 @@ namespace {
 void set_capture(int64_t id) { emulator::capture_id = id; }
 void set_stream(int64_t id) { emulator::stream_id = id; }
 void fail_next_launch() { emulator::fails_next_launch = true; }
-std::string take_launched() { return std::exchange(emulator::launched, ""); }
+// The mangled names of the kernels since the last call, a line each.
+std::string take_launched() {
+  std::string names;
+  for (const void* kernel : std::exchange(emulator::launched, {})) {
+    Dl_info info;
+    names += dladdr(kernel, &info) && info.dli_sname ? info.dli_sname : "a kernel without a name";
+    names += '\n';
+  }
+  return names;
+}
 int64_t even_blocks(int64_t tasks, int64_t most) { return ndfast::cuda::even_blocks(tasks, most); }
 int64_t take_ticket() { return ndfast::cuda::take_ticket({0, nullptr}); }
 }  // namespace
