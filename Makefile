@@ -9,8 +9,10 @@ SOURCES := $(wildcard csrc/*.* csrc/*/*.*)
 EMULATOR := $(wildcard tests/cuda_emulator/*.*)
 
 GPU_ARCH := import torch; print('%d.%d' % torch.cuda.get_device_capability())
-# Where pytest-xdist is there: most of the time goes to compiling Triton's kernels on the CPU.
-GPU_XDIST = $(shell $(PYTHON) -c "import xdist; print('--numprocesses=4')" 2>/dev/null)
+# Where pytest-xdist is there: most of the time goes to compiling Triton's kernels, on the CPU. Not
+# more than twelve processes, for each keeps its own CUDA context.
+GPU_PROCESSES := import os, xdist; print('-n', min(12, len(os.sched_getaffinity(0))))
+GPU_XDIST = $(shell $(PYTHON) -c "$(GPU_PROCESSES)" 2>/dev/null)
 GPU_PARTS := gpu-build gpu-test gpu-sanitize gpu-bench gpu-report
 # Other files of tests/ import what such a machine may lack.
 GPU_TESTS := tests/gpu tests/test_class_means.py tests/test_compat.py
@@ -58,8 +60,11 @@ dist: setup  ## the sdist and one abi3 wheel, CPU and CUDA code in it, checked, 
 	$(BIN)/abi3audit --strict dist/*.whl
 	$(BIN)/twine check --strict dist/*
 
-gpu:  ## on a machine with a GPU: all of the following gpu-… in turn
-	@for part in $(GPU_PARTS); do echo "== make $$part"; $(MAKE) $$part || exit; done
+gpu:  ## on a machine with a GPU: all of the following gpu-… in turn, also after one that fails
+	@failed=; for part in $(GPU_PARTS); do \
+		echo "== make $$part"; $(MAKE) $$part && continue; \
+		failed="$$failed $$part"; test $$part != gpu-build || break; \
+	done; test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
 
 gpu-build:  ## the library built into ndfast/ for this machine's GPU
 	arch=$$($(PYTHON) -c "$(GPU_ARCH)") && NDFAST_CUDA=1 TORCH_CUDA_ARCH_LIST=$$arch \
@@ -67,8 +72,10 @@ gpu-build:  ## the library built into ndfast/ for this machine's GPU
 	$(PYTHON) -c "import sys, ndfast; sys.exit(ndfast.available_backends()['cuda'])"
 
 gpu-test:  ## the tests marked gpu; those that look at the GPU's memory have it to themselves
-	$(PYTHON) -m pytest $(GPU_TESTS) -m gpu --ignore tests/gpu/test_gpu_repeated.py $(GPU_XDIST) $(ARGS)
-	$(PYTHON) -m pytest tests/gpu/test_gpu_repeated.py -m gpu $(ARGS)
+	status=0; \
+	$(PYTHON) -m pytest $(GPU_TESTS) -m gpu --ignore tests/gpu/test_gpu_repeated.py \
+		$(GPU_XDIST) $(ARGS) || status=$$?; \
+	$(PYTHON) -m pytest tests/gpu/test_gpu_repeated.py -m gpu $(ARGS) && exit $$status
 
 gpu-sanitize:  ## compute-sanitizer's four tools over every option (ARGS="--backend triton")
 	$(PYTHON) tests/gpu/run_sanitizer.py $(ARGS)

@@ -94,6 +94,16 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+def has_autotune(case: Case, full: bool) -> bool:
+    """Whether torch.compile's max-autotune takes part: in the quick grid only in a case a way.
+
+    Its search for a kernel takes longer than all else of a case.
+    """
+    few = ((256, 512, "a"), (16_384, 2048, "a"), (16_384, 2048, "b"), (16_384, 2048, "c"))
+    is_plain = case.kind != "norms" and case.dtype != torch.bfloat16
+    return full or (is_plain and (case.N, case.D, case.way) in few)
+
+
 def grid(device: str, full: bool) -> list[Case]:
     """The cases of a device; the quick ones are among those of the full grid."""
     return (_cpu_grid if device == "cpu" else _gpu_grid)(device, full)

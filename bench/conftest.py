@@ -21,12 +21,14 @@ RECORDS = pytest.StashKey[list[dict[str, Any]]]()
 ALLOCATOR = pytest.StashKey[str]()
 TABLE_WIDTH = 200  # more than a row needs: the table is as wide as its figures
 
+FULL = "ndfast: time the whole grid, and torch.compile's max-autotune in each case, not in four"
+
 # From glibc's malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--full", action="store_true", help="ndfast: time the whole grid")
+    parser.addoption("--full", action="store_true", help=FULL)
     parser.addoption(
         "--results",
         type=Path,

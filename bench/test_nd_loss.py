@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench.cases import Case, Inputs, grid, make_inputs
+from bench.cases import Case, Inputs, grid, has_autotune, make_inputs
 from bench.report import Times, record
 from bench.steps import (
     Peer,
@@ -72,7 +72,7 @@ class Workload:
 @pytest.fixture(scope="module")
 def workload(request: pytest.FixtureRequest) -> Iterator[Workload]:
     """Shared by the backends of a case, so that its peers are compiled once."""
-    workload = make_workload(request.param)
+    workload = make_workload(request.param, request.config.getoption("full"))
     yield workload
     for of_peers in (workload.steps, workload.others, workload.inputs):
         of_peers.clear()  # their CUDA graphs hold memory that the next case may need
@@ -81,7 +81,7 @@ def workload(request: pytest.FixtureRequest) -> Iterator[Workload]:
     torch.cuda.empty_cache()
 
 
-def make_workload(case: Case) -> Workload:
+def make_workload(case: Case, full: bool = True) -> Workload:
     seed = secrets.randbelow(2**31)
     inputs = make_inputs(case, seed)
     x = inputs[0]
@@ -94,7 +94,10 @@ def make_workload(case: Case) -> Workload:
     for name, step in yardsticks(case, x).items():
         workload.others[name] = prepare(Peer(step), inputs)
     for name, peer in peers(case, x.class_means).items():
-        add_peer(workload, name, peer)
+        if name.startswith("autotune") and not has_autotune(case, full):
+            workload.why_not[name] = "timed in this case with --full"
+        else:
+            add_peer(workload, name, peer)
     return workload
 
 

@@ -95,9 +95,10 @@ def draw(
     ignoring: bool = False,
     means_dtype: torch.dtype = torch.float32,
     attached: bool = False,
+    teacher_dtype: torch.dtype | None = None,
 ) -> Case:
     """A random case from PyTorch's global generator."""
-    student, features = torch.randn(N, D).to(dtype), torch.randn(N, D).to(dtype)
+    student, features = torch.randn(N, D).to(dtype), torch.randn(N, D).to(teacher_dtype or dtype)
     norms = torch.linalg.vector_norm(features.float(), dim=1).to(dtype)
     class_means = torch.randn(N if target == "a centre a row" else K, D).to(means_dtype)
     labels = torch.randint(0, K, (N,))

@@ -9,7 +9,7 @@ import torch
 
 pytest.importorskip("pytest_benchmark", reason="bench/ needs pytest-benchmark")
 
-from bench.cases import KINDS, Case, grid, make_inputs
+from bench.cases import KINDS, Case, grid, has_autotune, make_inputs
 from bench.steps import (
     COMPILE_MODES,
     ROOFLINES,
@@ -37,6 +37,15 @@ def test_grids_hold_what_they_promise() -> None:
     assert set(quick) <= set(full)
     assert {case.kind for case in quick} == {*KINDS}
     assert {(case.kind, case.way) for case in full} >= {("loss", "b"), ("attached", "c")}
+
+
+def test_the_quick_grid_autotunes_a_case_a_way_and_a_small_one() -> None:
+    quick = grid("cuda", full=False)
+    found = [case for case in quick if has_autotune(case, full=False)]
+    assert sorted(f"{case.N}-{case.way}" for case in found) == [
+        "16384-a", "16384-b", "16384-c", "256-a",
+    ]  # fmt: skip
+    assert all(has_autotune(case, full=True) for case in grid("cuda", full=True))
 
 
 def test_bytes_by_hand() -> None:

@@ -157,8 +157,9 @@ def most_registers(kernel: Kernel) -> int:
         return 64  # 1,024 threads
     words = 4 + kernel.teacher_bytes // 4 + kernel.centre_bytes // 4 * (1 + kernel.is_mixed)
     words = int(kernel.types[3]) * words + 4 * kernel.is_mixed
-    if kernel.types[4].startswith(LANES) and not 20 < words <= 52:
-        return 48 if words <= 20 else 96  # 1,280 or 640 threads
+    if kernel.types[4].startswith(LANES) and not 20 < words <= 32:
+        # 1,280, 896, 768 or 640 threads
+        return 48 if words <= 20 else 72 if words <= 40 else 80 if words <= 52 else 96
     return 64 if words <= 32 else 80  # 1,024 or 768 threads
 
 
@@ -183,7 +184,8 @@ def test_the_forward_moves_rows_in_16_byte_pieces(kernels: list[Kernel]) -> None
         s_and_t = pieces * (1 + kernel.teacher_bytes // 16)
         assert len(kernel.places(r"LDG\.E\.NA\.128\.CONSTANT")) == s_and_t, kernel
         check_centre_loads(kernel, pieces)
-        assert len(kernel.places(r"STG\.E\.128")) == pieces, kernel
+        block_sums = 1
+        assert len(kernel.places(r"STG\.E\.128")) == pieces + block_sums, kernel
 
 
 def test_the_forward_loads_a_row_before_the_first_shuffle_and_store(kernels: list[Kernel]) -> None:
@@ -199,6 +201,11 @@ def most_at_once(kernel: Kernel, load: str, use: str) -> int:
         "L" if re.match(load, name) else "U" if re.match(use, name) else "" for name in kernel.code
     )
     return max(map(len, re.findall("L+", code)))
+
+
+def pieces_of_round(kernel: Kernel) -> int:
+    """Of each vector, that a thread of forward_loop_kernel takes at once."""
+    return 1 if kernel.is_mixed and kernel.centre_bytes == kernel.teacher_bytes == 32 else 2
 
 
 def test_the_forward_in_rounds_loads_before_it_multiplies(
@@ -242,8 +249,10 @@ def test_the_backward_loads_before_its_first_store(kernels: list[Kernel]) -> Non
 
 
 def test_the_forward_asks_for_s_and_t_before_the_first_label(kernels: list[Kernel]) -> None:
-    for kernel in of_rows(kernels, "forward_kernel"):
-        s_and_t = int(kernel.types[3]) * (1 + kernel.teacher_bytes // 16)
+    in_rounds = of_rows(kernels, "forward_loop_kernel")
+    for kernel in [*of_rows(kernels, "forward_kernel"), *in_rounds]:
+        pieces = pieces_of_round(kernel) if kernel in in_rounds else int(kernel.types[3])
+        s_and_t = pieces * (1 + kernel.teacher_bytes // 16)
         loads = kernel.places(r"LDG\.E\.NA\.128\.CONSTANT")
         assert loads[s_and_t - 1] < kernel.places(r"LDG\.E\.U8")[0], kernel
 
@@ -277,6 +286,15 @@ def test_a_reduced_loss_takes_one_ticket(kernels: list[Kernel]) -> None:
         # What was stored is seen by who takes a later number; no stronger order is paid for.
         assert len(kernel.places(r"MEMBAR\.ALL\.GPU")) == tickets, kernel
         assert not kernel.places(r"MEMBAR\.SC"), kernel
+
+
+def test_the_last_block_asks_for_eight_sums_before_it_adds(kernels: list[Kernel]) -> None:
+    for kernel in kernels:
+        if kernel.name.startswith("forward"):
+            (ticket,) = kernel.places("ATOMG")
+            first_addition = min(i for i in kernel.places("DADD") if i > ticket)
+            loads = kernel.places(r"LDG\.E\.128\.STRONG\.GPU")
+            assert len([i for i in loads if ticket < i < first_addition]) >= 8, kernel
 
 
 def test_a_row_takes_few_shuffles(kernels: list[Kernel]) -> None:

@@ -5,8 +5,6 @@ What the machine code is like is in test_cuda_code.py; what only a GPU shows is 
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 import torch
 from cases import assert_as_defined, draw, every_option, rows_of
@@ -55,12 +53,18 @@ def test_every_layout(dtype: torch.dtype, pieces: int, seed: int) -> None:
 def test_every_layout_beside_a_teacher_of_float32(
     dtype: torch.dtype, pieces: int, seed: int
 ) -> None:
-    rows = 70 if pieces < 64 else 9
+    rows, take_launched = 70 if pieces < 64 else 9, torch.ops.ndfast_emulator.take_launched
     for target in ("indices", "mix by row"):
         for means_dtype in (torch.float32, dtype):
-            case = draw(rows, pieces * 8, 4, dtype, means_dtype=means_dtype, target=target)
-            case = dataclasses.replace(case, teacher=case.teacher.float())
+            case = draw(
+                rows, pieces * 8, 4, dtype, means_dtype=means_dtype, target=target,
+                teacher_dtype=torch.float32,
+            )  # fmt: skip
+            take_launched()
             assert_as_defined(case, "cuda", (pieces, means_dtype, target))
+            forward, *_ = take_launched().splitlines()
+            assert "forward" in forward
+            assert ("AnyType" in forward) == (means_dtype != torch.float32), forward
 
 
 @pytest.mark.parametrize("D", [6, 40, 264])
@@ -174,6 +178,22 @@ def test_the_loss_is_bitwise_the_same_and_the_ticket_is_back(seed: int) -> None:
     for _ in range(3):  # a ticket that was not back would leave the loss unwritten
         for name, value in case.run("cuda").items():
             assert torch.equal(value, first[name]), name
+
+
+@pytest.mark.parametrize(
+    ("tasks", "most", "blocks"),
+    [
+        (0, 4, 1),
+        (3, 4, 3),
+        (4, 4, 4),
+        (5, 4, 3),  # 2, 2 and 1, not 2, 1, 1 and 1
+        (4096, 1320, 1024),  # four each, not three and a round of 136
+        (1320, 1320, 1320),
+        (1321, 1320, 661),
+    ],
+)
+def test_blocks_share_rows_evenly(tasks: int, most: int, blocks: int) -> None:
+    assert torch.ops.ndfast_emulator.even_blocks(tasks, most) == blocks
 
 
 def test_tickets() -> None:

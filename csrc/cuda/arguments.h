@@ -10,7 +10,6 @@ namespace ndfast::cuda {
 
 inline constexpr int kTickets = 4096;         // of each kernel's translation unit
 inline constexpr int kMaxBlockThreads = 512;  // of a forward kernel
-inline constexpr int kMaxBlockRows = 16;      // that it has in hand at once
 inline constexpr int kMaxBlocksPerSm = 32;    // more are not resident at once, on any GPU so far
 
 // Columns are counted in int32, by loops that go up to a round of a block beyond the last.
@@ -49,6 +48,12 @@ struct Centres {
   double lam_scalar = 1;
 };
 
+// What rows add to the reduced loss. Sixteen bytes, which are stored and read at once.
+struct alignas(16) LossSums {
+  double loss;
+  double weight;
+};
+
 // T is the type of the sums, float or double.
 template <class T>
 struct ForwardArguments {
@@ -71,7 +76,7 @@ struct ForwardArguments {
   T* scale;         // []
   T* coefficients;  // [num_coefficients, N]
   Matrix grad_student;
-  double* partials;  // [2, blocks]: each block's sums of losses and of weights
+  LossSums* partials;  // [blocks]
   // Which of the kernel's own tickets counts the blocks that have stored theirs; where these are
   // used up, `own_ticket` is one that the host has set to 0.
   int32_t ticket;

@@ -68,8 +68,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward_in(
   // Both go back to torch's allocator at once: what it gives out next on this stream runs later.
   OptionalTensor partials, own_ticket;
   if (reduction != kNone) {
-    partials = empty({2, int64_t(kMaxBlocksPerSm) * num_sms(launch.device)}, ScalarType::Double);
-    p.partials = static_cast<double*>(partials->data_ptr());
+    partials = empty({int64_t(kMaxBlocksPerSm) * num_sms(launch.device), 2}, ScalarType::Double);
+    p.partials = static_cast<LossSums*>(partials->data_ptr());
     p.ticket = take_ticket(launch);
     if (p.ticket < 0) {
       own_ticket = empty({1}, ScalarType::Int);

@@ -30,7 +30,7 @@ template <bool kMix, class T, class Group>
 __device__ __forceinline__ void finish_row(Row<T>& row, const ForwardArguments<T>& p, int64_t i,
                                            bool valid, const RowSums<T>& sums,
                                            const RowLabels& labels, const Group& group,
-                                           GroupTotals& totals) {
+                                           GroupTotals<Group::kBlockRows>& totals) {
   const T norm_s = sqrt(sums.student_squared);
   const T norm_t = p.teacher_norm.data ? row.teacher_norm : sqrt(sums.teacher_squared);
   const T norm_c = are_classes<kMix>(p.centres, labels) ? sqrt(sums.centre_squared) : T(NAN);
@@ -102,7 +102,7 @@ __global__ void __launch_bounds__(Group::max_threads(kWords<S, C, kPieces, Q, kM
     forward_kernel(const __grid_constant__ ForwardArguments<T> p) {
   constexpr int n = kElements<S>;
   Group group;
-  __shared__ GroupTotals totals;
+  __shared__ GroupTotals<Group::kBlockRows> totals;
   totals.clear();
   const int64_t step = int64_t(gridDim.x) * group.rows();
   const int64_t start = int64_t(blockIdx.x) * group.rows();
@@ -153,7 +153,7 @@ __global__ void __launch_bounds__(Group::max_threads(kWords<S, C, kPieces, Q, kM
       }
     }
   }
-  finish_loss(p, totals);
+  finish_loss(p, group, totals);
 }
 
 // Threads of a block that goes through a row in rounds, the least blocks on a multiprocessor, and
@@ -173,13 +173,15 @@ inline constexpr Loop kLoop<AnyType> = {256, 3, 3};
 template <class T, class S, class C, class Q, bool kMix>
 __global__ void __launch_bounds__(kLoop<S>.threads, kLoop<S>.blocks)
     forward_loop_kernel(const __grid_constant__ ForwardArguments<T> p) {
-  constexpr int n = kElements<S>, kPieces = kLoop<S>.pieces;
+  constexpr int n = kElements<S>, kMost = kLoop<S>.pieces;
+  // With the float32 means of two labels beside a float32 teacher's row, two are too many to hold.
+  constexpr int kPieces = kWords<S, C, kMost, Q, kMix> <= 52 ? kMost : 1;
   BlockGroup<T> group;
-  __shared__ GroupTotals totals;
+  __shared__ GroupTotals<BlockGroup<T>::kBlockRows> totals;
   totals.clear();
   const int pieces = p.D / n, round = kPieces * group.size();
   for (int64_t i = blockIdx.x; i < p.N; i += gridDim.x) {
-    const RowLabels labels = load_labels<kMix>(p.centres, i, true);
+    RowLabels labels{-1, -1};
     Row<T> row = load_row<T, kMix>(p, i, true);
     RowSums<T> sums{0, 0, 0, 0};
 #pragma unroll 1
@@ -192,6 +194,12 @@ __global__ void __launch_bounds__(kLoop<S>.threads, kLoop<S>.blocks)
         const int col = begin + k * group.size();
         s[k].load(p.student, i, col, col < pieces);
         t[k].load(p.teacher, i, col, col < pieces && p.teacher.data);
+      }
+      // Not before the first s and t, which would wait for it; a thread without a piece needs none.
+      if (begin == group.lane()) labels = load_labels<kMix>(p.centres, i, true);
+#pragma unroll
+      for (int k = 0; k < kPieces; ++k) {
+        const int col = begin + k * group.size();
         c[k].load(p.centres, labels, col, col < pieces);
       }
 #pragma unroll
@@ -218,7 +226,7 @@ __global__ void __launch_bounds__(kLoop<S>.threads, kLoop<S>.blocks)
       }
     }
   }
-  finish_loss(p, totals);
+  finish_loss(p, group, totals);
 }
 
 }  // namespace ndfast::cuda

@@ -12,8 +12,7 @@ void launch_forward(const ForwardArguments<float>& p, const Launch& launch) {
   const int pieces = p.D / kElements<S>;
   const auto on_lanes = [&](auto group, auto kernel) {
     using Group = decltype(group);
-    const int rows = Group::kBlockThreads / Group::kThreads;
-    launch_over_rows(launch, kernel, Group::kBlockThreads, p.N, rows, p);
+    launch_over_rows(launch, kernel, Group::kBlockThreads, p.N, Group::kBlockRows, p);
   };
   // One or two pieces a thread and vector. More would cost the registers of further warps, which
   // have as many loads on their way.
@@ -35,24 +34,30 @@ void launch_forward(const ForwardArguments<float>& p, const Launch& launch) {
   }
 }
 
-template <class S, class Q>
-bool forward_with_teacher(const ForwardArguments<float>& p, const Launch& launch) {
-  if (!is_in_pieces<Q>(p.teacher, p.D)) return false;
-  return with_class_mean_type<S>(p.centres.class_means, [&](auto* type) {
-    using C = std::remove_pointer_t<decltype(type)>;
-    const auto run =
-        p.centres.target_b.data ? launch_forward<S, C, Q, true> : launch_forward<S, C, Q, false>;
-    run(p, launch);
-  });
+template <class S, class C, class Q>
+void launch_forward(const ForwardArguments<float>& p, const Launch& launch) {
+  const auto run =
+      p.centres.target_b.data ? launch_forward<S, C, Q, true> : launch_forward<S, C, Q, false>;
+  run(p, launch);
 }
 
 template <class S>
 bool forward_rows(const ForwardArguments<float>& p, const Launch& launch) {
   if (!is_in_pieces<S>(p.student, p.D)) return false;
-  if (forward_with_teacher<S, S>(p, launch)) return true;
+  const Matrix& class_means = p.centres.class_means;
+  if (is_in_pieces<S>(p.teacher, p.D)) {
+    return with_class_mean_type<S>(class_means, [&](auto* type) {
+      launch_forward<S, std::remove_pointer_t<decltype(type)>, S>(p, launch);
+    });
+  }
   // Beside a student of half precision also a teacher of float32: under autocast a LayerNorm's
-  // features are.
-  if constexpr (sizeof(S) == 2) return forward_with_teacher<S, float>(p, launch);
+  // features are, and so are the class means that were taken of them.
+  if constexpr (sizeof(S) == 2) {
+    if (is_in_pieces<float>(p.teacher, p.D) && is_in_pieces<float>(class_means, p.D)) {
+      launch_forward<S, float, float>(p, launch);
+      return true;
+    }
+  }
   return false;
 }
 

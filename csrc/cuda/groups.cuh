@@ -45,15 +45,18 @@ template <int threads>
 struct LaneGroup {
   static constexpr int kThreads = threads;
   static constexpr int kBlockThreads = 128;
+  static constexpr int kBlockRows = kBlockThreads / kThreads;
   static constexpr int max_threads(int) { return kBlockThreads; }
-  // 48, 64, 80 or 96 registers a thread: as many warps as there can be without spilling.
+  // 48, 64, 72, 80 or 96 registers a thread: as many warps as there can be without spilling.
   static constexpr int min_blocks(int words) {
-    return words <= 20 ? 10 : words <= 32 ? 8 : words <= 52 ? 6 : 5;
+    return words <= 20 ? 10 : words <= 32 ? 8 : words <= 40 ? 7 : words <= 52 ? 6 : 5;
   }
 
+  __device__ __forceinline__ int block_threads() const { return kBlockThreads; }
   __device__ __forceinline__ int size() const { return kThreads; }
   __device__ __forceinline__ int lane() const { return threadIdx.x % kThreads; }
   __device__ __forceinline__ int row() const { return threadIdx.x / kThreads; }
+  // Not kBlockRows: with the step of the loop over rows known to it, ptxas spills for sm_100.
   __device__ __forceinline__ int rows() const { return blockDim.x / kThreads; }
 
   template <class T>
@@ -67,10 +70,12 @@ struct LaneGroup {
 // A row on all threads of a block, whole warps: one barrier a row.
 template <class T>
 struct BlockGroup {
+  static constexpr int kBlockRows = 1;
   // 64 or 80 registers a thread.
   static constexpr int max_threads(int words) { return words <= 32 ? kMaxBlockThreads : 384; }
   static constexpr int min_blocks(int) { return 2; }
 
+  __device__ __forceinline__ int block_threads() const { return blockDim.x; }
   __device__ __forceinline__ int size() const { return blockDim.x; }
   __device__ __forceinline__ int lane() const { return threadIdx.x; }
   __device__ __forceinline__ int row() const { return 0; }

@@ -38,13 +38,22 @@ void launch_kernel(const Launch& launch, void (*kernel)(Arguments), dim3 blocks,
   check(cudaLaunchKernelEx(&config, kernel, arguments), "launching a kernel");
 }
 
+// Over how many blocks to spread tasks, of which each takes one a round: as few as need no more
+// rounds than `most` would, whose last round may be a few blocks' alone.
+inline int64_t even_blocks(int64_t tasks, int64_t most) {
+  const int64_t rounds = (tasks + most - 1) / most;
+  return rounds <= 1 ? std::max<int64_t>(tasks, 1) : (tasks + rounds - 1) / rounds;
+}
+
 // The same with a block for every `rows` of N rows, up to as many as are resident.
 template <class Arguments>
 void launch_over_rows(const Launch& launch, void (*kernel)(Arguments), dim3 threads, int64_t N,
                       int rows, const Arguments& arguments) {
   const auto* address = reinterpret_cast<const void*>(kernel);
-  const int64_t most = resident_blocks(launch, address, threads.x * threads.y);
-  const int64_t blocks = std::max<int64_t>(1, std::min<int64_t>((N + rows - 1) / rows, most));
+  // None is resident where the GPU cannot run the kernel at all: the launch will say so.
+  const int64_t most =
+      std::max<int64_t>(resident_blocks(launch, address, threads.x * threads.y), 1);
+  const int64_t blocks = even_blocks((N + rows - 1) / rows, most);
   launch_kernel(launch, kernel, dim3(static_cast<unsigned>(blocks)), threads, arguments);
 }
 

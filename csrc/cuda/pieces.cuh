@@ -11,7 +11,8 @@
 
 namespace ndfast::cuda {
 
-// An element type that is known only at run time: the plain path for what is mixed or misaligned.
+// An element type that is known only at run time: the plain path, for rows that are misaligned or
+// not in whole pieces, and for types that no kernel is compiled for together.
 struct AnyType {};
 
 // How many elements of the student's row a piece holds.

@@ -191,6 +191,7 @@ namespace emulator {
 inline unsigned long long capture_id = 0;
 inline unsigned long long stream_id = 1;
 inline bool fails_next_launch = false;
+inline std::vector<const void*> launched;  // the kernels
 }  // namespace emulator
 
 template <class... Expected, class... Actual>
@@ -200,6 +201,7 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   blockDim = config->blockDim;
   const unsigned threads = config->blockDim.x * config->blockDim.y;
   if (std::exchange(emulator::fails_next_launch, false)) return cudaErrorInvalidValue;
+  emulator::launched.push_back(reinterpret_cast<const void*>(kernel));
   if (threads == 0 || threads > 1024 || threads % emulator::kWarp != 0)
     return cudaErrorInvalidValue;
   for (unsigned y = 0; y < config->gridDim.y; ++y) {

@@ -13,6 +13,7 @@ from torch import Tensor
 import ndfast
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+HALVES = (torch.bfloat16, torch.float16)
 # Of nd_loss the dtype decides which way the gradient takes; attach_nd_loss is c.
 WAYS = {"a": torch.float32, "b": torch.float16, "c": torch.float32}
 

@@ -19,7 +19,7 @@ if __name__ == "__main__":  # pytest has put both in the path
 
 import torch
 from cases import draw, every_option
-from on_gpu import DTYPES, shifted, student_gradient, to_gpu
+from on_gpu import DTYPES, HALVES, shifted, student_gradient, to_gpu
 
 import ndfast
 
@@ -28,6 +28,7 @@ SHAPES = [
     (1, 1), (2, 3), (3, 31), (9, 37), (4, 64), (33, 65), (5, 127), (2, 512), (3, 513), (300, 40),
     (2, 1000), (3, 1024), (2, 2049), (1, 4096), (2, 9000), (0, 64),
 ]  # fmt: skip
+LENGTHS = (64, 512, 2048, 9000)  # one for each way that a row lies on threads
 BAD_LABELS = (4, -1, 2**40, -(2**63))
 
 
@@ -65,6 +66,10 @@ def calls() -> Iterator[Call]:
         yield Call({"N": 8, "D": D, "dtype": dtype, "attached": attached}, bad_labels=True)
     for dtype, D in itertools.product(DTYPES, (16_384, 20_001)):
         yield Call({"N": 2, "D": D, "dtype": dtype, "attached": True}, offset=1)
+    # Under autocast a teacher may be float32 beside a student of half precision.
+    for dtype, D, target in itertools.product(HALVES, LENGTHS, ("indices", "mix by row")):
+        drawn = {"N": 5, "D": D, "dtype": dtype, "teacher_dtype": torch.float32, "target": target}
+        yield Call(drawn | {"attached": False})
     # So many rows a class that blocks share them.
     for dtype, target in itertools.product(DTYPES, ("indices", "mix by row")):
         yield Call({"N": 4200, "D": 40, "dtype": dtype, "target": target, "attached": False})

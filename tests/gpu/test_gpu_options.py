@@ -9,7 +9,7 @@ from typing import TypeVar
 import pytest
 import torch
 from cases import Case, assert_as_defined, draw, every_option, worst_error
-from on_gpu import DTYPES, shifted, student_gradient, to_gpu
+from on_gpu import DTYPES, HALVES, shifted, student_gradient, to_gpu
 
 import ndfast
 
@@ -25,15 +25,17 @@ FEW_OPTIONS = (
 
 
 def some(backend: str, items: Sequence[T], every: int) -> Sequence[T]:
-    """All of them; for Triton, which compiles its kernels for each anew, a part."""
+    """All of them; for Triton, which compiles its kernels for each anew, a part.
+
+    Its interpreter goes through all of them, in tests/test_triton.py.
+    """
     return items[::every] if backend == "triton" else items
 
 
 @pytest.mark.parametrize("attached", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_every_option(dtype: torch.dtype, attached: bool, backend: str, seed: int) -> None:
-    every = 1 if dtype == torch.float32 and not attached else 7
-    for number, option in enumerate(some(backend, list(every_option()), every)):
+    for number, option in enumerate(some(backend, list(every_option()), 7)):
         means_dtype = (torch.float32, dtype, torch.bfloat16)[number % 3]
         case = draw(9, 37, 4, dtype, means_dtype=means_dtype, attached=attached, **option)
         assert_as_defined(to_gpu(case), backend, (seed, means_dtype, option))
@@ -58,6 +60,16 @@ def test_row_lengths(dtype: torch.dtype, backend: str, seed: int) -> None:
             for means_dtype in some(backend, list({torch.float32, dtype}), 2):
                 case = draw(5, D, 2, dtype, means_dtype=means_dtype, **option)
                 assert_as_defined(to_gpu(case), backend, (seed, D, means_dtype, option))
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_a_teacher_of_float32_beside_half_precision(
+    dtype: torch.dtype, backend: str, seed: int
+) -> None:
+    for D in some(backend, (64, 512, 2048, 9000), 3):
+        for target in ("indices", "mix by row"):
+            case = draw(70, D, 4, dtype, target=target, teacher_dtype=torch.float32)
+            assert_as_defined(to_gpu(case), backend, (seed, D, target))
 
 
 @pytest.mark.parametrize("N", [1, 31, 1000, 20_000])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import select
 import subprocess
@@ -11,8 +12,8 @@ from pathlib import Path
 import pytest
 import run_sanitizer
 from cases import every_option
-from on_gpu import DTYPES
-from sanitize import SHAPES, calls, make
+from on_gpu import DTYPES, HALVES
+from sanitize import LENGTHS, SHAPES, calls, make
 
 import ndfast
 
@@ -30,6 +31,10 @@ def test_the_calls_cover_everything() -> None:
     assert {call.offset for call in CALLS} == {0, 1, 3}
     assert {call.drawn["attached"] for call in CALLS if call.bad_labels} == {False, True}
     assert max(call.drawn["D"] for call in CALLS) > 16_384
+    beside_float32 = [call.drawn for call in CALLS if "teacher_dtype" in call.drawn]
+    assert {(x["dtype"], x["D"], x["target"]) for x in beside_float32} == set(
+        itertools.product(HALVES, LENGTHS, ("indices", "mix by row"))
+    )
 
 
 @pytest.mark.parametrize("backend", ["native", "reference"])
@@ -45,7 +50,9 @@ def test_the_calls_run(backend: str, seed: int) -> None:
             make(call, backend, "cpu")
 
 
-def run_with(tmp_path: Path, sanitizer: str | None) -> subprocess.CompletedProcess[str]:
+def run_with(
+    tmp_path: Path, sanitizer: str | None, backend: str = "cuda"
+) -> subprocess.CompletedProcess[str]:
     """run_sanitizer.py where compute-sanitizer is the shell script given, or absent."""
     environment = {"PATH": str(tmp_path), "CUDA_HOME": str(tmp_path / "no toolkit")}
     if sanitizer is not None:
@@ -54,7 +61,7 @@ def run_with(tmp_path: Path, sanitizer: str | None) -> subprocess.CompletedProce
         program.chmod(0o755)
     script = Path(run_sanitizer.__file__)
     return subprocess.run(
-        [sys.executable, script, "--backend", "some"], env={**os.environ, **environment},
+        [sys.executable, script, "--backend", backend], env={**os.environ, **environment},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
 
@@ -70,7 +77,47 @@ def test_each_tool_sees_the_calls(tmp_path: Path) -> None:
     assert done.returncode == 0
     for tool in ("memcheck", "racecheck", "initcheck", "synccheck"):
         assert f"{tool}: clean\n--tool {tool} --error-exitcode 99" in done.stdout
-    assert done.stdout.count("sanitize.py --backend some, caching off: 1") == 4
+    assert done.stdout.count("sanitize.py --backend cuda, caching off: 1") == 4
+
+
+@pytest.mark.parametrize(("backend", "kernels"), [("cuda", "ndfast"), ("triton", "ward_kernel")])
+def test_races_and_barriers_are_looked_for_in_own_kernels(
+    tmp_path: Path, backend: str, kernels: str
+) -> None:
+    done = run_with(tmp_path, 'echo "$@"', backend)
+    filtered = {line.split()[1] for line in done.stdout.splitlines() if "--kernel-name" in line}
+    assert filtered == {"racecheck", "synccheck"}
+    assert done.stdout.count(f"--kernel-name kernel_substring={kernels} ") == 2
+
+
+def test_the_filter_fits_tritons_kernels() -> None:
+    pytest.importorskip("triton")
+    from ndfast.backends.triton import backward_kernels, forward_kernel
+
+    part = run_sanitizer.OWN_KERNELS["triton"]
+    launched = (
+        forward_kernel.forward_kernel,
+        backward_kernels.backward_kernel,
+        backward_kernels.class_means_backward_kernel,
+    )
+    assert all(part in kernel.fn.__name__ for kernel in launched)
+
+
+def test_out_of_time_alone_is_told_without_another_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[str] = []
+
+    def out_of_time(program: str, tool: str, *rest: object) -> tuple[int, str]:
+        seen.append(tool)
+        return run_sanitizer.OUT_OF_TIME, "not done"
+
+    monkeypatch.setattr(run_sanitizer, "sanitizer", lambda: "compute-sanitizer")
+    monkeypatch.setattr(run_sanitizer, "run", out_of_time)
+    monkeypatch.setattr(sys, "argv", ["run_sanitizer.py"])
+    assert run_sanitizer.main() == 1
+    assert sorted(seen) == sorted(run_sanitizer.TOOLS)
+    assert capsys.readouterr().out.count("not done") == 4
 
 
 def test_a_finding_fails(tmp_path: Path) -> None:
