@@ -54,7 +54,11 @@ def compare(configs: Mapping[str, TrainConfig], seeds: int, console: Console) ->
     """
     config = next(iter(configs.values()))
     accelerator = build_accelerator(config)
-    with torch_settings(config), Bars(console, accelerator.is_main_process) as bars:
+    with (
+        torch_settings(config),
+        Bars(console, accelerator.is_main_process) as bars,
+        files.opened(without_losses(config), accelerator),
+    ):
         shared = _prepare(config, bars)
         configs = {method: replace(chosen, **shared) for method, chosen in configs.items()}
         runs = {
@@ -177,9 +181,6 @@ def _parameters(run: Path) -> torch.Tensor:
 def _prepare(config: TrainConfig, bars: Bars) -> dict[str, Any]:
     """The teacher and its class means, once for all runs: the fields that lead there."""
     accelerator, shared = build_accelerator(config), without_losses(config)
-    if accelerator.is_main_process:
-        files.open_folder(shared)
-    accelerator.wait_for_everyone()
     if config.teacher_weights is None:
         teacher_run = teacher_config(config)
         run_once(teacher_run, bars)

@@ -17,9 +17,10 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from importlib.metadata import version
 from pathlib import Path
@@ -29,6 +30,7 @@ from accelerate import Accelerator
 
 from ndfast.environment import describe_environment
 from ndfast.files import write_whole
+from ndfast.train import replaced
 from ndfast.train.config import check_same_run
 from ndfast.train.errors import ConfigError
 
@@ -56,8 +58,29 @@ def is_resumed(config: RunConfig) -> bool:
     return config.resume or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
 
 
+@contextmanager
+def opened(config: RunConfig, accelerator: Accelerator) -> Iterator[None]:
+    """Opens the run's folder; every process must call this.
+
+    A run that this one replaces is put back if the block fails before it has a checkpoint.
+
+    Raises:
+        ConfigError: as `open_folder`.
+    """
+    if accelerator.is_main_process:
+        open_folder(config)
+    accelerator.wait_for_everyone()
+    try:
+        yield
+    finally:
+        if accelerator.is_main_process:
+            replaced.settle(Path(config.out), (*_FILES, *_FOLDERS))
+
+
 def open_folder(config: RunConfig) -> None:
     """Makes the run's folder, or checks that the run in it is the one to resume.
+
+    One that is to be replaced is set aside, see `ndfast.train.replaced`.
 
     Raises:
         ConfigError: it cannot be written to; it holds a run that is neither to be resumed nor to be
@@ -70,15 +93,17 @@ def open_folder(config: RunConfig) -> None:
     except OSError as error:
         raise ConfigError(f"out: cannot write to {str(folder)!r}: {error.strerror}") from error
     check_writable(folder, folder)
+    # One that was killed before its first checkpoint, and so has nothing to resume.
+    got_nowhere = replaced.settle(folder, (*_FILES, *_FOLDERS))
     begun = _read_config(folder)
     if begun is None:
         _check_nothing_is_lost(folder)
-    if is_resumed(config):
+    if is_resumed(config) and not (got_nowhere and config.overwrite):
         if begun is not None:
             check_same_run(config, begun)
     elif begun is not None and config.overwrite:
         _check_inputs_stay(config, folder)
-        _clear(folder)
+        replaced.set_aside(folder, (*_FILES, *_FOLDERS))
     elif begun is not None:
         raise ConfigError(
             f"out: {folder} holds a run; it takes --resume to go on with it, --overwrite to "
@@ -135,14 +160,6 @@ def _check_inputs_stay(config: RunConfig, folder: Path) -> None:
                 f"{item.name}: got {value!r}, which --overwrite removes with the run in {folder}; "
                 "it takes a copy somewhere else"
             )
-
-
-def _clear(folder: Path) -> None:
-    """Removes what a run writes, and nothing else."""
-    for name in _FILES:
-        (folder / name).unlink(missing_ok=True)
-    for name in _FOLDERS:
-        shutil.rmtree(folder / name, ignore_errors=True)
 
 
 def run_environment(accelerator: Accelerator) -> dict[str, Any]:

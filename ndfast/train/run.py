@@ -35,6 +35,7 @@ from ndfast.train.teacher import (
     PRETRAINED,
     Teacher,
     prepare_teacher,
+    read_class_means,
 )
 
 Results = dict[str, Any]
@@ -80,23 +81,22 @@ def run_once(config: TrainConfig, bars: Bars) -> Results:
         backend = resolve_backend(accelerator, config.backend)
     data = build_data(config.data, config.data_dir, config.image_size)
     _rehearse(config, accelerator, data)
-    if accelerator.is_main_process:
-        files.open_folder(config)
-    accelerator.wait_for_everyone()
-    if (out / files.RESULTS).exists():
-        results = files.read_json(out / files.RESULTS)
-        if results["steps"] >= min(config.max_steps or results["all_steps"], results["all_steps"]):
-            return results
-    teacher, about = _find_teacher(config, accelerator, data, bars)
-    trainer = build_trainer(config, accelerator, data, teacher)
-    if accelerator.is_main_process:
-        files.begin(config)
-        if teacher is not None and teacher.class_means is not None:
-            ndfast.save_class_means(out / files.CLASS_MEANS, teacher.class_means, **about)
-    try:
-        return _train(trainer, backend, bars)
-    finally:
-        accelerator.free_memory()
+    with files.opened(config, accelerator):
+        if (out / files.RESULTS).exists():
+            results = files.read_json(out / files.RESULTS)
+            all_steps = results["all_steps"]
+            if results["steps"] >= min(config.max_steps or all_steps, all_steps):
+                return results
+        teacher, about = _find_teacher(config, accelerator, data, bars)
+        trainer = build_trainer(config, accelerator, data, teacher)
+        if accelerator.is_main_process:
+            files.begin(config)
+            if teacher is not None and teacher.class_means is not None:
+                ndfast.save_class_means(out / files.CLASS_MEANS, teacher.class_means, **about)
+        try:
+            return _train(trainer, backend, bars)
+        finally:
+            accelerator.free_memory()
 
 
 def leave_together(accelerator: Accelerator) -> None:
@@ -123,7 +123,7 @@ def teacher_config(config: TrainConfig) -> TrainConfig:
     What the student alone takes is left out, so that it may change while the teacher stays.
     """
     out = Path(config.out) / files.TEACHER
-    # It goes on: a run that replaces another has cleared the folder, one that was killed has not.
+    # It goes on: a run that replaces another has set the folder aside, one that was killed has not.
     begun = (out / files.CONFIG).exists()
     return replace(
         without_losses(config),
@@ -175,6 +175,10 @@ def _rehearse(config: TrainConfig, accelerator: Accelerator, data: Data) -> None
             means = torch.empty(data.num_classes, teacher_network.dim)
             teacher = Teacher(teacher_network, means, {})
         Distiller(network, config, teacher)
+    if teacher is not None and config.class_means not in MEANS_WORDS:
+        about = {"data": data.name}
+        path = Path(config.class_means)
+        read_class_means(path, about, teacher.network, data.num_classes)
 
 
 def _needs_teacher(config: TrainConfig) -> bool:

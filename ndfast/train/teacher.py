@@ -95,7 +95,8 @@ def read_class_means(
 
     Args:
         path: what `ndfast.save_class_means` or KD++'s authors wrote.
-        about: "teacher_sha256" and "data" that the file must have, if it has any.
+        about: "teacher_sha256" and "data" that the file must have, if it has any; one that is not
+            known yet is left out.
         network: the teacher.
         num_classes: K.
 
@@ -115,7 +116,7 @@ def read_class_means(
             f"[{num_classes}, {network.dim}]"
         )
     for name, what in (("teacher_sha256", "teacher"), ("data", "data set")):
-        if name in metadata and metadata[name] != about[name]:
+        if name in metadata and metadata[name] != about.get(name, metadata[name]):
             raise ConfigError(
                 f"class_means: {path} is of another {what} ({metadata.get('teacher', 'unnamed')} "
                 f"on {metadata.get('data', 'unnamed data')}); it takes this one's"

@@ -64,7 +64,11 @@ def run(config: DetectionConfig, console: Console) -> dict[str, Any]:
     shared = config.shared()
     accelerator = build_accelerator(shared)
     out = Path(config.out)
-    with torch_settings(shared), Bars(console, accelerator.is_main_process) as bars:
+    with (
+        torch_settings(shared),
+        Bars(console, accelerator.is_main_process) as bars,
+        files.opened(config, accelerator),
+    ):
         try:
             data = _prepare(accelerator, config, out)
             results = _train_all(accelerator, config, data, out, bars)
@@ -122,11 +126,9 @@ def build_table(results: dict[str, Any]) -> Table:
 
 
 def _prepare(accelerator: Accelerator, config: DetectionConfig, out: Path) -> DetectionData:
-    """Opens the folder, and draws the images where none are given."""
-    if accelerator.is_main_process:
-        files.open_folder(config)
-        if config.data_dir is None:
-            write_shapes(out / SHAPES, config.images, config.images // _TEST_SHARE)
+    """Reads the images, which are drawn where none are given."""
+    if accelerator.is_main_process and config.data_dir is None:
+        write_shapes(out / SHAPES, config.images, config.images // _TEST_SHARE)
     accelerator.wait_for_everyone()
     return read_coco(out / SHAPES if config.data_dir is None else Path(config.data_dir))
 
@@ -191,7 +193,7 @@ def _train_one(
     weights, checkpoints = folder / files.MODEL, folder / files.CHECKPOINTS
     set_seed(config.seed)
     detector = build_detector(config, name, data.num_classes)
-    if weights.exists():  # the folder of a run that starts anew was cleared
+    if weights.exists():  # what a run that starts anew replaces was set aside
         load_weights(detector, str(weights))
         return detector.to(accelerator.device).eval()
     if accelerator.is_main_process:
