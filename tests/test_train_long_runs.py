@@ -19,6 +19,7 @@ pytest.importorskip("accelerate", reason="needs the extra [train]")
 from small_runs import events, quiet_run
 
 from ndfast.cli import main
+from ndfast.train.loop import Trainer
 
 TESTS = Path(__file__).parent
 
@@ -165,8 +166,6 @@ def _poison_batches(
     monkeypatch: pytest.MonkeyPatch, steps: set[int]
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """Makes the images of some steps NaN; the model's tensors before and after those, in order."""
-    from ndfast.train.loop import Trainer
-
     before: list[torch.Tensor] = []
     after: list[torch.Tensor] = []
     step = Trainer.step
@@ -185,6 +184,56 @@ def _poison_batches(
 
     monkeypatch.setattr(Trainer, "step", poisoned)
     return before, after
+
+
+@pytest.mark.parametrize("clip_norm", [None, 1.0])
+def test_a_gradient_of_nan_is_skipped_like_a_loss_of_nan(
+    clip_norm: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The losses of the steps are finite."""
+    states: list[list[torch.Tensor]] = []
+    step = Trainer.step
+
+    def poisoned(trainer: Trainer, batches: list) -> None:
+        handle = None
+        if trainer.position.step in (3, 7):
+            weight = next(trainer.model.parameters())
+            handle = weight.register_hook(lambda gradient: gradient * float("nan"))
+        states.append([value.clone() for value in trainer.model.state_dict().values()])
+        step(trainer, batches)
+        if handle is not None:
+            handle.remove()
+
+    monkeypatch.setattr(Trainer, "step", poisoned)
+    fields = {"method": "ce", "epochs": 1, "log_every": 1, "clip_norm": clip_norm}
+    results = quiet_run(tmp_path, **fields)
+    assert [record["step"] for record in events(tmp_path, "skip")] == [4, 8]
+    assert all(record["loss"] is not None for record in events(tmp_path, "step"))
+    assert results["skipped"] == 2
+    for skipped in (3, 7):
+        assert all(map(torch.equal, states[skipped], states[skipped + 1]))
+    assert not all(map(torch.equal, states[8], states[9]))
+
+
+def test_weights_of_nan_are_never_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    step = Trainer.step
+
+    def poisoned(trainer: Trainer, batches: list) -> None:
+        step(trainer, batches)
+        if trainer.position.step == 5:  # as a finite gradient that is too large may do
+            with torch.no_grad():
+                next(trainer.model.parameters()).fill_(float("inf"))
+
+    monkeypatch.setattr(Trainer, "step", poisoned)
+    command = ["train", "--method", "ce", "--checkpoint-every", "2", "--out", str(tmp_path)]
+    assert main(command) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "the weights are NaN or infinite after step 6; they are not saved" in error
+    kept = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert kept == ["step-0000000002", "step-0000000004"]
 
 
 @pytest.mark.slow

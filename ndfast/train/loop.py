@@ -124,7 +124,7 @@ class Trainer:
                 checkpoints.
 
         Raises:
-            FloatingPointError: too many batches in a row had a loss of NaN or Inf.
+            FloatingPointError: too many batches in a row had a loss or a gradient of NaN or Inf.
         """
         position, config = self.position, self.config
         self.log, self.bar = log, bar
@@ -196,9 +196,12 @@ class Trainer:
                 with self.stopwatch.part("backward"):
                     self.accelerator.backward(total / accumulate if accumulate > 1 else total)
         rate = learning_rate(self.config, position.step, self.steps_per_epoch)
-        if self.finite.answer():
-            with self.stopwatch.part("optimizer"):
+        with self.stopwatch.part("optimizer"):
+            self.finite.ask_gradient(self.model.parameters(), self.config.clip_norm)
+            finite = self.finite.answer()
+            if finite:
                 self._update(rate)
+        if finite:
             position.in_a_row = 0
             position.count(losses)
         else:
@@ -247,8 +250,6 @@ class Trainer:
     def _update(self, rate: float) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        if self.config.clip_norm is not None:
-            self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
         self.optimizer.step()
         if self.average is not None:
             self.average.update_parameters(self.accelerator.unwrap_model(self.model))
@@ -265,9 +266,9 @@ class Trainer:
         )
         if position.in_a_row >= most:
             raise FloatingPointError(
-                f"the training loss was NaN or infinite {most} times in a row, up to step "
-                f"{position.step + 1} in epoch {position.epoch + 1} with seed {self.config.seed}; "
-                "a lower learning rate may help"
+                f"the training loss or its gradient was NaN or infinite {most} times in a row, up "
+                f"to step {position.step + 1} in epoch {position.epoch + 1} with seed "
+                f"{self.config.seed}; a lower learning rate may help"
             )
 
     def _tell(self, losses: list[dict[str, Tensor]], rate: float) -> None:

@@ -57,7 +57,8 @@ def run(config: TrainConfig, console: Console) -> Results:
     Raises:
         ConfigError: the run cannot start as it is configured.
         CheckpointError: a checkpoint cannot be written.
-        FloatingPointError: too many batches in a row had a loss of NaN or Inf.
+        FloatingPointError: too many batches in a row had a loss or a gradient of NaN or Inf, or the
+            weights came to be so.
     """
     accelerator = build_accelerator(config)
     with torch_settings(config), Bars(console, accelerator.is_main_process) as bars:
@@ -216,6 +217,7 @@ def _train(trainer: Trainer, backend: str | None, bars: Bars) -> Results:
 
     def save() -> None:
         nonlocal saved
+        trainer.finite.check_weights(trainer.model, position.step)
         position.settle(accelerator)
         name = save_checkpoint(accelerator, checkpoints, position.step, config.keep_checkpoints)
         log.write("checkpoint", step=position.step, name=name)

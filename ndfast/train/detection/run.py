@@ -59,7 +59,7 @@ def run(config: DetectionConfig, console: Console) -> dict[str, Any]:
         ConfigError: the run cannot start as it is configured.
         CheckpointError: a checkpoint or the log cannot be written; --resume goes on from the
             newest checkpoint.
-        FloatingPointError: a training loss is NaN or infinite.
+        FloatingPointError: a training loss, its gradient or a weight is NaN or infinite.
     """
     shared = config.shared()
     accelerator = build_accelerator(shared)
@@ -210,6 +210,7 @@ def _train_one(
 
     def after_epoch() -> None:
         kept = config.keep_checkpoints
+        trainer.finite.check_weights(trainer.model, position.step)
         checkpoint = save_checkpoint(accelerator, checkpoints, position.step, kept)
         log.write("checkpoint", step=position.step, name=checkpoint)
 
