@@ -259,7 +259,7 @@ def _find_class_means(
     }
     counts = None
     if config.class_means is not None:
-        means = read_class_means(
+        means, _ = read_class_means(
             Path(config.class_means),
             about,
             teacher,  # type: ignore[arg-type]  # only its dim is read
