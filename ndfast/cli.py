@@ -15,8 +15,9 @@ import torch
 import ndfast
 from ndfast.dispatch import check_backend_name, named
 from ndfast.environment import describe_environment
+from ndfast.files import reason_of
 from ndfast.train import commands
-from ndfast.train.errors import CheckpointError, ConfigError
+from ndfast.train.errors import CheckpointError, ConfigError, has_lost_another_process
 
 OK, FAILED, MISUSED = 0, 1, 2
 
@@ -48,9 +49,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(given, str(error).rpartition("ConfigError: ")[2].strip(), MISUSED)
     except (CheckpointError, FloatingPointError) as error:
         return _fail(given, str(error))
+    except RuntimeError as error:
+        if not has_lost_another_process(error):
+            raise
+        return _fail(given, "another process ended before this one")
     except OSError as error:
         where = "" if error.filename is None else f"{error.filename}: "
-        return _fail(given, f"{where}{error.strerror or error}")
+        return _fail(given, f"{where}{reason_of(error)}")
     except ModuleNotFoundError as error:
         return _fail(given, f'the package {error.name} is missing: pip install "ndfast[train]"')
     except KeyboardInterrupt:
@@ -146,7 +151,7 @@ def _class_means(given: argparse.Namespace) -> int:
     try:
         _convert(given.to, means, counts, metadata)
     except OSError as error:
-        return _fail(given, f"cannot write {given.to}: {error.strerror}", MISUSED)
+        return _fail(given, f"cannot write {given.to}: {reason_of(error)}", MISUSED)
     except ValueError as error:
         return _fail(given, str(error), MISUSED)
     return OK

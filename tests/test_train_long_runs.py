@@ -1,11 +1,9 @@
-"""Long runs survive: kills, broken checkpoints, a full disk, batches of NaN, a lost process."""
+"""Long runs survive: kills, broken checkpoints, batches of NaN, a lost process."""
 
 from __future__ import annotations
 
 import json
 import os
-import resource
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -113,27 +111,6 @@ def test_checkpoints_are_a_ring(teacher: str, tmp_path: Path) -> None:
     quiet_run(tmp_path, teacher_weights=teacher, **fields)
     kept = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert kept == ["step-0000000006", "step-0000000008", "step-0000000009"]
-
-
-def test_a_full_disk_is_one_sentence(teacher: str, tmp_path: Path) -> None:
-    fields = {"teacher_weights": teacher, "checkpoint_every": 3}
-    unbroken = quiet_run(tmp_path / "unbroken", **fields)
-    broken = tmp_path / "broken"
-    quiet_run(broken, **fields, max_steps=3)
-
-    def no_large_files() -> None:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # the write fails instead
-        resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, 12_000))
-
-    command = [sys.executable, "-m", "ndfast", "train", "--epochs", "2", "--out", str(broken)]
-    command += ["--teacher-weights", teacher, "--checkpoint-every", "3", "--resume"]
-    done = subprocess.run(command, capture_output=True, text=True, preexec_fn=no_large_files)
-    assert done.returncode == 1
-    assert done.stderr.count("\n") == 1, done.stderr
-    assert "the checkpoint of step 6 cannot be written" in done.stderr
-    kept = [path.name for path in (broken / "checkpoints").iterdir()]
-    assert kept == ["step-0000000003"]
-    assert quiet_run(broken, **fields, resume=True)["sha256"] == unbroken["sha256"]
 
 
 def test_a_batch_of_nan_is_skipped_and_counted(

@@ -16,7 +16,8 @@ from pathlib import Path
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from ndfast.train.errors import CheckpointError
+from ndfast.files import reason_in
+from ndfast.train.errors import CheckpointError, has_lost_another_process
 
 _MANIFEST = "sha256.json"
 _PARTIAL = ".partial"
@@ -62,8 +63,10 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, keep: int
                 shutil.rmtree(other)
     # torch.save and safetensors tell of a full disk by a RuntimeError and an error of their own.
     except Exception as error:
+        if has_lost_another_process(error):
+            raise
+        reason = reason_in(folder if folder.exists() else folder.parent, error)
         shutil.rmtree(partial, ignore_errors=True)
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise CheckpointError(
             f"the checkpoint of step {step} cannot be written to {folder}: {reason}; those before "
             "it are kept"

@@ -12,9 +12,11 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 import ndfast
+from ndfast.files import reason_of
 from ndfast.train import folder as files
 from ndfast.train.config import TrainConfig, without_losses
 from ndfast.train.data import build_data
+from ndfast.train.errors import CheckpointError
 from ndfast.train.losses import METHODS
 from ndfast.train.processes import build_accelerator, torch_settings
 from ndfast.train.progress import Bars
@@ -91,9 +93,15 @@ def compare(configs: Mapping[str, TrainConfig], seeds: int, console: Console) ->
     }
     if accelerator.is_main_process:
         out = Path(config.out)
-        plot_comparison(results, out / PICTURE)
-        write_comparison_page(out / files.REPORT, results)
-        files.write_json(out / files.RESULTS, results)
+        try:
+            plot_comparison(results, out / PICTURE)
+            write_comparison_page(out / files.REPORT, results)
+            files.write_json(out / files.RESULTS, results)
+        except OSError as error:
+            raise CheckpointError(
+                f"the results cannot be written to {error.filename or out}: {reason_of(error)}; "
+                "the runs are kept, --resume goes on with them"
+            ) from error
         console.print(build_comparison_table(results))
         console.print(f"Written to {out}: {files.RESULTS}, {files.REPORT}, {PICTURE}, runs/")
     leave_together(accelerator)

@@ -29,7 +29,7 @@ from typing import Any, Protocol
 from accelerate import Accelerator
 
 from ndfast.environment import describe_environment
-from ndfast.files import write_whole
+from ndfast.files import reason_of, write_whole
 from ndfast.train import replaced
 from ndfast.train.config import check_same_run
 from ndfast.train.errors import ConfigError
@@ -91,7 +91,7 @@ def open_folder(config: RunConfig) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"out: cannot write to {str(folder)!r}: {error.strerror}") from error
+        raise ConfigError(f"out: cannot write to {str(folder)!r}: {reason_of(error)}") from error
     check_writable(folder, folder)
     # One that was killed before its first checkpoint, and so has nothing to resume.
     got_nowhere = replaced.settle(folder, (*_FILES, *_FOLDERS))
@@ -117,7 +117,7 @@ def check_writable(folder: Path, out: Path) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise ConfigError(f"out: cannot write to {str(out)!r}: {error.strerror}") from error
+        raise ConfigError(f"out: cannot write to {str(out)!r}: {reason_of(error)}") from error
 
 
 def begin(config: RunConfig) -> None:

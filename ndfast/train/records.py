@@ -23,7 +23,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from ndfast.files import write_whole
+from ndfast.files import reason_of, write_whole
 from ndfast.train import folder as files
 from ndfast.train.errors import CheckpointError, ConfigError
 
@@ -89,7 +89,7 @@ class RunLog:
                 file.write(_line(record))
         except OSError as error:
             raise CheckpointError(
-                f"{self._path} cannot be written: {error.strerror}; the checkpoints are kept"
+                f"{self._path} cannot be written: {reason_of(error)}; the checkpoints are kept"
             ) from error
         if self._writer is not None:
             for name, value in _scalars(record).items():

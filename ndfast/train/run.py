@@ -14,6 +14,7 @@ from rich.console import Console
 
 import ndfast
 from ndfast.dispatch import choose
+from ndfast.files import reason_of
 from ndfast.train import folder as files
 from ndfast.train.checkpoints import load_newest_checkpoint, save_checkpoint
 from ndfast.train.config import TrainConfig, without_losses
@@ -255,8 +256,8 @@ def _train(trainer: Trainer, backend: str | None, bars: Bars) -> Results:
             files.write_json(out / files.RESULTS, results)
         except OSError as error:
             raise CheckpointError(
-                f"the results cannot be written to {out}: {error.strerror}; the checkpoints are "
-                "kept, --resume goes on from them"
+                f"the results cannot be written to {error.filename or out}: {reason_of(error)}; "
+                "the checkpoints are kept, --resume goes on from them"
             ) from error
     accelerator.wait_for_everyone()
     return results

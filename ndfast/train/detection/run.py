@@ -15,6 +15,7 @@ from rich.text import Text
 from torch import Tensor
 
 import ndfast
+from ndfast.files import reason_of
 from ndfast.train import folder as files
 from ndfast.train.checkpoints import load_newest_checkpoint, save_checkpoint
 from ndfast.train.detection.class_means import take_class_means
@@ -75,7 +76,9 @@ def run(config: DetectionConfig, console: Console) -> dict[str, Any]:
             if accelerator.is_main_process:
                 files.write_json(out / files.RESULTS, results)
         except OSError as error:
-            raise ConfigError(f"out: cannot write to {config.out!r}: {error.strerror}") from error
+            raise ConfigError(
+                f"out: cannot write to {str(error.filename or config.out)!r}: {reason_of(error)}"
+            ) from error
     if accelerator.is_main_process:
         console.print(build_table(results))
         console.print(f"Written to {config.out}")
