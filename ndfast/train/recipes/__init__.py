@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ndfast.train.config import check_keys
+from ndfast.train.config import TrainConfig, check_keys
 from ndfast.train.errors import ConfigError
 from ndfast.train.losses import METHODS
 
@@ -31,7 +31,7 @@ def load_recipe(name: str, method: str | None = None) -> dict[str, Any]:
 
     Raises:
         ConfigError: there is none, it is not TOML, or it has a key that is no field of
-            `TrainConfig`.
+            `TrainConfig` or a value that is not taken, for this method or another.
     """
     # Here, for `ndfast env` works without the extra [train] that tomli comes with.
     if sys.version_info >= (3, 11):
@@ -49,10 +49,24 @@ def load_recipe(name: str, method: str | None = None) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"recipe: {path} cannot be read: {error}") from error
     tables = {key: recipe.pop(key) for key in _TABLES if isinstance(recipe.get(key), dict)}
-    for keys in (recipe, *tables.values()):
-        check_keys(list(keys), f"recipe {name}")
-    method = method or str(recipe.get("method", "kd++"))
-    fields = recipe | tables.get(method.removesuffix("++"), {}) | {"method": method}
-    return {
-        key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()
+    recipe = _checked(recipe, f"recipe {name}")
+    for key, table in tables.items():
+        source = f"recipe {name}, [{key}]"
+        tables[key] = _checked(table, source)
+        if "method" in table:
+            raise ConfigError(f"{source}: takes no method; that stands above the tables")
+    method = method or recipe.get("method", "kd++")
+    return recipe | tables.get(method.removesuffix("++"), {}) | {"method": method}
+
+
+def _checked(values: dict[str, Any], source: str) -> dict[str, Any]:
+    """The values as `TrainConfig` takes them; ConfigError for one that it does not."""
+    check_keys(list(values), source)
+    fields: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
     }
+    try:
+        TrainConfig(**fields)
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from error
+    return fields
