@@ -57,7 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         where = "" if error.filename is None else f"{error.filename}: "
         return _fail(given, f"{where}{reason_of(error)}")
     except ModuleNotFoundError as error:
-        return _fail(given, f'the package {error.name} is missing: pip install "ndfast[train]"')
+        package = str(error.name).partition(".")[0]
+        extra = "imagenet" if package in ("timm", "torchvision") else "train"
+        return _fail(given, f'the package {package} is missing: pip install "ndfast[{extra}]"')
     except KeyboardInterrupt:
         return _fail(given, "interrupted")
 

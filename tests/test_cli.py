@@ -86,11 +86,20 @@ def test_unusable_backend_says_why(
 
 
 @pytest.mark.parametrize(
-    ("package", "data"), [("rich", "digits"), ("sklearn", "digits"), ("mnist1d", "mnist1d")]
+    ("package", "extra", "arguments"),
+    [
+        ("rich", "train", "train --data digits"),
+        ("sklearn", "train", "train --data digits"),
+        ("mnist1d", "train", "train --data mnist1d"),
+        ("timm", "imagenet", "train --data digits --teacher timm:resnet18"),
+        ("torchvision", "imagenet", "train --data folder --data-dir ."),
+        ("torchvision", "imagenet", "detect --model torchvision:x --dim 1024"),
+    ],
 )
 def test_a_missing_package_is_one_sentence(
     package: str,
-    data: str,
+    extra: str,
+    arguments: str,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
     tmp_path: Path,
@@ -99,11 +108,24 @@ def test_a_missing_package_is_one_sentence(
     for name in [name for name in sys.modules if name.split(".")[0] == package]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, package, None)
-    assert run("train", "--data", data, "--out", str(tmp_path)) == 1
+    assert run(*arguments.split(), "--out", str(tmp_path / "run")) == 1
     error = capsys.readouterr().err
     assert f"the package {package}" in error
-    assert 'pip install "ndfast[train]"' in error
+    assert f'pip install "ndfast[{extra}]"' in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(("package", "command"), [("scipy", "compare"), ("pycocotools", "detect")])
+def test_a_package_that_is_needed_last_is_missed_first(
+    package: str, command: str, tmp_path: Path
+) -> None:
+    pytest.importorskip("accelerate", reason="needs the extra [train]")
+    program = f"import sys; sys.modules[{package!r}] = None; from ndfast.cli import main; "
+    program += f"sys.exit(main([{command!r}, '--epochs', '1', '--out', {str(tmp_path)!r}]))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert f"the package {package} is missing" in done.stderr
+    assert not any(tmp_path.iterdir())  # nothing was trained
 
 
 def test_env_as_text_and_as_json(capsys: pytest.CaptureFixture) -> None:

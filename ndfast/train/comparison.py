@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from safetensors.torch import load_file
+from scipy.stats import ttest_rel
 
 import ndfast
 from ndfast.files import reason_of
@@ -116,8 +117,6 @@ def pair_differences(runs: dict[str, list[Results]]) -> list[dict[str, Any]]:
         "mean"; and from two seeds on (else None) the "interval" of 95 % of Student's t and the
         "p_value" of the paired t-test.
     """
-    from scipy.stats import ttest_rel
-
     pairs = []
     for base, method in METHODS.items():
         plus = f"{base}++"
