@@ -116,7 +116,7 @@ def test_a_value_that_is_not_taken(fields_: dict[str, Any], sentence: str) -> No
         ("[dist]\nmilestones = [0]\n", "[dist]: milestones: got (0,); it takes integers above 0"),
         ("[reviewkd]\nnd_weight = -1\n", "[reviewkd]: nd_weight: got -1; it takes more than 0"),
         ('[kd]\nmethod = "dkd++"\n', "[kd]: takes no method; that stands above the tables"),
-        (None, "it takes a .toml file or "),
+        (None, "it takes a .toml file, a run's config.json or "),
     ],
 )
 def test_a_wrong_recipe_is_one_sentence(

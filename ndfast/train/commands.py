@@ -156,7 +156,7 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--recipe",
         metavar="NAME",
-        help="a .toml file of flags, or one of those that come with ndfast: "
+        help="a .toml file of flags, a run's config.json, or one of those that come with ndfast: "
         f"{', '.join(recipe_names())} (default: the data set's, and digits without --data). "
         "The defaults below are those without a recipe.",
     )

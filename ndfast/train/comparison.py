@@ -78,8 +78,7 @@ def compare(configs: Mapping[str, TrainConfig], seeds: int, console: Console) ->
                 trajectories[method] = {"backend": backend} | compare_trajectories(
                     Path(ours.out), Path(theirs.out)
                 )
-        with bars.run("step times", None) as bar:
-            step_ms = measure_step_times(configs, fused, bar.advance)
+        step_ms = measure_step_times(configs, fused, bars)
     first = runs[config.method][0]
     results = {
         "config": asdict(config) | {"methods": list(configs), "seeds": seeds},
@@ -193,7 +192,7 @@ def _prepare(config: TrainConfig, bars: Bars) -> dict[str, Any]:
         run_once(teacher_run, bars)
         config = replace(config, teacher_weights=str(Path(teacher_run.out) / files.MODEL))
     data = build_data(config.data, config.data_dir, config.image_size)
-    teacher, about = prepare_teacher(accelerator, config, data)
+    teacher, about = prepare_teacher(accelerator, config, data, bars)
     path = Path(config.out) / files.CLASS_MEANS
     if accelerator.is_main_process:
         assert teacher.class_means is not None

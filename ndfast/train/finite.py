@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 
 class FiniteCheck:
@@ -26,7 +27,7 @@ class FiniteCheck:
 
     def ask(self, value: Tensor) -> None:
         """Takes a loss or a norm, 0-dim, of the step to come."""
-        self._asked.append(value.detach())
+        self._asked.append(_own_part(value.detach()))
 
     def ask_gradient(self, parameters: Iterable[Tensor], clip_norm: float | None = None) -> None:
         """Takes the parameters' gradient, after cutting it to ``clip_norm``.
@@ -65,5 +66,11 @@ class FiniteCheck:
 
 
 def _norm(values: Iterable[Tensor]) -> Tensor:
+    parts = [_own_part(value.detach()) for value in values]
     # Of the largest values: a sum of squares may overflow where all of them are finite.
-    return nn.utils.get_total_norm([value.detach() for value in values], float("inf"))
+    return nn.utils.get_total_norm([part for part in parts if part.numel()], float("inf"))
+
+
+def _own_part(value: Tensor) -> Tensor:
+    """This process's part of a tensor that is spread over the processes."""
+    return value.to_local() if isinstance(value, DTensor) else value

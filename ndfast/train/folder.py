@@ -22,7 +22,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, fields
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -39,6 +39,17 @@ CHECKPOINTS, CLASS_MEANS, REPORT = "checkpoints", "class_means.safetensors", "re
 MODEL, MODEL_EMA = "model.safetensors", "model_ema.safetensors"
 TENSORBOARD, TEACHER, RUNS = "tensorboard", "teacher", "runs"
 _FILES = (CONFIG, LOG, RESULTS, CLASS_MEANS, REPORT, MODEL, MODEL_EMA)
+_PACKAGES = (
+    "accelerate",
+    "mnist1d",
+    "pycocotools",
+    "pytorch_optimizer",
+    "safetensors",
+    "scikit-learn",
+    "scipy",
+    "timm",
+    "torchvision",
+)
 _FOLDERS = (CHECKPOINTS, TENSORBOARD, TEACHER, RUNS)
 
 
@@ -165,12 +176,23 @@ def _check_inputs_stay(config: RunConfig, folder: Path) -> None:
 def run_environment(accelerator: Accelerator) -> dict[str, Any]:
     """What a run ran on: `ndfast env`, and what its training adds."""
     return describe_environment() | {
-        "accelerate": version("accelerate"),
+        "packages": _versions(),
         "git": _git_revision(),
         "device": str(accelerator.device),
         "processes": accelerator.num_processes,
         "precision": {"no": "fp32"}.get(accelerator.mixed_precision, accelerator.mixed_precision),
     }
+
+
+def _versions() -> dict[str, str]:
+    """Of the packages that a training may use, those that are installed."""
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -284,7 +284,7 @@ class Trainer:
             zip(names, self.accelerator.reduce(stacked.mean(dim=0), "mean").tolist(), strict=True)
         )
         loss = means.pop("loss")
-        means.pop("accuracy", None)
+        accuracy = {"training": means.pop("accuracy")} if "accuracy" in means else {}
         speed = self.config.batch_size * self.accelerator.num_processes * len(losses)
         speed /= self.stopwatch.seconds_per_step()
         self.log.write(
@@ -296,7 +296,7 @@ class Trainer:
             lr=rate,
             images_per_s=speed,
         )
-        self.bar.advance(loss=loss, images_per_s=speed)
+        self.bar.advance(loss=loss, **means, **accuracy, images_per_s=speed)
 
     def _end_epoch(self, images: int, seconds: float) -> None:
         position = self.position

@@ -200,7 +200,7 @@ def _find_teacher(
         weights = Path(teacher_run.out) / files.MODEL
         config = replace(config, teacher_weights=str(weights))
     with_means = METHODS[config.method].nd or config.probe
-    return prepare_teacher(accelerator, config, data, with_means)
+    return prepare_teacher(accelerator, config, data, bars, with_means)
 
 
 def _train(trainer: Trainer, backend: str | None, bars: Bars) -> Results:

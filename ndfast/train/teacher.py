@@ -14,9 +14,17 @@ import ndfast
 from ndfast.train.config import TrainConfig
 from ndfast.train.data import Data
 from ndfast.train.errors import ConfigError
-from ndfast.train.evaluation import IGNORED, evaluate, place, rows_once, take_class_means
+from ndfast.train.evaluation import (
+    IGNORED,
+    count_batches,
+    evaluate,
+    place,
+    rows_once,
+    take_class_means,
+)
 from ndfast.train.models import AnyNetwork, Output, build_model
 from ndfast.train.models.weights import load_weights, weights_digest
+from ndfast.train.progress import Bars
 
 PRETRAINED = "pretrained"
 _LEAST_COSINE, _ABOVE_CHANCE = 0.5, 1.5
@@ -59,6 +67,7 @@ def find_class_means(
     config: TrainConfig,
     data: Data,
     network: AnyNetwork,
+    bars: Bars,
 ) -> tuple[Tensor, dict[str, Any]]:
     """Takes, reads or builds the class means that the config asks for.
 
@@ -72,10 +81,17 @@ def find_class_means(
     about: dict[str, Any] = describe_class_means(config.teacher, network, data)
     means: Tensor
     if config.class_means == FROM_TEACHER:
+        total = count_batches(accelerator, data.train)
         try:
-            means, counts = take_class_means(
-                accelerator, network, data.train, data.num_classes, config
-            )
+            with bars.run("class means", total) as bar:
+                means, counts = take_class_means(
+                    accelerator,
+                    network,
+                    data.train,
+                    data.num_classes,
+                    config,
+                    after_batch=bar.advance,
+                )
         except ValueError as error:
             raise ConfigError(f"class_means: {error}") from error
         about["counts"] = counts.cpu()
@@ -178,6 +194,7 @@ def prepare_teacher(
     accelerator: Accelerator,
     config: TrainConfig,
     data: Data,
+    bars: Bars,
     with_means: bool = True,
 ) -> tuple[Teacher, dict[str, Any]]:
     """The teacher with its metrics and, ``with_means``, which take a pass over the training set,
@@ -187,7 +204,7 @@ def prepare_teacher(
     means: Tensor | None = None
     about: dict[str, Any] = {}
     if with_means:
-        means, about = find_class_means(accelerator, config, data, network)
+        means, about = find_class_means(accelerator, config, data, network, bars)
 
     def features_and_logits(images: Tensor) -> dict[str, Tensor]:
         with accelerator.autocast():

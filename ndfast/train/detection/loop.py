@@ -117,7 +117,7 @@ class DetectionTrainer:
                     lr=rate,
                     images_per_s=speed,
                 )
-                bar.advance(loss=loss, images_per_s=speed)
+                bar.advance(loss=loss, **values, images_per_s=speed)
             self._end_epoch(log)
             after_epoch()
         self.model.eval()
