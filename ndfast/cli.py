@@ -78,7 +78,7 @@ def _build_parser() -> argparse.ArgumentParser:
     for name, add_arguments, purpose in (
         ("env", _add_env, "what is installed, and which backends can run"),
         ("class-means", _add_class_means, "show, convert or make a class-mean file"),
-        ("train", _add_train, "train a student by one method from one seed"),
+        ("train", _add_train, "train a student, or students by several methods and seeds"),
         ("compare", _add_compare, "train students by several methods and seeds, in pairs"),
         ("detect", _add_detect, "train a detector by the ND loss on its box-head features"),
     ):
@@ -179,8 +179,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
 
 
 def _train(given: argparse.Namespace) -> int:
-    commands.train(given)
-    return OK
+    return _agreed(given, commands.train(given))
 
 
 def _add_detect(parser: argparse.ArgumentParser) -> None:
@@ -199,6 +198,10 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
 
 
 def _compare(given: argparse.Namespace) -> int:
-    if commands.compare(given):
+    return _agreed(given, commands.compare(given))
+
+
+def _agreed(given: argparse.Namespace, agreed: bool) -> int:
+    if agreed:
         return OK
     return _fail(given, "the fused loss and the reference disagree: see the table")
