@@ -77,6 +77,18 @@ def test_misuse_is_one_sentence_and_code_2(
     assert not any(tmp_path.iterdir())
 
 
+def test_the_help_names_no_default_of_what_must_be_given(capsys: pytest.CaptureFixture) -> None:
+    assert run("train", "--help") == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "(default: resnet56)" in told
+    assert "the teacher is trained first" in told
+    assert run("class-means", "--help") == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "(default: resnet56)" not in told
+    assert "trained first" not in told
+    assert told.count("needed with --teacher") == 2
+
+
 def test_unusable_backend_says_why(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path
 ) -> None:

@@ -10,6 +10,7 @@ from ndfast.train.detection.config import DetectionConfig
 from ndfast.train.errors import ConfigError
 from ndfast.train.flags import add_flags, given_flags
 from ndfast.train.losses import METHODS
+from ndfast.train.models import MODELS
 from ndfast.train.recipes import load_recipe, recipe_names
 
 _SEEDS = 5
@@ -83,9 +84,16 @@ def add_compare(parser: argparse.ArgumentParser) -> None:
 
 def add_make_class_means(parser: argparse.ArgumentParser) -> None:
     """The flags of `ndfast class-means` that make a file."""
-    add_flags(parser, TrainConfig, only=_OF_CLASS_MEANS)
+    words = {
+        "teacher": f"makes a file: timm:NAME, or one of {', '.join(MODELS)}",
+        "teacher_weights": "its checkpoint, or `pretrained` for timm's weights; needed with "
+        "--teacher",
+    }
+    add_flags(parser, TrainConfig, only=_OF_CLASS_MEANS, words=words)
     making = parser.add_argument_group("what is written")
-    making.add_argument("--out", type=Path, metavar="FILE", help=".safetensors or .npz")
+    making.add_argument(
+        "--out", type=Path, metavar="FILE", help=".safetensors or .npz; needed with --teacher"
+    )
     making.add_argument(
         "--augmented",
         action="store_true",
