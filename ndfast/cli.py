@@ -15,8 +15,9 @@ import torch
 import ndfast
 from ndfast.dispatch import check_backend_name, named
 from ndfast.environment import describe_environment
+from ndfast.files import reason_of
 from ndfast.train import commands
-from ndfast.train.errors import CheckpointError, ConfigError
+from ndfast.train.errors import CheckpointError, ConfigError, has_lost_another_process
 
 OK, FAILED, MISUSED = 0, 1, 2
 
@@ -48,11 +49,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(given, str(error).rpartition("ConfigError: ")[2].strip(), MISUSED)
     except (CheckpointError, FloatingPointError) as error:
         return _fail(given, str(error))
+    except RuntimeError as error:
+        if not has_lost_another_process(error):
+            raise
+        return _fail(given, "another process ended before this one")
     except OSError as error:
         where = "" if error.filename is None else f"{error.filename}: "
-        return _fail(given, f"{where}{error.strerror or error}")
+        return _fail(given, f"{where}{reason_of(error)}")
     except ModuleNotFoundError as error:
-        return _fail(given, f'the package {error.name} is missing: pip install "ndfast[train]"')
+        package = str(error.name).partition(".")[0]
+        extra = "imagenet" if package in ("timm", "torchvision") else "train"
+        return _fail(given, f'the package {package} is missing: pip install "ndfast[{extra}]"')
     except KeyboardInterrupt:
         return _fail(given, "interrupted")
 
@@ -71,7 +78,7 @@ def _build_parser() -> argparse.ArgumentParser:
     for name, add_arguments, purpose in (
         ("env", _add_env, "what is installed, and which backends can run"),
         ("class-means", _add_class_means, "show, convert or make a class-mean file"),
-        ("train", _add_train, "train a student by one method from one seed"),
+        ("train", _add_train, "train a student, or students by several methods and seeds"),
         ("compare", _add_compare, "train students by several methods and seeds, in pairs"),
         ("detect", _add_detect, "train a detector by the ND loss on its box-head features"),
     ):
@@ -149,7 +156,7 @@ def _class_means(given: argparse.Namespace) -> int:
     try:
         _convert(given.to, means, counts, metadata)
     except OSError as error:
-        return _fail(given, f"cannot write {given.to}: {error.strerror}", MISUSED)
+        return _fail(given, f"cannot write {given.to}: {reason_of(error)}", MISUSED)
     except ValueError as error:
         return _fail(given, str(error), MISUSED)
     return OK
@@ -175,8 +182,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
 
 
 def _train(given: argparse.Namespace) -> int:
-    commands.train(given)
-    return OK
+    return _agreed(given, commands.train(given))
 
 
 def _add_detect(parser: argparse.ArgumentParser) -> None:
@@ -195,6 +201,10 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
 
 
 def _compare(given: argparse.Namespace) -> int:
-    if commands.compare(given):
+    return _agreed(given, commands.compare(given))
+
+
+def _agreed(given: argparse.Namespace, agreed: bool) -> int:
+    if agreed:
         return OK
     return _fail(given, "the fused loss and the reference disagree: see the table")

@@ -1,12 +1,15 @@
-"""Writing a file so that it appears whole or not at all."""
+"""Writing a file so that it appears whole or not at all, and why one could not be written."""
 
 from __future__ import annotations
 
 import errno
 import os
 import stat
+import tempfile
 import uuid
 from pathlib import Path
+
+_TRIED_BYTES = 1 << 20
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -15,7 +18,7 @@ def write_whole(path: Path, data: bytes) -> None:
     A link stays one, and the file that it leads to is replaced; a file keeps its permissions.
 
     Raises:
-        OSError: it cannot be written; nothing is left behind.
+        OSError: it cannot be written, and names ``path``; nothing is left behind.
     """
     path = Path(os.path.realpath(path))
     if not path.parent.is_dir():
@@ -31,5 +34,34 @@ def write_whole(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
+    except OSError as error:
+        if error.errno is not None:
+            error.filename = str(path)  # a full disk names no file by itself
+        raise
     finally:
         partial.unlink(missing_ok=True)
+
+
+def reason_of(error: OSError) -> str:
+    """Why a file could not be written or read, in a few words."""
+    reason = error.strerror or str(error)
+    return f"the disk is full: {reason}" if error.errno == errno.ENOSPC else reason
+
+
+def reason_in(folder: Path, error: Exception) -> str:
+    """Why a library could not write into a folder, whose own words may be of its insides.
+
+    torch.save tells of a full disk by "unexpected pos 64 vs 0" or "iostream error". So another file
+    is tried while what was written is still there.
+    """
+    if not isinstance(error, OSError):
+        try:
+            with tempfile.TemporaryFile(dir=folder) as file:
+                file.write(bytes(_TRIED_BYTES))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as told:
+            error = told
+    if isinstance(error, OSError):
+        return reason_of(error)
+    return (str(error).splitlines() or [type(error).__name__])[0]

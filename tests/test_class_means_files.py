@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -157,13 +158,14 @@ def test_a_broken_write_leaves_the_old_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     def fail(*arguments: object) -> None:
-        raise OSError("no space left")
+        raise OSError(errno.ENOSPC, "no space left")
 
     path = tmp_path / "means.safetensors"
     save_class_means(path, MEANS)
     monkeypatch.setattr(os, step, fail)
-    with pytest.raises(OSError, match="no space left"):
+    with pytest.raises(OSError, match="no space left") as raised:
         save_class_means(path, MEANS + 1)
+    assert raised.value.filename == str(path)
     assert torch.equal(load_class_means(path), MEANS)
     assert os.listdir(tmp_path) == ["means.safetensors"]
 

@@ -38,6 +38,11 @@ def run(*arguments: str) -> int:
         (["train", "--epochs", "many"], "--epochs: invalid int value: 'many'"),
         (["compare", "--seed", "3"], "--seed"),  # no abbreviation of --seeds
         (["compare", "--seeds", "0"], "seeds: got 0; it takes 1 or more"),
+        (["train", "--seeds", "0"], "seeds: got 0; it takes 1 or more"),
+        (["train", "--method"], "--method: expected at least one argument"),
+        (["train", "--seeds", "2", "--seed", "3"], "seed: is of a single run; several methods"),
+        (["train", "--method", "ce", "kd", "--probe"], "probe: is of a single run"),
+        (["train", "--method", "ce", "kd", "--max-steps", "3"], "max_steps: is of a single run"),
         (["train", "--batch-size", "1"], "batch_size: got 1; it takes 2 or more"),
         (["train", "--batch-size", "360"], "batch_size: got 360; it takes at most 359"),
         (["train", "--batch-size", "90", "--accumulate", "4"], "it takes at most 89"),
@@ -74,6 +79,18 @@ def test_misuse_is_one_sentence_and_code_2(
     assert not any(tmp_path.iterdir())
 
 
+def test_the_help_names_no_default_of_what_must_be_given(capsys: pytest.CaptureFixture) -> None:
+    assert run("train", "--help") == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "(default: resnet56)" in told
+    assert "the teacher is trained first" in told
+    assert run("class-means", "--help") == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "(default: resnet56)" not in told
+    assert "trained first" not in told
+    assert told.count("needed with --teacher") == 2
+
+
 def test_unusable_backend_says_why(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path
 ) -> None:
@@ -88,11 +105,20 @@ def test_unusable_backend_says_why(
 
 
 @pytest.mark.parametrize(
-    ("package", "data"), [("rich", "digits"), ("sklearn", "digits"), ("mnist1d", "mnist1d")]
+    ("package", "extra", "arguments"),
+    [
+        ("rich", "train", "train --data digits"),
+        ("sklearn", "train", "train --data digits"),
+        ("mnist1d", "train", "train --data mnist1d"),
+        ("timm", "imagenet", "train --data digits --teacher timm:resnet18"),
+        ("torchvision", "imagenet", "train --data folder --data-dir ."),
+        ("torchvision", "imagenet", "detect --model torchvision:x --dim 1024"),
+    ],
 )
 def test_a_missing_package_is_one_sentence(
     package: str,
-    data: str,
+    extra: str,
+    arguments: str,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
     tmp_path: Path,
@@ -101,11 +127,24 @@ def test_a_missing_package_is_one_sentence(
     for name in [name for name in sys.modules if name.split(".")[0] == package]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, package, None)
-    assert run("train", "--data", data, "--out", str(tmp_path)) == 1
+    assert run(*arguments.split(), "--out", str(tmp_path / "run")) == 1
     error = capsys.readouterr().err
     assert f"the package {package}" in error
-    assert 'pip install "ndfast[train]"' in error
+    assert f'pip install "ndfast[{extra}]"' in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(("package", "command"), [("scipy", "compare"), ("pycocotools", "detect")])
+def test_a_package_that_is_needed_last_is_missed_first(
+    package: str, command: str, tmp_path: Path
+) -> None:
+    pytest.importorskip("accelerate", reason="needs the extra [train]")
+    program = f"import sys; sys.modules[{package!r}] = None; from ndfast.cli import main; "
+    program += f"sys.exit(main([{command!r}, '--epochs', '1', '--out', {str(tmp_path)!r}]))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert f"the package {package} is missing" in done.stderr
+    assert not any(tmp_path.iterdir())  # nothing was trained
 
 
 def test_env_as_text_and_as_json(capsys: pytest.CaptureFixture) -> None:

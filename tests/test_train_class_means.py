@@ -21,6 +21,7 @@ import ndfast
 from ndfast.cli import main
 from ndfast.train.data import build_data
 from ndfast.train.data.batches import Batch
+from ndfast.train.errors import ConfigError
 from ndfast.train.models import build_model
 from ndfast.train.models.weights import load_weights, save_weights, weights_digest
 
@@ -141,6 +142,24 @@ def test_means_of_another_teacher_are_refused(
     json = tmp_path / "kdpp.json"  # does not say whose it is
     ndfast.save_class_means(json, means)
     assert main([*command, str(tmp_path / "second"), "--class-means", str(json)]) == 0
+
+
+def test_means_that_do_not_say_whose_they_are(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        quiet_run(tmp_path / str(seed), model="convnet32", method="ce", epochs=1, seed=seed)
+    own, _ = expected_means(str(tmp_path / "0" / "model.safetensors"))
+    other, _ = expected_means(str(tmp_path / "1" / "model.safetensors"))
+    path = tmp_path / "means.json"
+    fields = {"epochs": 1, "teacher_weights": str(tmp_path / "0" / "model.safetensors")}
+    for means in (other, own.roll(1, dims=0)):
+        ndfast.save_class_means(path, means)
+        with pytest.raises(ConfigError, match="does not say whose it is, and is not of this"):
+            quiet_run(tmp_path / "run", **fields, class_means=str(path))
+    ndfast.save_class_means(path, own)
+    quiet_run(tmp_path / "run", **fields, class_means=str(path))
+    kept = ndfast.load_class_means_metadata(tmp_path / "run" / "class_means.safetensors")
+    assert "teacher_sha256" not in kept  # it was not told
+    assert (kept.get("teacher"), kept["source"]) == (None, str(path))
 
 
 def test_means_from_the_classifier(teachers: list[str], tmp_path: Path) -> None:

@@ -82,6 +82,49 @@ def test_seeds_and_methods_are_added(compared: tuple[Path, dict[str, Any]], caps
     assert again["trajectories"] is None
 
 
+@pytest.mark.parametrize(
+    ("arguments", "runs"),
+    [
+        (["--method", "ce", "kd", "kd++", "--seeds", "2"], {"ce": 2, "kd": 2, "kd++": 2}),
+        (["--method", "kd", "--seeds", "1"], {"kd": 1}),
+    ],
+)
+def test_train_compares_several_methods_or_seeds(
+    arguments: list[str],
+    runs: dict[str, int],
+    compared: tuple[Path, dict[str, Any]],
+    tmp_path: Path,
+) -> None:
+    assert main(["train", "--epochs", "2", *arguments, "--out", str(tmp_path)]) == 0
+    found = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    assert {method: len(of_seeds) for method, of_seeds in found["runs"].items()} == runs
+    for method, of_seeds in found["runs"].items():
+        expected = compared[1]["runs"][method][: len(of_seeds)]
+        assert [run["sha256"] for run in of_seeds] == [run["sha256"] for run in expected]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--seeds", "3"], (["kd++"], 3)),
+        (["--method", "dkd", "ce"], (["dkd", "ce"], 5)),
+    ],
+)
+def test_what_train_compares_by_default(
+    arguments: list[str], expected: tuple[list[str], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[list[str], int]] = []
+
+    def compare(configs: dict[str, Any], seeds: int, console: Any) -> dict[str, Any]:
+        asked.append((list(configs), seeds))
+        assert [config.method for config in configs.values()] == list(configs)
+        return {"trajectories": {"kd": {"agrees": False}}}
+
+    monkeypatch.setattr("ndfast.train.comparison.compare", compare)
+    assert main(["train", *arguments]) == 1  # for they disagree
+    assert asked == [expected]
+
+
 def _runs(**accuracies: list[float]) -> dict[str, list[dict[str, Any]]]:
     return {
         method.replace("pp", "++"): [{"test": {"accuracy": value}} for value in values]

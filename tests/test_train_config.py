@@ -111,7 +111,12 @@ def test_a_value_that_is_not_taken(fields_: dict[str, Any], sentence: str) -> No
         ("epochs = \n", "cannot be read"),
         ("lr = 1\nlr = 2\n", "cannot be read"),
         (b"\xff\xfe", "cannot be read"),
-        (None, "it takes a .toml file or "),
+        ('lr = "fast"\n', "recipe.toml: lr: got 'fast'; it takes a number"),
+        ('[dkd]\ndkd_beta = "x"\n', "recipe.toml, [dkd]: dkd_beta: got 'x'; it takes a number"),
+        ("[dist]\nmilestones = [0]\n", "[dist]: milestones: got (0,); it takes integers above 0"),
+        ("[reviewkd]\nnd_weight = -1\n", "[reviewkd]: nd_weight: got -1; it takes more than 0"),
+        ('[kd]\nmethod = "dkd++"\n', "[kd]: takes no method; that stands above the tables"),
+        (None, "it takes a .toml file, a run's config.json or "),
     ],
 )
 def test_a_wrong_recipe_is_one_sentence(
@@ -120,7 +125,8 @@ def test_a_wrong_recipe_is_one_sentence(
     path = tmp_path / "recipe.toml"
     if text is not None:
         path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    assert main(["train", "--recipe", str(path), "--out", str(tmp_path / "run")]) == 2
+    command = ["train", "--recipe", str(path), "--lr", "0.1", "--out", str(tmp_path / "run")]
+    assert main(command) == 2  # what a flag overrides is looked at too
     error = capsys.readouterr().err
     assert sentence in error
     assert error.count("\n") == 1

@@ -87,6 +87,12 @@ def test_a_loss_of_nan_ends_the_training(folder: Path) -> None:
     with pytest.raises(FloatingPointError, match=r"NaN or infinite in epoch 1 .*nd nan\); a lower"):
         fit(distiller, teacher(), data, config)
     assert all(map(torch.equal, distiller.parameters(), before))
+    distiller = DetectionDistiller(detector(), "ce", config)
+    weight = next(distiller.parameters())
+    weight.register_hook(lambda gradient: gradient * float("nan"))
+    with pytest.raises(FloatingPointError, match="or its gradient is NaN or infinite in epoch 1"):
+        fit(distiller, None, data, config)
+    assert all(value.isfinite().all() for value in distiller.parameters())
     with pytest.raises(ConfigError, match="batch_size: got 17; it takes at most 16"):
         fit(distiller, None, data, small_config(batch_size=17))
 

@@ -158,6 +158,15 @@ def test_the_finite_check_forgets_what_it_was_asked() -> None:
     assert check.answer()
 
 
+def test_finite_gradients_however_large() -> None:
+    check = FiniteCheck(Accelerator(cpu=True))
+    weight = nn.Parameter(torch.zeros(3))
+    for gradient, finite in ((3e38, True), (float("nan"), False), (-float("inf"), False)):
+        weight.grad = torch.tensor([3e38, gradient, 3e38])
+        check.ask_gradient([weight])
+        assert check.answer() == finite
+
+
 def test_the_stopwatch_adds_up_a_steps_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr("ndfast.train.stopwatch.perf_counter", lambda: now[0])

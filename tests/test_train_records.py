@@ -123,10 +123,11 @@ def test_only_the_main_process_writes(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
 def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:
+    sentence = r"log\.jsonl cannot be written: the disk is full: No space left"
     with open_log(tmp_path) as log:
         (tmp_path / "log.jsonl").unlink()
         (tmp_path / "log.jsonl").symlink_to("/dev/full")
-        with pytest.raises(CheckpointError, match=r"log\.jsonl cannot be written: No space left"):
+        with pytest.raises(CheckpointError, match=sentence):
             tell_step(log, 1, 1.0)
 
 
@@ -171,17 +172,21 @@ def test_tensorboard_missing_is_one_sentence(
         open_log(tmp_path, tensorboard=True)
 
 
-def lines_of_bars(enabled: bool = True, **options: Any) -> list[str]:
+SHOWN = "loss 0.5000, ce 0.250, nd 0.125, training 75.0%, accuracy 87.50%, 1,234 images/s"
+
+
+def lines_of_bars(enabled: bool = True, width: int = 120, **options: Any) -> list[str]:
     """What a run of three steps, of which one was done before, shows."""
     file = StringIO()
     with (
-        Bars(Console(file=file, width=120, **options), enabled) as bars,
+        Bars(Console(file=file, width=width, **options), enabled) as bars,
         bars.run("kd++ [red]", 3, completed=1) as bar,
     ):
-        bars.note("a [broken] checkpoint")
         bar.advance()
-        bar.advance(loss=0.5, images_per_s=1234.4)
+        bar.advance(loss=0.5, ce=0.25, nd=0.125, training=0.75, images_per_s=1234.4)
         bar.show(accuracy=0.875)
+        bars.note("a [broken] checkpoint")
+        bars._progress.refresh()  # which it does ten times a second
     return [line.rstrip() for line in file.getvalue().splitlines() if line.strip()]
 
 
@@ -189,7 +194,7 @@ def test_no_terminal_gets_a_line_for_each_run() -> None:
     note, line = lines_of_bars()
     assert note == "a [broken] checkpoint"
     title, _, shown = re.split(r": (\d:\d\d:\d\d), ", line)
-    assert (title, shown) == ("kd++ [red]", "loss 0.5000, accuracy 87.50%, 1,234 images/s")
+    assert (title, shown) == ("kd++ [red]", SHOWN)
 
 
 def test_a_terminal_gets_bars() -> None:
@@ -197,6 +202,8 @@ def test_a_terminal_gets_bars() -> None:
     assert "━" in shown
     assert "1/3" in shown
     assert "kd++ [red]" in shown
+    narrow = lines_of_bars(width=len(SHOWN), force_terminal=True, color_system=None)
+    assert any(line.endswith(SHOWN) for line in narrow)  # below the bar there is room for it
 
 
 def test_the_other_processes_show_nothing() -> None:

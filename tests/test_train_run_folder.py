@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("accelerate", reason="needs the extra [train]")
 
 from small_runs import events, quiet_run
 
+import ndfast
 from ndfast.cli import main
 from ndfast.train.errors import ConfigError
 
@@ -79,11 +81,11 @@ def test_a_teacher_is_trained_to_its_end_whatever_the_student_takes(tmp_path: Pa
 
 
 def test_a_teacher_stays_while_what_the_student_alone_takes_changes(tmp_path: Path) -> None:
-    bad = tmp_path / "bad.json"
-    bad.write_text(json.dumps({str(k): [0.0, 1.0] for k in range(10)}))
+    other = tmp_path / "other.npz"
+    ndfast.save_class_means(other, torch.ones(10, 128), teacher_sha256="of another")
     out = tmp_path / "run"
-    with pytest.raises(ConfigError, match=r"class_means: .* is \[10, 2\]"):
-        quiet_run(out, epochs=1, class_means=str(bad))
+    with pytest.raises(ConfigError, match=r"class_means: .* is of another teacher"):
+        quiet_run(out, epochs=1, class_means=str(other))
     trained = (out / "teacher" / "model.safetensors").read_bytes()
     changes: dict[str, Any] = {"temperature": 2.0, "mixup": 0.2, "ema": 0.9, "max_steps": 2}
     quiet_run(out, epochs=1, **changes)

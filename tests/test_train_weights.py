@@ -182,6 +182,15 @@ def test_nothing_else_is_unpickled(tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite(value: float, tmp_path: Path) -> None:
+    network = build()
+    network.state_dict()["stages.0.2.running_var"][2] = value
+    save_weights(network, tmp_path / "w.safetensors")
+    wanted = r"NaN or Inf in stages\.0\.2\.running_var; it takes finite weights$"
+    assert_refused(tmp_path / "w.safetensors", wanted)
+
+
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
 def test_truncated(suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"w{suffix}"

@@ -17,8 +17,9 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from accelerate.utils.constants import FSDP_MODEL_NAME
 
+from ndfast.files import reason_in
 from ndfast.train import fsdp
-from ndfast.train.errors import CheckpointError, ConfigError
+from ndfast.train.errors import CheckpointError, ConfigError, has_lost_another_process
 
 _MANIFEST = "sha256.json"
 _PARTIAL = ".partial"
@@ -64,8 +65,10 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, keep: int
                 shutil.rmtree(other)
     # torch.save and safetensors tell of a full disk by a RuntimeError and an error of their own.
     except Exception as error:
+        if has_lost_another_process(error):
+            raise
+        reason = reason_in(folder if folder.exists() else folder.parent, error)
         shutil.rmtree(partial, ignore_errors=True)
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise CheckpointError(
             f"the checkpoint of step {step} cannot be written to {folder}: {reason}; those before "
             "it are kept"

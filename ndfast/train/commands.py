@@ -10,9 +10,11 @@ from ndfast.train.detection.config import DetectionConfig
 from ndfast.train.errors import ConfigError
 from ndfast.train.flags import add_flags, given_flags
 from ndfast.train.losses import METHODS
+from ndfast.train.models import MODELS
 from ndfast.train.recipes import load_recipe, recipe_names
 
-_OF_A_COMPARISON = ("method", "seed", "probe", "log_every", "max_steps", "ema")
+_SEEDS = 5
+_OF_ONE_RUN = ("seed", "probe", "log_every", "max_steps", "ema")  # a comparison has its own
 _OF_CLASS_MEANS = (
     "data",
     "data_dir",
@@ -32,9 +34,27 @@ _PROCESSES = (
 
 def add_train(parser: argparse.ArgumentParser) -> None:
     """The flags of `ndfast train`."""
+    learned = parser.add_argument_group("what is learned from")
+    learned.add_argument(
+        "--method",
+        nargs="+",
+        choices=METHODS,
+        metavar="METHOD",
+        default=argparse.SUPPRESS,
+        help=f"of {', '.join(METHODS)} (default: kd++); several are compared, as `ndfast compare` "
+        "does it",
+    )
+    learned.add_argument(
+        "--seeds",
+        type=int,
+        metavar="N",
+        default=None,
+        help=f"compare students of seeds 0 to N - 1 (default: one student; of several methods "
+        f"{_SEEDS} each)",
+    )
     _add_recipe(parser)
-    add_flags(parser, TrainConfig)
-    parser.usage = "ndfast train [--recipe NAME] [FLAG ...]"
+    add_flags(parser, TrainConfig, skip=("method",))
+    parser.usage = "ndfast train [--method METHOD ...] [--seeds N] [--recipe NAME] [FLAG ...]"
     parser.epilog = _PROCESSES
 
 
@@ -50,19 +70,30 @@ def add_compare(parser: argparse.ArgumentParser) -> None:
         help=f"of {', '.join(METHODS)} (default: ce kd kd++)",
     )
     compared.add_argument(
-        "--seeds", type=int, metavar="N", default=5, help="students a method (default: 5)"
+        "--seeds",
+        type=int,
+        metavar="N",
+        default=_SEEDS,
+        help=f"students a method (default: {_SEEDS})",
     )
     _add_recipe(parser)
-    add_flags(parser, TrainConfig, skip=_OF_A_COMPARISON)
+    add_flags(parser, TrainConfig, skip=("method", *_OF_ONE_RUN))
     parser.usage = "ndfast compare [--methods METHOD ...] [--seeds N] [--recipe NAME] [FLAG ...]"
     parser.epilog = _PROCESSES
 
 
 def add_make_class_means(parser: argparse.ArgumentParser) -> None:
     """The flags of `ndfast class-means` that make a file."""
-    add_flags(parser, TrainConfig, only=_OF_CLASS_MEANS)
+    words = {
+        "teacher": f"makes a file: timm:NAME, or one of {', '.join(MODELS)}",
+        "teacher_weights": "its checkpoint, or `pretrained` for timm's weights; needed with "
+        "--teacher",
+    }
+    add_flags(parser, TrainConfig, only=_OF_CLASS_MEANS, words=words)
     making = parser.add_argument_group("what is written")
-    making.add_argument("--out", type=Path, metavar="FILE", help=".safetensors or .npz")
+    making.add_argument(
+        "--out", type=Path, metavar="FILE", help=".safetensors or .npz; needed with --teacher"
+    )
     making.add_argument(
         "--augmented",
         action="store_true",
@@ -77,25 +108,43 @@ def add_detect(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _PROCESSES
 
 
-def train(given: argparse.Namespace) -> None:
-    """Runs `ndfast train`."""
+def train(given: argparse.Namespace) -> bool:
+    """Runs `ndfast train`; of a comparison, returns whether the fused loss and the reference agree.
+
+    Several methods, or --seeds, are a comparison.
+    """
     from rich.console import Console
+
+    config = read_config(given)
+    methods = vars(given).get("method", [config.method])
+    if len(methods) > 1 or given.seeds is not None:
+        for name in _OF_ONE_RUN:
+            if name in given:
+                raise ConfigError(
+                    f"{name}: is of a single run; several methods and --seeds take none"
+                )
+        return _compare(given, methods, _SEEDS if given.seeds is None else given.seeds)
 
     from ndfast.train.run import run
 
-    run(read_config(given), Console())
+    run(config, Console())
+    return True
 
 
 def compare(given: argparse.Namespace) -> bool:
     """Runs `ndfast compare`; returns whether the fused loss and the reference agree."""
+    return _compare(given, given.methods, given.seeds)
+
+
+def _compare(given: argparse.Namespace, methods: list[str], seeds: int) -> bool:
     from rich.console import Console
 
     from ndfast.train.comparison import compare
 
-    if given.seeds < 1:
-        raise ConfigError(f"seeds: got {given.seeds}; it takes 1 or more")
-    configs = {method: read_config(given, method) for method in given.methods}
-    results = compare(configs, given.seeds, Console())
+    if seeds < 1:
+        raise ConfigError(f"seeds: got {seeds}; it takes 1 or more")
+    configs = {method: read_config(given, method) for method in methods}
+    results = compare(configs, seeds, Console())
     return all(found["agrees"] for found in (results["trajectories"] or {}).values())
 
 
@@ -140,10 +189,11 @@ def read_config(given: argparse.Namespace, method: str | None = None) -> TrainCo
 
     Args:
         given: what `add_train` or `add_compare` parsed.
-        method: of the run; by default that of --method, or of the recipe, or kd++.
+        method: of the run; by default the first of --method, or the recipe's, or kd++.
     """
     flags = given_flags(given, TrainConfig)
-    method = method or flags.pop("method", None)
+    first, *_ = flags.pop("method", (None,))
+    method = method or first
     name = given.recipe
     if name is None:
         data = flags.get("data", "digits")
@@ -156,7 +206,7 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--recipe",
         metavar="NAME",
-        help="a .toml file of flags, or one of those that come with ndfast: "
+        help="a .toml file of flags, a run's config.json, or one of those that come with ndfast: "
         f"{', '.join(recipe_names())} (default: the data set's, and digits without --data). "
         "The defaults below are those without a recipe.",
     )

@@ -10,11 +10,14 @@ from typing import Any
 import torch
 from rich.console import Console
 from safetensors.torch import load_file
+from scipy.stats import ttest_rel
 
 import ndfast
+from ndfast.files import reason_of
 from ndfast.train import folder as files
 from ndfast.train.config import TrainConfig, without_losses
 from ndfast.train.data import build_data
+from ndfast.train.errors import CheckpointError
 from ndfast.train.losses import METHODS
 from ndfast.train.processes import build_accelerator, torch_settings
 from ndfast.train.progress import Bars
@@ -54,7 +57,11 @@ def compare(configs: Mapping[str, TrainConfig], seeds: int, console: Console) ->
     """
     config = next(iter(configs.values()))
     accelerator = build_accelerator(config)
-    with torch_settings(config), Bars(console, accelerator.is_main_process) as bars:
+    with (
+        torch_settings(config),
+        Bars(console, accelerator.is_main_process) as bars,
+        files.opened(without_losses(config), accelerator),
+    ):
         shared = _prepare(config, bars)
         configs = {method: replace(chosen, **shared) for method, chosen in configs.items()}
         runs = {
@@ -71,8 +78,7 @@ def compare(configs: Mapping[str, TrainConfig], seeds: int, console: Console) ->
                 trajectories[method] = {"backend": backend} | compare_trajectories(
                     Path(ours.out), Path(theirs.out)
                 )
-        with bars.run("step times", None) as bar:
-            step_ms = measure_step_times(configs, fused, bar.advance)
+        step_ms = measure_step_times(configs, fused, bars)
     first = runs[config.method][0]
     results = {
         "config": asdict(config) | {"methods": list(configs), "seeds": seeds},
@@ -87,9 +93,15 @@ def compare(configs: Mapping[str, TrainConfig], seeds: int, console: Console) ->
     }
     if accelerator.is_main_process:
         out = Path(config.out)
-        plot_comparison(results, out / PICTURE)
-        write_comparison_page(out / files.REPORT, results)
-        files.write_json(out / files.RESULTS, results)
+        try:
+            plot_comparison(results, out / PICTURE)
+            write_comparison_page(out / files.REPORT, results)
+            files.write_json(out / files.RESULTS, results)
+        except OSError as error:
+            raise CheckpointError(
+                f"the results cannot be written to {error.filename or out}: {reason_of(error)}; "
+                "the runs are kept, --resume goes on with them"
+            ) from error
         console.print(build_comparison_table(results))
         console.print(f"Written to {out}: {files.RESULTS}, {files.REPORT}, {PICTURE}, runs/")
     leave_together(accelerator)
@@ -104,8 +116,6 @@ def pair_differences(runs: dict[str, list[Results]]) -> list[dict[str, Any]]:
         "mean"; and from two seeds on (else None) the "interval" of 95 % of Student's t and the
         "p_value" of the paired t-test.
     """
-    from scipy.stats import ttest_rel
-
     pairs = []
     for base, method in METHODS.items():
         plus = f"{base}++"
@@ -177,15 +187,12 @@ def _parameters(run: Path) -> torch.Tensor:
 def _prepare(config: TrainConfig, bars: Bars) -> dict[str, Any]:
     """The teacher and its class means, once for all runs: the fields that lead there."""
     accelerator, shared = build_accelerator(config), without_losses(config)
-    if accelerator.is_main_process:
-        files.open_folder(shared)
-    accelerator.wait_for_everyone()
     if config.teacher_weights is None:
         teacher_run = teacher_config(config)
         run_once(teacher_run, bars)
         config = replace(config, teacher_weights=str(Path(teacher_run.out) / files.MODEL))
     data = build_data(config.data, config.data_dir, config.image_size)
-    teacher, about = prepare_teacher(accelerator, config, data)
+    teacher, about = prepare_teacher(accelerator, config, data, bars)
     path = Path(config.out) / files.CLASS_MEANS
     if accelerator.is_main_process:
         assert teacher.class_means is not None

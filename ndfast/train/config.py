@@ -163,7 +163,10 @@ class TrainConfig:
     )
     keep_checkpoints: int = _option(3, LONG, "of the newest", metavar="N", may_change=True)
     max_skipped: int = _option(
-        10, LONG, "batches in a row that may be skipped for a loss of NaN or Inf", metavar="N"
+        10,
+        LONG,
+        "batches in a row that may be skipped for a loss or a gradient of NaN or Inf",
+        metavar="N",
     )
     max_steps: int | None = _option(
         None,

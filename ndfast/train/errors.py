@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
+import torch.distributed as dist
+
 
 class ConfigError(ValueError):
     """A run cannot start as it is configured; the message is one sentence that names the value."""
@@ -12,6 +14,14 @@ class ConfigError(ValueError):
 
 class CheckpointError(RuntimeError):
     """A checkpoint could not be written; the ones before it are as they were."""
+
+
+def has_lost_another_process(error: Exception) -> bool:
+    """Whether an error comes of another process's end, which that process has told of."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return False
+    # Gloo raises a plain RuntimeError.
+    return isinstance(error, dist.DistError) or "by peer" in str(error)
 
 
 def import_package(name: str) -> Any:

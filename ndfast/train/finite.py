@@ -1,18 +1,21 @@
-"""Whether the losses of a step are finite, without making a GPU wait."""
+"""Whether a step's losses and its gradient are finite, looked at once a step."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 
 class FiniteCheck:
-    """Asked right after the forward pass, answered before the optimiser steps.
+    """Is told what must be finite, and answers before the optimiser steps.
 
-    On a GPU the answer is copied while the backward pass runs: waiting for it, the host waits for
-    the forward pass alone and can queue the optimiser's step behind the backward pass. All
-    processes get the same answer.
+    A finite loss can have a gradient that is not, which would end in every parameter and in every
+    later checkpoint. So the answer waits for the backward pass: the one time in a step that the
+    host waits for a GPU. All processes get the same answer.
 
     Args:
         accelerator: the device and the processes.
@@ -20,26 +23,54 @@ class FiniteCheck:
 
     def __init__(self, accelerator: Accelerator) -> None:
         self.accelerator = accelerator
-        self._bad: list[Tensor] = []
-        self._on_gpu = accelerator.device.type == "cuda"
-        self._event = torch.cuda.Event() if self._on_gpu else None
+        self._asked: list[Tensor] = []
 
-    def ask(self, loss: Tensor) -> None:
-        """Takes a loss, 0-dim, of the step to come."""
-        bad = (~loss.detach().isfinite()).float()
-        if self.accelerator.num_processes > 1:
-            bad = self.accelerator.reduce(bad, "sum")
-        if self._event is not None:
-            host = torch.empty_like(bad, device="cpu", pin_memory=True)
-            host.copy_(bad, non_blocking=True)
-            self._event.record()
-            bad = host
-        self._bad.append(bad)
+    def ask(self, value: Tensor) -> None:
+        """Takes a loss or a norm, 0-dim, of the step to come."""
+        self._asked.append(_own_part(value.detach()))
+
+    def ask_gradient(self, parameters: Iterable[Tensor], clip_norm: float | None = None) -> None:
+        """Takes the parameters' gradient, after cutting it to ``clip_norm``.
+
+        With float16's scale an infinite one is nothing unusual: the scaler leaves such a step out
+        by itself, and lowers the scale.
+        """
+        parameters = list(parameters)
+        if clip_norm is not None:
+            norm = self.accelerator.clip_grad_norm_(parameters, clip_norm)
+        else:
+            norm = _norm(value.grad for value in parameters if value.grad is not None)
+        if self.accelerator.scaler is None:
+            self.ask(norm)
 
     def answer(self) -> bool:
-        """Whether every loss since the last answer was finite."""
-        if self._event is not None:
-            self._event.synchronize()
-        finite = not any(float(bad) for bad in self._bad)
-        self._bad.clear()
-        return finite
+        """Whether all since the last answer was finite."""
+        bad = (~torch.stack(self._asked).isfinite()).any().float()
+        self._asked.clear()
+        if self.accelerator.num_processes > 1:
+            bad = self.accelerator.reduce(bad, "sum")
+        return not bool(bad)
+
+    def check_weights(self, model: nn.Module, step: int) -> None:
+        """Looks at parameters and buffers before a checkpoint is made of them.
+
+        Raises:
+            FloatingPointError: they are not finite.
+        """
+        self.ask(_norm(value for value in model.state_dict().values() if value.is_floating_point()))
+        if not self.answer():
+            raise FloatingPointError(
+                f"the weights are NaN or infinite after step {step}; they are not saved, and the "
+                "checkpoints before are kept; a lower learning rate may help"
+            )
+
+
+def _norm(values: Iterable[Tensor]) -> Tensor:
+    parts = [_own_part(value.detach()) for value in values]
+    # Of the largest values: a sum of squares may overflow where all of them are finite.
+    return nn.utils.get_total_norm([part for part in parts if part.numel()], float("inf"))
+
+
+def _own_part(value: Tensor) -> Tensor:
+    """This process's part of a tensor that is spread over the processes."""
+    return value.to_local() if isinstance(value, DTensor) else value

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import Field, fields
 from typing import Any
 
@@ -16,6 +16,7 @@ def add_flags(
     *,
     only: Collection[str] | None = None,
     skip: Collection[str] = (),
+    words: Mapping[str, str] | None = None,
 ) -> None:
     """Adds a flag for each field of ``config``.
 
@@ -25,6 +26,7 @@ def add_flags(
             "choices" and "metavar" are optional.
         only: the fields to take; by default all.
         skip: fields to leave out.
+        words: by field, help in place of its own and of its default.
     """
     groups: dict[str, Any] = {}
     for item in fields(config):
@@ -37,7 +39,7 @@ def add_flags(
             f"--{item.name.replace('_', '-')}",
             dest=item.name,
             default=argparse.SUPPRESS,  # only what was given overrides a recipe
-            help=_help(item),
+            help=words[item.name] if words and item.name in words else _help(item),
             **_kind(item),
         )
 

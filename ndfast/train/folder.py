@@ -17,19 +17,20 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, fields
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
 
 from accelerate import Accelerator
 
 from ndfast.environment import describe_environment
-from ndfast.files import write_whole
-from ndfast.train import fsdp
+from ndfast.files import reason_of, write_whole
+from ndfast.train import fsdp, replaced
 from ndfast.train.config import check_same_run
 from ndfast.train.errors import ConfigError
 
@@ -38,6 +39,17 @@ CHECKPOINTS, CLASS_MEANS, REPORT = "checkpoints", "class_means.safetensors", "re
 MODEL, MODEL_EMA = "model.safetensors", "model_ema.safetensors"
 TENSORBOARD, TEACHER, RUNS = "tensorboard", "teacher", "runs"
 _FILES = (CONFIG, LOG, RESULTS, CLASS_MEANS, REPORT, MODEL, MODEL_EMA)
+_PACKAGES = (
+    "accelerate",
+    "mnist1d",
+    "pycocotools",
+    "pytorch_optimizer",
+    "safetensors",
+    "scikit-learn",
+    "scipy",
+    "timm",
+    "torchvision",
+)
 _FOLDERS = (CHECKPOINTS, TENSORBOARD, TEACHER, RUNS)
 
 
@@ -57,8 +69,29 @@ def is_resumed(config: RunConfig) -> bool:
     return config.resume or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
 
 
+@contextmanager
+def opened(config: RunConfig, accelerator: Accelerator) -> Iterator[None]:
+    """Opens the run's folder; every process must call this.
+
+    A run that this one replaces is put back if the block fails before it has a checkpoint.
+
+    Raises:
+        ConfigError: as `open_folder`.
+    """
+    if accelerator.is_main_process:
+        open_folder(config)
+    accelerator.wait_for_everyone()
+    try:
+        yield
+    finally:
+        if accelerator.is_main_process:
+            replaced.settle(Path(config.out), (*_FILES, *_FOLDERS))
+
+
 def open_folder(config: RunConfig) -> None:
     """Makes the run's folder, or checks that the run in it is the one to resume.
+
+    One that is to be replaced is set aside, see `ndfast.train.replaced`.
 
     Raises:
         ConfigError: it cannot be written to; it holds a run that is neither to be resumed nor to be
@@ -69,17 +102,19 @@ def open_folder(config: RunConfig) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"out: cannot write to {str(folder)!r}: {error.strerror}") from error
+        raise ConfigError(f"out: cannot write to {str(folder)!r}: {reason_of(error)}") from error
     check_writable(folder, folder)
+    # One that was killed before its first checkpoint, and so has nothing to resume.
+    got_nowhere = replaced.settle(folder, (*_FILES, *_FOLDERS))
     begun = _read_config(folder)
     if begun is None:
         _check_nothing_is_lost(folder)
-    if is_resumed(config):
+    if is_resumed(config) and not (got_nowhere and config.overwrite):
         if begun is not None:
             check_same_run(config, begun)
     elif begun is not None and config.overwrite:
         _check_inputs_stay(config, folder)
-        _clear(folder)
+        replaced.set_aside(folder, (*_FILES, *_FOLDERS))
     elif begun is not None:
         raise ConfigError(
             f"out: {folder} holds a run; it takes --resume to go on with it, --overwrite to "
@@ -93,7 +128,7 @@ def check_writable(folder: Path, out: Path) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise ConfigError(f"out: cannot write to {str(out)!r}: {error.strerror}") from error
+        raise ConfigError(f"out: cannot write to {str(out)!r}: {reason_of(error)}") from error
 
 
 def begin(config: RunConfig) -> None:
@@ -138,24 +173,27 @@ def _check_inputs_stay(config: RunConfig, folder: Path) -> None:
             )
 
 
-def _clear(folder: Path) -> None:
-    """Removes what a run writes, and nothing else."""
-    for name in _FILES:
-        (folder / name).unlink(missing_ok=True)
-    for name in _FOLDERS:
-        shutil.rmtree(folder / name, ignore_errors=True)
-
-
 def run_environment(accelerator: Accelerator) -> dict[str, Any]:
     """What a run ran on: `ndfast env`, and what its training adds."""
     return describe_environment() | {
-        "accelerate": version("accelerate"),
+        "packages": _versions(),
         "git": _git_revision(),
         "device": str(accelerator.device),
         "processes": accelerator.num_processes,
         "fsdp": fsdp.is_used(accelerator),
         "precision": {"no": "fp32"}.get(accelerator.mixed_precision, accelerator.mixed_precision),
     }
+
+
+def _versions() -> dict[str, str]:
+    """Of the packages that a training may use, those that are installed."""
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
 
 
 def read_json(path: Path) -> dict[str, Any]:

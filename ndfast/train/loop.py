@@ -122,7 +122,7 @@ class Trainer:
                 checkpoints.
 
         Raises:
-            FloatingPointError: too many batches in a row had a loss of NaN or Inf.
+            FloatingPointError: too many batches in a row had a loss or a gradient of NaN or Inf.
         """
         position, config = self.position, self.config
         self.log, self.bar = log, bar
@@ -195,9 +195,12 @@ class Trainer:
                 with self.stopwatch.part("backward"):
                     self.accelerator.backward(total / accumulate if accumulate > 1 else total)
         rate = learning_rate(self.config, position.step, self.steps_per_epoch)
-        if self.finite.answer():
-            with self.stopwatch.part("optimizer"):
+        with self.stopwatch.part("optimizer"):
+            self.finite.ask_gradient(self.model.parameters(), self.config.clip_norm)
+            finite = self.finite.answer()
+            if finite:
                 self._update(rate)
+        if finite:
             position.in_a_row = 0
             position.count(losses)
         else:
@@ -246,8 +249,6 @@ class Trainer:
     def _update(self, rate: float) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        if self.config.clip_norm is not None:
-            self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
         self.optimizer.step()
         if self.average is not None:
             self.average.update_parameters(self.accelerator.unwrap_model(self.model))
@@ -264,9 +265,9 @@ class Trainer:
         )
         if position.in_a_row >= most:
             raise FloatingPointError(
-                f"the training loss was NaN or infinite {most} times in a row, up to step "
-                f"{position.step + 1} in epoch {position.epoch + 1} with seed {self.config.seed}; "
-                "a lower learning rate may help"
+                f"the training loss or its gradient was NaN or infinite {most} times in a row, up "
+                f"to step {position.step + 1} in epoch {position.epoch + 1} with seed "
+                f"{self.config.seed}; a lower learning rate may help"
             )
 
     def _tell(self, losses: list[dict[str, Tensor]], rate: float) -> None:
@@ -282,7 +283,7 @@ class Trainer:
             zip(names, self.accelerator.reduce(stacked.mean(dim=0), "mean").tolist(), strict=True)
         )
         loss = means.pop("loss")
-        means.pop("accuracy", None)
+        accuracy = {"training": means.pop("accuracy")} if "accuracy" in means else {}
         speed = self.config.batch_size * self.accelerator.num_processes * len(losses)
         speed /= self.stopwatch.seconds_per_step()
         self.log.write(
@@ -294,7 +295,7 @@ class Trainer:
             lr=rate,
             images_per_s=speed,
         )
-        self.bar.advance(loss=loss, images_per_s=speed)
+        self.bar.advance(loss=loss, **means, **accuracy, images_per_s=speed)
 
     def _end_epoch(self, images: int, seconds: float) -> None:
         position = self.position

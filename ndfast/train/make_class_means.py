@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 import ndfast
+from ndfast.files import reason_of
 from ndfast.train.config import TrainConfig
 from ndfast.train.data import build_data
 from ndfast.train.errors import ConfigError
@@ -63,7 +64,7 @@ def make_class_means(config: TrainConfig, out: Path, augmented: bool, console: C
         try:
             ndfast.save_class_means(out, means, counts=counts, **about)
         except OSError as error:
-            raise ConfigError(f"out: cannot write to {str(out)!r}: {error.strerror}") from error
+            raise ConfigError(f"out: cannot write to {str(out)!r}: {reason_of(error)}") from error
         K, D = means.shape
         console.print(f"Written to {out}: {K} classes, {D} features, {int(counts.sum())} images")
     leave_together(accelerator)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from time import perf_counter
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -19,15 +19,17 @@ from rich.progress import (
 )
 from rich.text import Text
 
+_BEFORE, _AFTER = ("loss",), ("training", "accuracy", "images_per_s")
 _FORMATS = {
     "loss": "loss {:.4f}",
+    "training": "training {:.1%}",
     "accuracy": "accuracy {:.2%}",
     "images_per_s": "{:,.0f} images/s",
 }
 
 
 class Bar:
-    """One bar, and what is shown beside it."""
+    """One bar, and what is shown with it."""
 
     def __init__(self, progress: Progress, task: TaskID) -> None:
         self._progress, self._task = progress, task
@@ -35,13 +37,20 @@ class Bar:
 
     @property
     def shown(self) -> str:
-        """What stands beside the bar."""
+        """What stands below the bar: the loss, its parts, and the rest."""
+        parts = [name for name in self._shown if name not in _FORMATS]
+        names = [name for name in (*_BEFORE, *parts, *_AFTER) if name in self._shown]
         return ", ".join(
-            text.format(self._shown[name]) for name, text in _FORMATS.items() if name in self._shown
+            _FORMATS.get(name, f"{name} {{:.3f}}").format(self._shown[name]) for name in names
         )
 
     def show(self, **values: float) -> None:
-        """Shows these from now on: "loss", "accuracy" (0 to 1), "images_per_s"."""
+        """Shows these from now on.
+
+        Args:
+            values: "loss", "training" (the accuracy on a batch, 0 to 1), "accuracy" (in tests),
+                "images_per_s"; any other name is a part of the loss.
+        """
         self._shown |= values
         self._progress.update(self._task, shown=self.shown)
 
@@ -50,6 +59,14 @@ class Bar:
         if values:
             self.show(**values)
         self._progress.advance(self._task)
+
+
+class _Progress(Progress):
+    """With what is shown of each below its bar: beside it there is no room for all losses."""
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        yield self.make_tasks_table(self.tasks)
+        yield from (Text(task.fields["shown"]) for task in self.tasks if task.fields["shown"])
 
 
 class Bars:
@@ -61,13 +78,12 @@ class Bars:
     """
 
     def __init__(self, console: Console, enabled: bool) -> None:
-        self._progress = Progress(
+        self._progress = _Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[shown]}", markup=False),
             console=console,
             disable=not enabled,
         )

@@ -5,7 +5,7 @@ Every line has "event" and "time" (UTC, ISO 8601), and besides:
 - "start", "resume": "step", "epoch", "environment"
 - "step": "step" (of the optimiser, so far), "epoch" (from 1), "loss", "losses" (its parts,
   unweighted; of a detector weighted), "lr", "images_per_s"
-- "skip", a batch whose loss was NaN or Inf: "step", "epoch", "in_a_row"
+- "skip", a batch whose loss or gradient was NaN or Inf: "step", "epoch", "in_a_row"
 - "epoch": "epoch", "step", "train" (means over its steps), "test", "ema" ("test" of the averaged
   weights, or null), "parts_ms" (the median step's), "images_per_s", "skipped" (so far); of a
   detector no more than "train"
@@ -23,7 +23,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from ndfast.files import write_whole
+from ndfast.files import reason_of, write_whole
 from ndfast.train import folder as files
 from ndfast.train.errors import CheckpointError, ConfigError
 
@@ -89,7 +89,7 @@ class RunLog:
                 file.write(_line(record))
         except OSError as error:
             raise CheckpointError(
-                f"{self._path} cannot be written: {error.strerror}; the checkpoints are kept"
+                f"{self._path} cannot be written: {reason_of(error)}; the checkpoints are kept"
             ) from error
         if self._writer is not None:
             for name, value in _scalars(record).items():

@@ -14,6 +14,7 @@ from rich.console import Console
 
 import ndfast
 from ndfast.dispatch import choose
+from ndfast.files import reason_of
 from ndfast.train import folder as files
 from ndfast.train.checkpoints import load_newest_checkpoint, save_checkpoint
 from ndfast.train.config import TrainConfig, without_losses
@@ -40,6 +41,7 @@ from ndfast.train.teacher import (
     PRETRAINED,
     Teacher,
     prepare_teacher,
+    read_class_means,
 )
 
 Results = dict[str, Any]
@@ -61,7 +63,8 @@ def run(config: TrainConfig, console: Console) -> Results:
     Raises:
         ConfigError: the run cannot start as it is configured.
         CheckpointError: a checkpoint cannot be written.
-        FloatingPointError: too many batches in a row had a loss of NaN or Inf.
+        FloatingPointError: too many batches in a row had a loss or a gradient of NaN or Inf, or the
+            weights came to be so.
     """
     accelerator = build_accelerator(config)
     with torch_settings(config), Bars(console, accelerator.is_main_process) as bars:
@@ -85,23 +88,22 @@ def run_once(config: TrainConfig, bars: Bars) -> Results:
         backend = resolve_backend(accelerator, config.backend)
     data = build_data(config.data, config.data_dir, config.image_size)
     _rehearse(config, accelerator, data)
-    if accelerator.is_main_process:
-        files.open_folder(config)
-    accelerator.wait_for_everyone()
-    if (out / files.RESULTS).exists():
-        results = files.read_json(out / files.RESULTS)
-        if results["steps"] >= min(config.max_steps or results["all_steps"], results["all_steps"]):
-            return results
-    teacher, about = _find_teacher(config, accelerator, data, bars)
-    trainer = build_trainer(config, accelerator, data, teacher)
-    if accelerator.is_main_process:
-        files.begin(config)
-        if teacher is not None and teacher.class_means is not None:
-            ndfast.save_class_means(out / files.CLASS_MEANS, teacher.class_means, **about)
-    try:
-        return _train(trainer, backend, bars)
-    finally:
-        accelerator.free_memory()
+    with files.opened(config, accelerator):
+        if (out / files.RESULTS).exists():
+            results = files.read_json(out / files.RESULTS)
+            all_steps = results["all_steps"]
+            if results["steps"] >= min(config.max_steps or all_steps, all_steps):
+                return results
+        teacher, about = _find_teacher(config, accelerator, data, bars)
+        trainer = build_trainer(config, accelerator, data, teacher)
+        if accelerator.is_main_process:
+            files.begin(config)
+            if teacher is not None and teacher.class_means is not None:
+                ndfast.save_class_means(out / files.CLASS_MEANS, teacher.class_means, **about)
+        try:
+            return _train(trainer, backend, bars)
+        finally:
+            accelerator.free_memory()
 
 
 def leave_together(accelerator: Accelerator) -> None:
@@ -128,7 +130,7 @@ def teacher_config(config: TrainConfig) -> TrainConfig:
     What the student alone takes is left out, so that it may change while the teacher stays.
     """
     out = Path(config.out) / files.TEACHER
-    # It goes on: a run that replaces another has cleared the folder, one that was killed has not.
+    # It goes on: a run that replaces another has set the folder aside, one that was killed has not.
     begun = (out / files.CONFIG).exists()
     return replace(
         without_losses(config),
@@ -180,6 +182,10 @@ def _rehearse(config: TrainConfig, accelerator: Accelerator, data: Data) -> None
             means = torch.empty(data.num_classes, teacher_network.dim)
             teacher = Teacher(teacher_network, means, {})
         Distiller(network, config, teacher)
+    if teacher is not None and config.class_means not in MEANS_WORDS:
+        about = {"data": data.name}
+        path = Path(config.class_means)
+        read_class_means(path, about, teacher.network, data.num_classes)
 
 
 def _needs_teacher(config: TrainConfig) -> bool:
@@ -199,7 +205,7 @@ def _find_teacher(
         weights = Path(teacher_run.out) / files.MODEL
         config = replace(config, teacher_weights=str(weights))
     with_means = METHODS[config.method].nd or config.probe
-    return prepare_teacher(accelerator, config, data, with_means)
+    return prepare_teacher(accelerator, config, data, bars, with_means)
 
 
 def _train(trainer: Trainer, backend: str | None, bars: Bars) -> Results:
@@ -217,6 +223,7 @@ def _train(trainer: Trainer, backend: str | None, bars: Bars) -> Results:
 
     def save() -> None:
         nonlocal saved
+        trainer.finite.check_weights(trainer.model, position.step)
         position.settle(accelerator)
         name = save_checkpoint(accelerator, checkpoints, position.step, config.keep_checkpoints)
         log.write("checkpoint", step=position.step, name=name)
@@ -254,8 +261,8 @@ def _train(trainer: Trainer, backend: str | None, bars: Bars) -> Results:
             files.write_json(out / files.RESULTS, results)
         except OSError as error:
             raise CheckpointError(
-                f"the results cannot be written to {out}: {error.strerror}; the checkpoints are "
-                "kept, --resume goes on from them"
+                f"the results cannot be written to {error.filename or out}: {reason_of(error)}; "
+                "the checkpoints are kept, --resume goes on from them"
             ) from error
     accelerator.wait_for_everyone()
     return results

@@ -16,6 +16,7 @@ from ndfast.train.data import build_data
 from ndfast.train.loop import Trainer
 from ndfast.train.losses import METHODS
 from ndfast.train.processes import build_accelerator
+from ndfast.train.progress import Bars
 from ndfast.train.run import build_trainer
 from ndfast.train.teacher import prepare_teacher
 
@@ -29,7 +30,7 @@ Variant = TypeVar("Variant")
 def measure_step_times(
     configs: Mapping[str, TrainConfig],
     backends: Mapping[str, str | None],
-    after_batch: Callable[[], None],
+    bars: Bars,
 ) -> dict[str, dict[str, float]]:
     """The median time of a step of each method, in ms; nothing is probed here.
 
@@ -37,14 +38,14 @@ def measure_step_times(
         configs: by method, with the teacher's weights and class means.
         backends: by method that of the ND loss, which is timed besides the reference; None for a
             method without it.
-        after_batch: is called after each batch.
+        bars: where progress goes.
 
     Returns:
         By method, the median by backend; for a method without the ND loss, under `NO_ND`.
     """
     config = next(iter(configs.values()))
     data = build_data(config.data, config.data_dir, config.image_size)
-    teacher, _ = prepare_teacher(build_accelerator(config), config, data)
+    teacher, _ = prepare_teacher(build_accelerator(config), config, data, bars)
     trainers: dict[tuple[str, str], Trainer] = {}
     for method, backend in backends.items():
         needed = None if METHODS[method].distillation is None else teacher
@@ -52,8 +53,9 @@ def measure_step_times(
             chosen = replace(configs[method], probe=False, backend=None if name == NO_ND else name)
             trainers[method, name] = build_trainer(chosen, build_accelerator(chosen), data, needed)
     medians: dict[str, dict[str, float]] = {method: {} for method in configs}
-    for (method, name), time in time_steps(trainers, after_batch).items():
-        medians[method][name] = time
+    with bars.run("step times", WARM_UP_STEPS + TIMED_STEPS) as bar:
+        for (method, name), time in time_steps(trainers, bar.advance).items():
+            medians[method][name] = time
     return medians
 
 

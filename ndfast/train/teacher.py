@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor
 
@@ -13,11 +14,20 @@ import ndfast
 from ndfast.train.config import TrainConfig
 from ndfast.train.data import Data
 from ndfast.train.errors import ConfigError
-from ndfast.train.evaluation import evaluate, place, take_class_means
+from ndfast.train.evaluation import (
+    IGNORED,
+    count_batches,
+    evaluate,
+    place,
+    rows_once,
+    take_class_means,
+)
 from ndfast.train.models import AnyNetwork, Output, build_model
 from ndfast.train.models.weights import load_weights, weights_digest
+from ndfast.train.progress import Bars
 
 PRETRAINED = "pretrained"
+_LEAST_COSINE, _ABOVE_CHANCE = 0.5, 1.5
 FROM_TEACHER, FROM_CLASSIFIER = MEANS_WORDS = "teacher", "classifier"
 
 
@@ -57,6 +67,7 @@ def find_class_means(
     config: TrainConfig,
     data: Data,
     network: AnyNetwork,
+    bars: Bars,
 ) -> tuple[Tensor, dict[str, Any]]:
     """Takes, reads or builds the class means that the config asks for.
 
@@ -64,14 +75,23 @@ def find_class_means(
         The means [K, D] on the device, and what `ndfast.save_class_means` keeps beside them.
 
     Raises:
-        ConfigError: the file is broken, or of another teacher, data set, width or class count.
+        ConfigError: the file is broken, or of another teacher, data set, width or class count;
+            one that does not say whose it is, if the teacher's features do.
     """
     about: dict[str, Any] = describe_class_means(config.teacher, network, data)
+    means: Tensor
     if config.class_means == FROM_TEACHER:
+        total = count_batches(accelerator, data.train)
         try:
-            means, counts = take_class_means(
-                accelerator, network, data.train, data.num_classes, config
-            )
+            with bars.run("class means", total) as bar:
+                means, counts = take_class_means(
+                    accelerator,
+                    network,
+                    data.train,
+                    data.num_classes,
+                    config,
+                    after_batch=bar.advance,
+                )
         except ValueError as error:
             raise ConfigError(f"class_means: {error}") from error
         about["counts"] = counts.cpu()
@@ -79,7 +99,11 @@ def find_class_means(
         means = network.classifier.weight.detach().clone()
         about["source"] = FROM_CLASSIFIER
     else:
-        means = read_class_means(Path(config.class_means), about, network, data.num_classes)
+        path = Path(config.class_means)
+        means, told = read_class_means(path, about, network, data.num_classes)
+        if "teacher_sha256" not in told:  # not to be told of this teacher from here on either
+            about = told | {"source": str(path)}
+            _check_own(accelerator, config, data, network, means)
     return means.to(accelerator.device, torch.float32), about
 
 
@@ -90,14 +114,18 @@ def describe_class_means(name: str, network: AnyNetwork, data: Data) -> dict[str
 
 def read_class_means(
     path: Path, about: dict[str, Any], network: AnyNetwork, num_classes: int
-) -> Tensor:
+) -> tuple[Tensor, dict[str, Any]]:
     """Class means from a file that must be of this teacher; KD++'s JSON does not say whose it is.
 
     Args:
         path: what `ndfast.save_class_means` or KD++'s authors wrote.
-        about: "teacher_sha256" and "data" that the file must have, if it has any.
+        about: "teacher_sha256" and "data" that the file must have, if it has any; one that is not
+            known yet is left out.
         network: the teacher.
         num_classes: K.
+
+    Returns:
+        The means [K, D], and what the file says of the same as ``about``.
 
     Raises:
         ConfigError: it cannot be read or does not fit; one sentence.
@@ -115,18 +143,58 @@ def read_class_means(
             f"[{num_classes}, {network.dim}]"
         )
     for name, what in (("teacher_sha256", "teacher"), ("data", "data set")):
-        if name in metadata and metadata[name] != about[name]:
+        if name in metadata and metadata[name] != about.get(name, metadata[name]):
             raise ConfigError(
                 f"class_means: {path} is of another {what} ({metadata.get('teacher', 'unnamed')} "
                 f"on {metadata.get('data', 'unnamed data')}); it takes this one's"
             )
-    return means
+    told = {name: metadata[name] for name in about if name in metadata}
+    return means, told
+
+
+@torch.no_grad()
+def _check_own(
+    accelerator: Accelerator, config: TrainConfig, data: Data, network: AnyNetwork, means: Tensor
+) -> None:
+    """Raises ConfigError if the teacher's features on the test set say that means [K, D] from a
+    file are not its own.
+
+    Both have a part that all classes share, which after a ReLU makes any two vectors similar; it is
+    left out. On digits and MNIST-1D the cosine of what remains is then above 0.98 for a teacher's
+    own means, over augmented images too, above 0.8 for those of another epoch, and below 0.15 for
+    those of another teacher or of classes in another order.
+    """
+    K, D = means.shape
+    sums = torch.zeros(K, D + 2, dtype=torch.float64, device=accelerator.device)
+    for images, labels in rows_once(accelerator, data.test, config):
+        with accelerator.autocast():
+            output: Output = network(images)
+        right = output.logits.argmax(dim=1) == labels
+        rows = [output.features, right[:, None], torch.ones_like(right)[:, None]]
+        counted = (labels != IGNORED).double()[:, None]
+        sums.index_add_(0, labels.clamp(min=0), counted * torch.cat([r.double() for r in rows], 1))
+    sums = accelerator.reduce(sums, "sum")
+    accuracy = float(sums[:, D].sum() / sums[:, D + 1].sum())
+    if accuracy < _ABOVE_CHANCE / K:
+        return  # such features know nothing of the classes
+    seen = sums[:, D + 1] > 0
+    theirs = means.to(sums)[seen]
+    own = sums[seen, :D] / sums[seen, D + 1 :]
+    cosines = F.cosine_similarity(own - own.mean(dim=0), theirs - theirs.mean(dim=0))
+    if cosines.mean() < _LEAST_COSINE:
+        raise ConfigError(
+            f"class_means: {config.class_means} does not say whose it is, and is not of this "
+            "teacher, or has its classes in another order: on the test set its cosine to the "
+            f"teacher's own, both less what all classes share, is {float(cosines.mean()):.2f}; it "
+            f"takes {_LEAST_COSINE} or more"
+        )
 
 
 def prepare_teacher(
     accelerator: Accelerator,
     config: TrainConfig,
     data: Data,
+    bars: Bars,
     with_means: bool = True,
 ) -> tuple[Teacher, dict[str, Any]]:
     """The teacher with its metrics and, ``with_means``, which take a pass over the training set,
@@ -136,7 +204,7 @@ def prepare_teacher(
     means: Tensor | None = None
     about: dict[str, Any] = {}
     if with_means:
-        means, about = find_class_means(accelerator, config, data, network)
+        means, about = find_class_means(accelerator, config, data, network, bars)
 
     def features_and_logits(images: Tensor) -> dict[str, Tensor]:
         with accelerator.autocast():

@@ -8,6 +8,8 @@ from contextlib import redirect_stdout
 
 import torch
 import torch.nn.functional as F
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 from torch import Tensor
 
 from ndfast.train.data.batches import Batch
@@ -28,13 +30,7 @@ def average_precision(detector: Detector, dataset: CocoDataset) -> dict[str, flo
 
     Returns:
         "map", the mean over overlaps of 0.5 to 0.95, and "map50"; both from 0 to 1.
-
-    Raises:
-        ModuleNotFoundError: pycocotools is not installed.
     """
-    from pycocotools.coco import COCO
-    from pycocotools.cocoeval import COCOeval
-
     found = []
     for rows, images, _ in _batches(detector, dataset):
         for row, detections in zip(rows, detector.detect(images), strict=True):

@@ -82,7 +82,7 @@ class DetectionTrainer:
             after_epoch: is called after each epoch; the place for checkpoints.
 
         Raises:
-            FloatingPointError: the loss is NaN or infinite; that step is not taken.
+            FloatingPointError: the loss or its gradient is NaN or infinite; that step is not taken.
         """
         config, position, accelerator = self.config, self.position, self.accelerator
         rank, processes = accelerator.process_index, accelerator.num_processes
@@ -118,7 +118,7 @@ class DetectionTrainer:
                     lr=rate,
                     images_per_s=speed,
                 )
-                bar.advance(loss=loss, images_per_s=speed)
+                bar.advance(loss=loss, **values, images_per_s=speed)
             self._end_epoch(log)
             after_epoch()
         share_buffers(self.model)  # a teacher is the same in every process
@@ -132,12 +132,14 @@ class DetectionTrainer:
         loss = torch.stack([*losses.values()]).sum()
         self.finite.ask(loss)
         self.accelerator.backward(loss)
+        self.finite.ask_gradient(self.model.parameters())
         losses = {name: value.detach() for name, value in losses.items()}
         if not self.finite.answer():
             listed = ", ".join(f"{name} {value.item():.4g}" for name, value in losses.items())
             raise FloatingPointError(
-                f"the training loss is NaN or infinite in epoch {position.epoch + 1} with seed "
-                f"{self.config.seed} ({listed}); a lower learning rate may help"
+                "the training loss or its gradient is NaN or infinite in epoch "
+                f"{position.epoch + 1} with seed {self.config.seed} ({listed}); "
+                "a lower learning rate may help"
             )
         rate = learning_rate(self.shared, position.step, self.steps_per_epoch)
         for group in self.optimizer.param_groups:

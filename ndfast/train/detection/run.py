@@ -15,6 +15,7 @@ from rich.text import Text
 from torch import Tensor
 
 import ndfast
+from ndfast.files import reason_of
 from ndfast.train import folder as files
 from ndfast.train import fsdp
 from ndfast.train.checkpoints import load_newest_checkpoint, save_checkpoint
@@ -60,21 +61,27 @@ def run(config: DetectionConfig, console: Console) -> dict[str, Any]:
         ConfigError: the run cannot start as it is configured.
         CheckpointError: a checkpoint or the log cannot be written; --resume goes on from the
             newest checkpoint.
-        FloatingPointError: a training loss is NaN or infinite.
+        FloatingPointError: a training loss, its gradient or a weight is NaN or infinite.
     """
     if fsdp.is_asked_for():
         raise ConfigError("processes: got FSDP; ndfast detect takes DDP alone")
     shared = config.shared()
     accelerator = build_accelerator(shared)
     out = Path(config.out)
-    with torch_settings(shared), Bars(console, accelerator.is_main_process) as bars:
+    with (
+        torch_settings(shared),
+        Bars(console, accelerator.is_main_process) as bars,
+        files.opened(config, accelerator),
+    ):
         try:
             data = _prepare(accelerator, config, out)
             results = _train_all(accelerator, config, data, out, bars)
             if accelerator.is_main_process:
                 files.write_json(out / files.RESULTS, results)
         except OSError as error:
-            raise ConfigError(f"out: cannot write to {config.out!r}: {error.strerror}") from error
+            raise ConfigError(
+                f"out: cannot write to {str(error.filename or config.out)!r}: {reason_of(error)}"
+            ) from error
     if accelerator.is_main_process:
         console.print(build_table(results))
         console.print(f"Written to {config.out}")
@@ -125,11 +132,9 @@ def build_table(results: dict[str, Any]) -> Table:
 
 
 def _prepare(accelerator: Accelerator, config: DetectionConfig, out: Path) -> DetectionData:
-    """Opens the folder, and draws the images where none are given."""
-    if accelerator.is_main_process:
-        files.open_folder(config)
-        if config.data_dir is None:
-            write_shapes(out / SHAPES, config.images, config.images // _TEST_SHARE)
+    """Reads the images, which are drawn where none are given."""
+    if accelerator.is_main_process and config.data_dir is None:
+        write_shapes(out / SHAPES, config.images, config.images // _TEST_SHARE)
     accelerator.wait_for_everyone()
     return read_coco(out / SHAPES if config.data_dir is None else Path(config.data_dir))
 
@@ -194,7 +199,7 @@ def _train_one(
     weights, checkpoints = folder / files.MODEL, folder / files.CHECKPOINTS
     set_seed(config.seed)
     detector = build_detector(config, name, data.num_classes)
-    if weights.exists():  # the folder of a run that starts anew was cleared
+    if weights.exists():  # what a run that starts anew replaces was set aside
         load_weights(detector, str(weights))
         return detector.to(accelerator.device).eval()
     if accelerator.is_main_process:
@@ -211,6 +216,7 @@ def _train_one(
 
     def after_epoch() -> None:
         kept = config.keep_checkpoints
+        trainer.finite.check_weights(trainer.model, position.step)
         checkpoint = save_checkpoint(accelerator, checkpoints, position.step, kept)
         log.write("checkpoint", step=position.step, name=checkpoint)
 
@@ -259,7 +265,7 @@ def _find_class_means(
     }
     counts = None
     if config.class_means is not None:
-        means = read_class_means(
+        means, _ = read_class_means(
             Path(config.class_means),
             about,
             teacher,  # type: ignore[arg-type]  # only its dim is read

@@ -83,8 +83,8 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
         path: the file.
 
     Raises:
-        ConfigError: the file cannot be read or is damaged, or what it holds does not fit; the model
-            is as it was.
+        ConfigError: the file cannot be read or is damaged, or what it holds does not fit or is not
+            finite; the model is as it was.
     """
     path = Path(path)
     wanted = model.state_dict()
@@ -103,6 +103,8 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
     ]
     if any(wrong):
         raise ConfigError(f"{path}: does not fit the network: {'; '.join(filter(None, wrong))}")
+    if broken := [name for name, value in found.items() if not value.isfinite().all()]:
+        raise ConfigError(f"{path}: {_listed('NaN or Inf in', broken)}; it takes finite weights")
     model.load_state_dict(found, strict=False)  # a counter may be missing
 
 

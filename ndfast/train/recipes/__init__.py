@@ -1,16 +1,18 @@
-"""Recipes: files of `TrainConfig` fields in TOML, one for each experiment."""
+"""Recipes: files of `TrainConfig` fields in TOML, one for each experiment; or a run's config."""
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
 
-from ndfast.train.config import check_keys
+from ndfast.train.config import TrainConfig, check_keys
 from ndfast.train.errors import ConfigError
 from ndfast.train.losses import METHODS
 
 FOLDER = Path(__file__).parent
+_OF_ONE_RUN = ("out", "resume", "overwrite")
 _TABLES = [name for name, method in METHODS.items() if not method.nd]
 
 
@@ -26,12 +28,13 @@ def load_recipe(name: str, method: str | None = None) -> dict[str, Any]:
     with the ND loss and without.
 
     Args:
-        name: one of `recipe_names`, or a path to a .toml file.
+        name: one of `recipe_names`, or a path to a .toml file, or to the config.json in a run's
+            folder, whose training is repeated; not where it was, nor by resuming it.
         method: in `ndfast.train.losses.METHODS`; by default the recipe's own, or kd++.
 
     Raises:
-        ConfigError: there is none, it is not TOML, or it has a key that is no field of
-            `TrainConfig`.
+        ConfigError: there is none, it is not TOML or JSON, or it has a key that is no field of
+            `TrainConfig` or a value that is not taken, for this method or another.
     """
     # Here, for `ndfast env` works without the extra [train] that tomli comes with.
     if sys.version_info >= (3, 11):
@@ -39,20 +42,40 @@ def load_recipe(name: str, method: str | None = None) -> dict[str, Any]:
     else:
         import tomli as tomllib
 
-    path = Path(name) if name.endswith(".toml") else FOLDER / f"{name}.toml"
+    path = Path(name) if name.endswith((".toml", ".json")) else FOLDER / f"{name}.toml"
     try:
-        recipe = tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        recipe = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
     except FileNotFoundError:
         raise ConfigError(
-            f"recipe: got {name!r}; it takes a .toml file or {', '.join(recipe_names())}"
+            f"recipe: got {name!r}; it takes a .toml file, a run's config.json or "
+            f"{', '.join(recipe_names())}"
         ) from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError) as error:  # of which the decoders' errors are
         raise ConfigError(f"recipe: {path} cannot be read: {error}") from error
+    if not isinstance(recipe, dict):
+        raise ConfigError(f"recipe: {path} holds no flags")
+    if path.suffix == ".json":
+        recipe = {key: value for key, value in recipe.items() if key not in _OF_ONE_RUN}
     tables = {key: recipe.pop(key) for key in _TABLES if isinstance(recipe.get(key), dict)}
-    for keys in (recipe, *tables.values()):
-        check_keys(list(keys), f"recipe {name}")
-    method = method or str(recipe.get("method", "kd++"))
-    fields = recipe | tables.get(method.removesuffix("++"), {}) | {"method": method}
-    return {
-        key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()
+    recipe = _checked(recipe, f"recipe {name}")
+    for key, table in tables.items():
+        source = f"recipe {name}, [{key}]"
+        tables[key] = _checked(table, source)
+        if "method" in table:
+            raise ConfigError(f"{source}: takes no method; that stands above the tables")
+    method = method or recipe.get("method", "kd++")
+    return recipe | tables.get(method.removesuffix("++"), {}) | {"method": method}
+
+
+def _checked(values: dict[str, Any], source: str) -> dict[str, Any]:
+    """The values as `TrainConfig` takes them; ConfigError for one that it does not."""
+    check_keys(list(values), source)
+    fields: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
     }
+    try:
+        TrainConfig(**fields)
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from error
+    return fields

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from io import StringIO
+from io import BytesIO, StringIO
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from ndfast.files import write_whole
 from ndfast.train.report.tables import Results, headline
 
 # Okabe and Ito's colours, which colour-blind readers tell apart.
@@ -77,12 +78,17 @@ def plot_comparison(results: Results, path: Path) -> None:
 
     Args:
         results: what `ndfast.train.comparison.compare` returns.
-        path: where to; the suffix tells the format.
+        path: where to, a .png file.
+
+    Raises:
+        OSError: it cannot be written.
     """
+    file = BytesIO()
     with style():
         figure = draw_curves(comparison_curves(results), results["teacher"]) or Figure()
         figure.suptitle(headline(results), fontsize=11)
-        figure.savefig(path, dpi=150)
+        figure.savefig(file, format="png", dpi=150)
+    write_whole(path, file.getvalue())
 
 
 def comparison_curves(results: Results) -> Curves:

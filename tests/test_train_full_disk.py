@@ -1,0 +1,107 @@
+"""What cannot be written is one sentence that names the file and the reason; nothing is lost."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("accelerate", reason="needs the extra [train]")
+
+from small_runs import quiet_run
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Weights of a teacher of one epoch."""
+    out = tmp_path_factory.mktemp("teacher")
+    quiet_run(out, model="convnet32", method="ce", epochs=1)
+    return str(out / "model.safetensors")
+
+
+def no_large_files() -> None:
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # the write fails instead
+    resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, 12_000))
+
+
+def test_a_checkpoint_that_does_not_fit(teacher: str, tmp_path: Path) -> None:
+    fields = {"teacher_weights": teacher, "checkpoint_every": 3}
+    unbroken = quiet_run(tmp_path / "unbroken", **fields)
+    broken = tmp_path / "broken"
+    quiet_run(broken, **fields, max_steps=3)
+
+    command = [sys.executable, "-m", "ndfast", "train", "--epochs", "2", "--out", str(broken)]
+    command += ["--teacher-weights", teacher, "--checkpoint-every", "3", "--resume"]
+    done = subprocess.run(command, capture_output=True, text=True, preexec_fn=no_large_files)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1, done.stderr
+    sentence = f"the checkpoint of step 6 cannot be written to {broken}/checkpoints: File too large"
+    assert sentence in done.stderr
+    kept = [path.name for path in (broken / "checkpoints").iterdir()]
+    assert kept == ["step-0000000003"]
+    assert quiet_run(broken, **fields, resume=True)["sha256"] == unbroken["sha256"]
+
+
+def run_on_a_disk(kilobytes: int, disk: Path, arguments: list[str]) -> str:
+    """Runs Python on a file system of its own, which fails; returns what it tells of that."""
+    disk.mkdir()
+    mount = f"mount -t tmpfs -o size={kilobytes}k none {shlex.quote(str(disk))}"
+    alone = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
+    try:
+        possible = subprocess.run([*alone, mount], capture_output=True).returncode == 0
+    except FileNotFoundError:
+        possible = False
+    if not possible:
+        pytest.skip("needs a file system of its own, which may not be mounted here")
+    done = subprocess.run(
+        [*alone, f"{mount} && exec {shlex.join([sys.executable, *arguments])}"],
+        env=os.environ | {"ACCELERATE_USE_CPU": "true"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 1, done.stderr
+    return done.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "kilobytes", "name", "what"),
+    [
+        ("train", 4, "run/class_means.safetensors", ""),
+        ("train", 40, "run/checkpoints", "the checkpoint of step 11 cannot be written"),
+        ("train", 300, "run/", "the results cannot be written"),
+        ("compare --methods kd --seeds 1", 4, "run/class_means.safetensors", ""),
+    ],
+)
+def test_a_full_disk(
+    command: str, kilobytes: int, name: str, what: str, teacher: str, tmp_path: Path
+) -> None:
+    disk = tmp_path / "disk"
+    arguments = ["-m", "ndfast", *command.split(), "--epochs", "2", "--teacher-weights", teacher]
+    told = run_on_a_disk(kilobytes, disk, [*arguments, "--out", str(disk / "run")])
+    assert told.count("\n") == 1, told
+    assert what in told
+    assert f"{disk}/{name}" in told
+    assert "the disk is full: No space left on device" in told
+
+
+@pytest.mark.slow
+def test_the_other_process_adds_one_sentence(teacher: str, tmp_path: Path) -> None:
+    """Not the traceback of the connection that it lost."""
+    disk = tmp_path / "disk"
+    launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "ndfast", "train"]
+    arguments = [*launch, "--teacher-weights", teacher, "--out", str(disk / "run")]
+    told = run_on_a_disk(40, disk, arguments)
+    assert f"cannot be written to {disk}/run/checkpoints: the disk is full" in told
+    assert told.count("cannot be written") == 1
+    assert "ndfast/train/" not in told
+    assert "peer" not in told
