@@ -96,12 +96,14 @@ def test_a_full_disk(
 
 @pytest.mark.slow
 def test_the_other_process_adds_one_sentence(teacher: str, tmp_path: Path) -> None:
-    """Not the traceback of the connection that it lost."""
+    """Not the traceback, nor the words, of the connection that it lost.
+
+    It tells of the disk too where it has come to write as well.
+    """
     disk = tmp_path / "disk"
     launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "ndfast", "train"]
     arguments = [*launch, "--teacher-weights", teacher, "--out", str(disk / "run")]
     told = run_on_a_disk(40, disk, arguments)
     assert f"cannot be written to {disk}/run/checkpoints: the disk is full" in told
-    assert told.count("cannot be written") == 1
     assert "ndfast/train/" not in told
     assert "peer" not in told
