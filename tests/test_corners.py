@@ -260,18 +260,20 @@ def test_inputs_are_not_written(backend: str, seed: int) -> None:
 def test_rows_further_apart_than_int32_counts(backend: str, seed: int) -> None:
     # 2³¹ + 64 elements that are never touched: memory is committed a page at a time.
     apart = 2**31 + 64
-    storage = torch.empty(0, dtype=torch.bfloat16)
     torch.utils.deterministic.fill_uninitialized_memory = False
-    storage = torch.empty(apart + 64, dtype=torch.bfloat16)
-    student = storage.as_strided((2, 64), (apart, 1))
-    student.copy_(torch.randn(2, 64))
-    student.requires_grad_()
-    class_means, labels = torch.randn(3, 64), torch.tensor([2, 1])
-    loss = ndfast.nd_loss(student, None, class_means, labels, backend=backend)
-    near = student.detach().clone(memory_format=torch.contiguous_format).requires_grad_()
-    expected = ndfast.nd_loss(near, None, class_means, labels, backend="reference")
-    torch.testing.assert_close(loss, expected)
-    torch.testing.assert_close(gradients(loss, student), gradients(expected, near))
+    storage = torch.empty(apart + 4 * 64, dtype=torch.bfloat16)
+    far = [storage.as_strided((2, 64), (apart, 1), 64 * i).normal_() for i in range(4)]
+    labels, results = torch.tensor([1, 0]), []
+    for place, tensors in ((backend, far), ("reference", [x.clone() for x in far])):
+        *leaves, grad_features = tensors
+        assert place == "reference" or all(x.stride() == (apart, 1) for x in tensors)
+        leaves = [x.detach().requires_grad_() for x in leaves]
+        features, loss = ndfast.attach_nd_loss(*leaves, labels, backend=place)
+        upstream = (grad_features, torch.tensor(2.0))
+        grads = torch.autograd.grad((features, loss), leaves, upstream)
+        (alone,) = gradients(ndfast.nd_loss(*leaves, labels, backend=place), leaves[0])
+        results.append((loss.detach(), alone, *grads))
+    torch.testing.assert_close(*results)
 
 
 def test_a_label_changed_after_forward_is_never_followed(backend: str, seed: int) -> None:
