@@ -124,7 +124,6 @@ def _cpu_grid(device: str, full: bool) -> list[Case]:
         Case(device, 256, 512, f32),
         Case(device, 4096, 2048, f32),
         Case(device, 4096, 2048, f32, "forward"),
-        Case(device, 4096, 2048, f32, "norms"),
         Case(device, 4096, 2048, f32, "attached"),
         Case(device, 4096, 2048, bf16),
         Case(device, 4096, 2048, f16),

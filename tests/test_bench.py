@@ -35,7 +35,8 @@ def test_grids_hold_what_they_promise() -> None:
     assert {(case.N, case.D) for case in quick} >= {(256, 512), (4096, 2048)}
     full, quick = grid("cpu", full=True), grid("cpu", full=False)
     assert set(quick) <= set(full)
-    assert {case.kind for case in quick} == {*KINDS}
+    assert {case.kind for case in full} == {*KINDS}
+    assert {case.way for case in quick} == {"a", "b", "c", "forward"}
     assert {(case.kind, case.way) for case in full} >= {("loss", "b"), ("attached", "c")}
 
 
