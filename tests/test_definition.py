@@ -206,20 +206,14 @@ def test_gradcheck(backend: str, reduction: str, seed: int) -> None:
         ndfast.Mix(labels, others, torch.rand(5, dtype=DOUBLE)),
         torch.rand(5, 3, dtype=DOUBLE),
     ):
-        assert torch.autograd.gradcheck(
-            lambda s, t, c, target=target: ndfast.nd_loss(
-                s, t, c, target, weight=1.7, sample_weight=weights, reduction=reduction,
-                backend=backend,
-            ),
-            (s, t, c),
-        )  # fmt: skip
-        assert torch.autograd.gradcheck(
-            lambda s, t, c, target=target: ndfast.attach_nd_loss(
-                s, t, c, target, weight=1.7, sample_weight=weights, reduction=reduction,
-                backend=backend,
-            ),
-            (s, t, c),
-        )  # fmt: skip
+        for function in (ndfast.nd_loss, ndfast.attach_nd_loss):
+            assert torch.autograd.gradcheck(
+                lambda s, t, c, target=target, function=function: function(
+                    s, t, c, target, weight=1.7, sample_weight=weights, reduction=reduction,
+                    backend=backend,
+                ),
+                (s, t, c),
+            )  # fmt: skip
     centres = torch.randn(5, 4, dtype=DOUBLE, requires_grad=True)
     for norms in (None, 2 * torch.rand(5, dtype=DOUBLE) + 1):
         assert torch.autograd.gradcheck(

@@ -19,6 +19,6 @@ What comes of it:
 
 - `run`: one student from the config to the files in its `folder`; `replaced`: what --overwrite does
 - `comparison`: methods and seeds in pairs, the fused loss beside the reference; `step_times`
-- `records`, `progress`, `report/`: the log, the bars, tables and pages
+- `results`, `records`, `progress`, `report/`: results.json, the log, the bars, tables and pages
 - `detection/`: the ND loss on the box-head features of a detector
 """

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
@@ -24,7 +23,7 @@ from ndfast.train.distiller import Distiller
 from ndfast.train.errors import CheckpointError, ConfigError
 from ndfast.train.loop import Trainer, count_steps
 from ndfast.train.losses import METHODS
-from ndfast.train.models import AnyNetwork, build_model
+from ndfast.train.models import build_model
 from ndfast.train.models.weights import (
     gather_weights,
     save_weights,
@@ -35,6 +34,7 @@ from ndfast.train.processes import build_accelerator, torch_settings
 from ndfast.train.progress import Bars
 from ndfast.train.records import RunLog, read_log
 from ndfast.train.report import build_run_table, write_run_page
+from ndfast.train.results import summarise
 from ndfast.train.teacher import (
     FROM_TEACHER,
     MEANS_WORDS,
@@ -249,7 +249,7 @@ def _train(trainer: Trainer, backend: str | None, bars: Bars) -> Results:
         digest = weights_digest(weights)
         log.write("end", step=position.step, sha256=digest)
     records = read_log(out / files.LOG)
-    results = _summarise(trainer, backend, environment, digest, records)
+    results = summarise(trainer, backend, environment, digest, records)
     if accelerator.is_main_process:
         try:
             save_weights(student_weights(weights), out / files.MODEL)
@@ -266,49 +266,3 @@ def _train(trainer: Trainer, backend: str | None, bars: Bars) -> Results:
             ) from error
     accelerator.wait_for_everyone()
     return results
-
-
-def _summarise(
-    trainer: Trainer,
-    backend: str | None,
-    environment: dict[str, Any],
-    digest: str,
-    records: list[dict[str, Any]],
-) -> Results:
-    config, data, teacher = trainer.config, trainer.data, trainer.teacher
-    epochs = [record for record in records if record["event"] == "epoch"]
-    if epochs and epochs[-1]["step"] == trainer.position.step:
-        test, average = epochs[-1]["test"], epochs[-1]["ema"]
-    else:  # it ended amid an epoch
-        test, average = trainer.evaluate()
-    distiller = trainer.accelerator.unwrap_model(trainer.model)
-    speeds = [record["images_per_s"] for record in epochs]
-    return {
-        "config": asdict(config),
-        "environment": environment,
-        "backend": backend,
-        "data": {
-            "name": data.name,
-            "train": len(data.train),
-            "test": len(data.test),
-            "num_classes": data.num_classes,
-        },
-        "teacher": None
-        if teacher is None
-        else _describe(config.teacher, teacher.network) | teacher.metrics,
-        "student": _describe(config.model, distiller.network),
-        "epochs": epochs,
-        "test": test,
-        "ema": average,
-        "steps": trainer.position.step,
-        "all_steps": trainer.all_steps,
-        "skipped": trainer.position.skipped,
-        "parts_ms": trainer.stopwatch.medians_ms(),
-        "images_per_s": median(speeds) if speeds else None,
-        "sha256": digest,
-    }
-
-
-def _describe(name: str, network: AnyNetwork) -> dict[str, Any]:
-    parameters = sum(parameter.numel() for parameter in network.parameters())
-    return {"name": name, "parameters": parameters, "dim": network.dim}

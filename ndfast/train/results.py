@@ -1,0 +1,65 @@
+"""What a run's results.json holds."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from statistics import median
+from typing import Any
+
+from ndfast.train.loop import Trainer
+from ndfast.train.models import AnyNetwork
+
+
+def summarise(
+    trainer: Trainer,
+    backend: str | None,
+    environment: dict[str, Any],
+    digest: str,
+    records: list[dict[str, Any]],
+) -> dict[str, Any]:
+    """The results of a run that has ended.
+
+    Args:
+        trainer: as it stands at the end.
+        backend: of the ND loss, or None where the method has none.
+        environment: what the run keeps of its machine.
+        digest: of the weights, SHA-256.
+        records: the run's log.
+    """
+    config, data, teacher = trainer.config, trainer.data, trainer.teacher
+    epochs = [record for record in records if record["event"] == "epoch"]
+    if epochs and epochs[-1]["step"] == trainer.position.step:
+        test, average = epochs[-1]["test"], epochs[-1]["ema"]
+    else:  # it ended amid an epoch
+        test, average = trainer.evaluate()
+    distiller = trainer.accelerator.unwrap_model(trainer.model)
+    speeds = [record["images_per_s"] for record in epochs]
+    return {
+        "config": asdict(config),
+        "environment": environment,
+        "backend": backend,
+        "data": {
+            "name": data.name,
+            "train": len(data.train),
+            "test": len(data.test),
+            "num_classes": data.num_classes,
+        },
+        "teacher": None
+        if teacher is None
+        else _describe(config.teacher, teacher.network) | teacher.metrics,
+        "student": _describe(config.model, distiller.network),
+        "epochs": epochs,
+        "test": test,
+        "ema": average,
+        "steps": trainer.position.step,
+        "all_steps": trainer.all_steps,
+        "skipped": trainer.position.skipped,
+        "parts_ms": trainer.stopwatch.medians_ms(),
+        "images_per_s": median(speeds) if speeds else None,
+        "sha256": digest,
+    }
+
+
+def _describe(name: str, network: AnyNetwork) -> dict[str, Any]:
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    return {"name": name, "parameters": parameters, "dim": network.dim}
