@@ -16,7 +16,7 @@ from bench.cases import Inputs
 from bench.steps import Peer, Step
 
 ROUND_SECONDS = 0.005  # a step's share of a round at least, to drown the clock and a GPU's launch
-TEST_SECONDS = 2.0  # a test takes about this long, but for the fewest rounds
+TEST_SECONDS = 1.5  # a test takes about this long, but for the fewest rounds
 FEWEST_ROUNDS, MOST_ROUNDS = 7, 50
 GRAPH_CALLS = 20  # a CUDA graph holds at least so many
 # Few enough launches for a GPU's queue of about a thousand: a full one would make the host wait.
