@@ -20,12 +20,13 @@ from dataclasses import dataclass
 from glob import glob
 from typing import Any
 
-from setuptools import setup
+import setuptools
 
 LIMITED_API = "0x030A0000"  # CPython 3.10
 TORCH_FLOOR = "0x020a000000000000"  # 2.10, the stable ABI's version
 GPUS = ("8.0", "9.0", "10.0")  # machine code of each that nvcc knows, and PTX for later ones
 SPEED = ["-O3", "-std=c++17"]
+SETUPTOOLS_FLOOR = 77  # the first that reads the licence in pyproject.toml
 
 
 @dataclass(frozen=True)
@@ -176,4 +177,21 @@ def arguments() -> dict[str, Any]:
     }
 
 
-setup(**arguments())
+class Distribution(setuptools.Distribution):
+    """Builds in place beside an older setuptools too: nothing in pyproject.toml is needed for it,
+    and `make gpu` takes the packages that a machine has.
+    """
+
+    def parse_config_files(self, *args: Any, **kwargs: Any) -> None:
+        if int(setuptools.__version__.partition(".")[0]) >= SETUPTOOLS_FLOOR:
+            return super().parse_config_files(*args, **kwargs)
+        if "--inplace" not in sys.argv:
+            raise SystemExit(
+                f"setuptools: got {setuptools.__version__}; it takes {SETUPTOOLS_FLOOR} or later "
+                f'(pip install "setuptools>={SETUPTOOLS_FLOOR}")'
+            )
+        super().parse_config_files(filenames=[])
+
+
+if __name__ == "__main__":
+    setuptools.setup(distclass=Distribution, **arguments())

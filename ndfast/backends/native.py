@@ -7,6 +7,7 @@ lower instruction set than the processor's highest, as `set_capability` does.
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -19,9 +20,10 @@ try:
 
     missing = None
 except ImportError as error:
+    what = "is not there" if find_spec("ndfast._C") is None else f"does not load ({error})"
     missing = (
-        f"the compiled library is not there ({error}); install ndfast with --no-build-isolation "
-        "where a C++ compiler and torch are"
+        f"the compiled library {what}; install ndfast with --no-build-isolation where a C++ "
+        "compiler and torch are"
     )
 
 
