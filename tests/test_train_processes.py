@@ -9,8 +9,10 @@ import torch
 
 pytest.importorskip("accelerate", reason="needs the extra [train]")
 
+from accelerate.state import AcceleratorState
 from small_runs import quiet_run, small_config
 
+from ndfast.cli import main
 from ndfast.train.errors import ConfigError
 from ndfast.train.processes import build_accelerator
 
@@ -61,3 +63,36 @@ def test_a_precision_of_the_environment_that_is_not_taken(
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", environment)
     with pytest.raises(ConfigError, match=f"precision: got {takes}"):
         build_accelerator(small_config(tmp_path))
+
+
+@pytest.mark.parametrize(("before", "after"), [(None, "bf16"), ("bf16", None)])
+def test_a_run_goes_on_in_its_own_precision_alone(
+    before: str | None, after: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def precision_of_environment(precision: str | None) -> None:
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", precision or "no")
+
+    fields = {"method": "ce", "max_steps": 2}
+    precision_of_environment(before)
+    quiet_run(tmp_path, **fields)
+    precision_of_environment(after)
+    fields["max_steps"] = 4
+    refused = f"got '{after or 'fp32'}', but the run in .* was started with '{before or 'fp32'}'"
+    with pytest.raises(ConfigError, match=f"^precision: {refused}"):
+        quiet_run(tmp_path, **fields, resume=True)
+    results = quiet_run(tmp_path, **fields, resume=True, precision=before or "fp32")
+    assert results["steps"] == 4
+    assert results["environment"]["precision"] == (before or "fp32")
+
+
+def test_a_comparison_goes_on_in_its_own_precision_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    command = ["compare", "--methods", "kd", "--epochs", "1", "--out", str(tmp_path), "--seeds"]
+    assert main([*command, "1"]) == 0
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    AcceleratorState._reset_state()
+    assert main([*command, "2", "--resume"]) == 2
+    error = capsys.readouterr().err
+    assert "precision: got 'bf16', but the run in" in error
+    assert error.count("\n") == 1

@@ -35,12 +35,9 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
     if fsdp.is_asked_for():
         fsdp.check_settings(config.optimizer)
     _join_restarted()
-    precision = config.precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
-    precision = "no" if precision == "fp32" else precision
-    if precision not in ("no", "bf16", "fp16"):
-        raise ConfigError(f"precision: got {precision} of Accelerate; it takes fp32, bf16 or fp16")
+    precision = resolve_precision(config.precision)
     accelerator = Accelerator(
-        mixed_precision=precision,
+        mixed_precision="no" if precision == "fp32" else precision,
         # The trainer accumulates and compiles itself. Without these Accelerate does so as well
         # where the environment has it, and divides each loss once more.
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
@@ -65,6 +62,21 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
             f"{accelerator.num_processes}; ACCELERATE_USE_CPU=true joins them on the CPU"
         )
     return accelerator
+
+
+def resolve_precision(asked: str | None) -> str:
+    """The precision that is asked for, else what `accelerate launch` says: fp32, bf16 or fp16.
+
+    A run keeps it in its config, so that it goes on in no other.
+
+    Raises:
+        ConfigError: it is another.
+    """
+    precision = asked or os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+    precision = "fp32" if precision == "no" else precision
+    if precision not in ("fp32", "bf16", "fp16"):
+        raise ConfigError(f"precision: got {precision} of Accelerate; it takes fp32, bf16 or fp16")
+    return precision
 
 
 def _join_restarted() -> None:
