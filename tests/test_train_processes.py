@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -96,3 +100,44 @@ def test_a_comparison_goes_on_in_its_own_precision_alone(
     error = capsys.readouterr().err
     assert "precision: got 'bf16', but the run in" in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("environment", "sentence"),
+    [
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "DeepSpeed of Accelerate, by ACCELERATE_USE_DEEP"),
+        ({"ACCELERATE_USE_MEGATRON_LM": "true"}, "got Megatron-LM of Accelerate"),
+        ({"ACCELERATE_USE_SAGEMAKER": "true"}, "got SageMaker of Accelerate"),
+        (
+            # Of one process: Accelerate would take it, and train by nothing but DDP.
+            {"ACCELERATE_USE_PARALLELISM_CONFIG": "True"},
+            "got a ParallelismConfig of Accelerate",
+        ),
+        (
+            {"ACCELERATE_USE_PARALLELISM_CONFIG": "true", "PARALLELISM_CONFIG_TP_SIZE": "2"},
+            "got a ParallelismConfig of Accelerate, by .*; it takes DDP or FSDP 2$",
+        ),
+        (
+            {"ACCELERATE_USE_CPU": "true", "ACCELERATE_TORCH_DEVICE": "meta"},
+            "Accelerate cannot start: ",
+        ),
+    ],
+    ids=str,
+)
+def test_what_else_the_environment_asks_for_is_refused(
+    environment: dict[str, str], sentence: str, tmp_path: Path
+) -> None:
+    # In a process of its own: Accelerate keeps to what it found first.
+    done = subprocess.run(
+        [sys.executable, "-m", "ndfast", "train", "--method", "ce", "--out", str(tmp_path / "run")],
+        env=os.environ | environment,
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2, done.stderr
+    assert re.fullmatch(
+        rf"ndfast train: processes: .*{sentence}.*\n", done.stderr.splitlines(True)[-1]
+    )
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
