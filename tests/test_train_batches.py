@@ -20,6 +20,8 @@ from ndfast.train.data.batches import (
 class Recorder:
     """A dataset whose images are what it was asked for: row and seed, in float64's exact range."""
 
+    augmented = True
+
     def __len__(self) -> int:
         return 23
 
@@ -113,6 +115,22 @@ def test_augmented_evaluation_has_its_own_seed_for_each_batch() -> None:
         for batch in EvaluationBatches(23, 4, rank, 2, seed)
     ]
     assert len(seeds) == len(set(seeds)) == 2 * 2 * 3
+
+
+@pytest.mark.parametrize("rows", [3, 23])
+def test_a_row_is_augmented_alike_in_however_many_processes(rows: int) -> None:
+    def augmented_rows(processes: int) -> dict[int, tuple[Batch, int]]:
+        shares = [EvaluationBatches(rows, 4, rank, processes, 7) for rank in range(processes)]
+        return {
+            row: (batch, place)
+            for share in shares
+            for step, batch in enumerate(share)
+            for place, row in enumerate(batch.indices[: share.counted(step)])
+        }
+
+    alone = augmented_rows(1)
+    assert sorted(alone) == list(range(rows))
+    assert augmented_rows(2) == augmented_rows(3) == alone
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -6,8 +6,9 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -15,12 +16,13 @@ from torch import Tensor
 pytest.importorskip("accelerate", reason="needs the extra [train]")
 
 from accelerate.state import AcceleratorState
-from small_runs import quiet_run
+from small_runs import quiet_run, run_in_two_processes
+from whole_dataset import all_rows
 
 import ndfast
 from ndfast.cli import main
 from ndfast.train.data import build_data
-from ndfast.train.data.batches import Batch
+from ndfast.train.data.batches import Batch, mix_seeds
 from ndfast.train.errors import ConfigError
 from ndfast.train.models import build_model
 from ndfast.train.models.weights import load_weights, save_weights, weights_digest
@@ -64,6 +66,91 @@ def test_the_command_makes_them(suffix: str, teachers: list[str], tmp_path: Path
     assert metadata["counts"].sum() == 359
     assert (metadata["teacher"], metadata["teacher_sha256"]) == ("convnet32", digest)
     assert (metadata["data"], metadata["images"]) == ("digits", "as they are")
+
+
+class Augmented(NamedTuple):
+    """Random images that are augmented in training, and the arguments for a teacher on them."""
+
+    flags: dict[str, str]
+    means: Tensor
+    plain_means: Tensor
+
+    @property
+    def arguments(self) -> list[str]:
+        return [f"--{name.replace('_', '-')}={value}" for name, value in self.flags.items()]
+
+
+@pytest.fixture
+def augmented(tmp_path: Path, seed: int) -> Augmented:
+    rows, K = 300, 10
+    images = torch.randint(256, (rows, 3, 8, 8), dtype=torch.uint8).numpy()
+    labels = torch.arange(rows).remainder(K).numpy()
+    path = tmp_path / "images.npz"
+    np.savez(path, x_train=images, y_train=labels, x_test=images[:20], y_test=labels[:20])
+    network = build_model("convnet32", K, (3, 8, 8)).eval()
+    save_weights(network, tmp_path / "teacher.safetensors")
+    train = build_data(f"npz:{path}").train
+    # Two batches of 256, of which the second is filled up with row 0.
+    batches = [
+        Batch([*range(256)], mix_seeds(0, 0)),
+        Batch([*range(256, rows), *[0] * (512 - rows)], mix_seeds(0, 1)),
+    ]
+    found = torch.cat([train.__getitems__(batch)[0] for batch in batches])[:rows]
+    plain, labels = all_rows(train)
+    with torch.no_grad():
+        means = [
+            torch.stack([features[labels == label].mean(dim=0) for label in range(K)]).float()
+            for features in (network(found).features.double(), network(plain).features.double())
+        ]
+    flags = {
+        "data": f"npz:{path}",
+        "teacher": "convnet32",
+        "teacher_weights": str(tmp_path / "teacher.safetensors"),
+    }
+    return Augmented(flags, *means)
+
+
+def test_a_run_takes_them_over_augmented_images(augmented: Augmented, tmp_path: Path) -> None:
+    AcceleratorState._reset_state()
+    made = tmp_path / "made.npz"
+    assert main(["class-means", *augmented.arguments, "--augmented", "--out", str(made)]) == 0
+    means = ndfast.load_class_means(made)
+    torch.testing.assert_close(means, augmented.means)
+    assert ndfast.load_class_means_metadata(made)["images"] == "augmented"
+
+    def run_means(name: str, **fields: Any) -> tuple[Tensor, str]:
+        quiet_run(tmp_path / name, **augmented.flags, epochs=1, **fields)
+        kept = tmp_path / name / "class_means.safetensors"
+        return ndfast.load_class_means(kept), ndfast.load_class_means_metadata(kept)["images"]
+
+    # The teacher's, whatever the run's seed, and again where the run goes on.
+    for fields in ({"max_steps": 3}, {"resume": True}):
+        found, images = run_means("run", class_means="augmented", seed=5, **fields)
+        assert torch.equal(found, means)
+        assert images == "augmented"
+    found, images = run_means("from file", class_means=str(made))
+    assert torch.equal(found, means)
+    assert images == "augmented"
+    found, images = run_means("plain")
+    torch.testing.assert_close(found, augmented.plain_means)
+    assert (found - means).norm(dim=1).min() > 0.01
+    assert images == "as they are"
+
+
+def test_images_that_training_does_not_augment(teachers: list[str], tmp_path: Path) -> None:
+    quiet_run(tmp_path, teacher_weights=teachers[0], epochs=1, class_means="augmented")
+    means, _ = expected_means(teachers[0])
+    torch.testing.assert_close(ndfast.load_class_means(tmp_path / "class_means.safetensors"), means)
+    metadata = ndfast.load_class_means_metadata(tmp_path / "class_means.safetensors")
+    assert metadata["images"] == "as they are"
+
+
+@pytest.mark.slow
+def test_two_processes_augment_as_one_does(augmented: Augmented, tmp_path: Path) -> None:
+    flags = [*augmented.arguments, "--class-means", "augmented", "--max-steps", "1"]
+    run_in_two_processes(tmp_path / "run", "train", *flags)
+    found = ndfast.load_class_means(tmp_path / "run" / "class_means.safetensors")
+    torch.testing.assert_close(found, augmented.means)
 
 
 @pytest.mark.slow

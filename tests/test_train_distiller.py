@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,35 @@ def test_only_the_nd_loss_of_a_method_teaches_through_the_projector(
     assert (distiller.network.layer.weight.grad is not None) == reaches
     assert distiller.projector[2].weight.grad is not None
     assert distiller(images)["features"].shape == (6, 24)
+
+
+@pytest.mark.parametrize("how", ["zero_bias", "normal"])
+@pytest.mark.parametrize("method", ["ce", "kd++"])
+def test_linear_layers_begin_as_the_authors_have_them(
+    method: str, how: str, seed: int, tmp_path: Path
+) -> None:
+    teacher = small_teacher(dim=256) if method == "kd++" else None
+    found = []
+    for linear_init in (None, how):
+        torch.manual_seed(seed)
+        network = build_model("convnet4", 10, (1, 8, 8))
+        config = small_config(tmp_path, method=method, linear_init=linear_init)
+        found.append(Distiller(network, config, teacher).state_dict())
+    default, changed = found
+    weights, biases = ["network.classifier.weight"], ["network.classifier.bias"]
+    if method == "kd++":
+        weights, biases = [*weights, "projector.2.weight"], [*biases, "projector.2.bias"]
+    for name in set(default) - set(weights) - set(biases):
+        assert torch.equal(changed[name], default[name]), name
+    if how == "zero_bias":
+        assert not any(changed[name].any() for name in biases)
+        assert torch.equal(changed[weights[0]], default[weights[0]])
+        assert all(changed[name].std() > 0.1 for name in weights)
+    else:
+        for name in (*weights, *biases):
+            spread = changed[name].square().mean().sqrt()
+            # Within six standard errors of it: of 10 biases at least.
+            assert abs(spread / 0.01 - 1) < 6 / math.sqrt(2 * changed[name].numel()), name
 
 
 @pytest.mark.parametrize(

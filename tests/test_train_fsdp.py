@@ -101,6 +101,8 @@ def test_weights_in_nhwc_are_laid_out_anew() -> None:
             "SIZE_BASED_WRAP; it takes NO_WRAP or TRANSFORMER_BASED_WRAP",
         ),
         ({"FSDP_OFFLOAD_PARAMS": "true"}, {}, "FSDP_OFFLOAD_PARAMS=TRUE; it takes FALSE"),
+        ({"FSDP_ACTIVATION_CHECKPOINTING": "true"}, {}, "CHECKPOINTING=TRUE; it takes FALSE"),
+        ({"FSDP_IGNORED_MODULES": ".*head"}, {}, r"FSDP_IGNORED_MODULES=\.\*HEAD; it takes NONE"),
         ({}, {"optimizer": "lamb"}, "optimizer: got lamb together with FSDP; it takes sgd"),
         ({}, {}, "FSDP is asked for, with 1 on the cpu; Accelerate has it on GPUs alone"),
     ],

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,8 +13,10 @@ import torch
 
 pytest.importorskip("accelerate", reason="needs the extra [train]")
 
+from accelerate.state import AcceleratorState
 from small_runs import quiet_run, small_config
 
+from ndfast.cli import main
 from ndfast.train.errors import ConfigError
 from ndfast.train.processes import build_accelerator
 
@@ -61,3 +67,77 @@ def test_a_precision_of_the_environment_that_is_not_taken(
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", environment)
     with pytest.raises(ConfigError, match=f"precision: got {takes}"):
         build_accelerator(small_config(tmp_path))
+
+
+@pytest.mark.parametrize(("before", "after"), [(None, "bf16"), ("bf16", None)])
+def test_a_run_goes_on_in_its_own_precision_alone(
+    before: str | None, after: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def precision_of_environment(precision: str | None) -> None:
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", precision or "no")
+
+    fields = {"method": "ce", "max_steps": 2}
+    precision_of_environment(before)
+    quiet_run(tmp_path, **fields)
+    precision_of_environment(after)
+    fields["max_steps"] = 4
+    refused = f"got '{after or 'fp32'}', but the run in .* was started with '{before or 'fp32'}'"
+    with pytest.raises(ConfigError, match=f"^precision: {refused}"):
+        quiet_run(tmp_path, **fields, resume=True)
+    results = quiet_run(tmp_path, **fields, resume=True, precision=before or "fp32")
+    assert results["steps"] == 4
+    assert results["environment"]["precision"] == (before or "fp32")
+
+
+def test_a_comparison_goes_on_in_its_own_precision_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    command = ["compare", "--methods", "kd", "--epochs", "1", "--out", str(tmp_path), "--seeds"]
+    assert main([*command, "1"]) == 0
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    AcceleratorState._reset_state()
+    assert main([*command, "2", "--resume"]) == 2
+    error = capsys.readouterr().err
+    assert "precision: got 'bf16', but the run in" in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("environment", "sentence"),
+    [
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "DeepSpeed of Accelerate, by ACCELERATE_USE_DEEP"),
+        ({"ACCELERATE_USE_MEGATRON_LM": "true"}, "got Megatron-LM of Accelerate"),
+        ({"ACCELERATE_USE_SAGEMAKER": "true"}, "got SageMaker of Accelerate"),
+        (
+            # Of one process: Accelerate would take it, and train by nothing but DDP.
+            {"ACCELERATE_USE_PARALLELISM_CONFIG": "True"},
+            "got a ParallelismConfig of Accelerate",
+        ),
+        (
+            {"ACCELERATE_USE_PARALLELISM_CONFIG": "true", "PARALLELISM_CONFIG_TP_SIZE": "2"},
+            "got a ParallelismConfig of Accelerate, by .*; it takes DDP or FSDP 2$",
+        ),
+        (
+            {"ACCELERATE_USE_CPU": "true", "ACCELERATE_TORCH_DEVICE": "meta"},
+            "Accelerate cannot start: ",
+        ),
+    ],
+    ids=str,
+)
+def test_what_else_the_environment_asks_for_is_refused(
+    environment: dict[str, str], sentence: str, tmp_path: Path
+) -> None:
+    # In a process of its own: Accelerate keeps to what it found first.
+    done = subprocess.run(
+        [sys.executable, "-m", "ndfast", "train", "--method", "ce", "--out", str(tmp_path / "run")],
+        env=os.environ | environment,
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2, done.stderr
+    assert re.fullmatch(
+        rf"ndfast train: processes: .*{sentence}.*\n", done.stderr.splitlines(True)[-1]
+    )
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()

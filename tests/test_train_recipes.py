@@ -69,6 +69,7 @@ SGD = {
     "schedule": "step",
     "lr_gamma": 0.1,
     "lr_warmup": 0,
+    "class_means": "augmented",
 }
 ON_CIFAR = SGD | {
     "data": "cifar100",
@@ -132,6 +133,7 @@ def test_cifar_100_is_trained_as_in_the_paper(pair: str) -> None:
     light = model in ("mobilenetv2", "shufflenetv1", "shufflenetv2")
     for config in found:
         check(config, ON_CIFAR | {"teacher": teacher, "model": model, "lr": 0.02 if light else 0.1})
+        check(config, {"linear_init": "normal" if model.startswith("resnet") else "zero_bias"})
         assert config.dist_beta == config.dist_gamma
         assert teacher_config(config).lr == 0.1
 
@@ -143,6 +145,7 @@ def test_imagenet_is_trained_as_in_the_paper(pair: str) -> None:
     assert tuple(map(factors, found)) == IMAGENET[pair]
     for config in found:
         check(config, ON_IMAGENET | {"nd_warmup": 5 if config.method == "dkd++" else 0})
+        check(config, {"linear_init": None if pair == "resnet34-resnet18" else "normal"})
 
 
 def test_deit_is_trained_as_in_the_paper() -> None:
@@ -153,6 +156,7 @@ def test_deit_is_trained_as_in_the_paper() -> None:
     expected = {"epochs": 300, "optimizer": "adamw", "weight_decay": 0.3, "decay_norms": False}
     check(config, expected | {"schedule": "cosine", "lr_warmup": 20, "distill_warmup": 5})
     check(config, {"label_smoothing": 0.1, "mixup": 0.8, "cutmix": 1.0, "temperature": 1.0})
+    check(config, {"class_means": "augmented", "linear_init": "normal"})
 
 
 def test_large_batches_are_what_the_comment_says() -> None:
@@ -160,7 +164,8 @@ def test_large_batches_are_what_the_comment_says() -> None:
         read(name, "kd++")
         for name in ("imagenet-resnet34-resnet18-large_batch", "imagenet-resnet34-resnet18")
     )
-    check(config, {"data": same.data, "teacher": same.teacher, "model": same.model})
+    for name in ("data", "teacher", "model", "class_means", "linear_init"):
+        assert getattr(config, name) == getattr(same, name)
     assert factors(config) == factors(same)
     assert config.batch_size * 8 * config.accumulate == 4096
     assert config.lr == pytest.approx(8e-3 * math.sqrt(4096 / 2048), rel=2e-3)

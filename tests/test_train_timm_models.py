@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,11 +12,17 @@ from torch import nn
 pytest.importorskip("torchvision_ops", reason="needs torchvision")  # before timm
 pytest.importorskip("timm", reason="needs the extra [train]")
 
+import huggingface_hub
 import timm
+from safetensors.torch import save_file
+from whole_dataset import all_rows
 
+import ndfast
+from ndfast.cli import main
+from ndfast.train.data import build_data
 from ndfast.train.errors import ConfigError
 from ndfast.train.models import build_model
-from ndfast.train.models.weights import load_weights
+from ndfast.train.models.weights import load_weights, weights_digest
 
 IMAGES = (3, 64, 64)
 
@@ -117,6 +124,74 @@ def test_a_pretrained_classifier_of_other_classes_teaches_nothing() -> None:
     sentence = "its pretrained classifier has 1000 classes, the data has 10"
     with pytest.raises(ConfigError, match=sentence):
         build_model("timm:resnet18", 10, IMAGES, pretrained=True)
+
+
+Published = Callable[[str], dict[str, torch.Tensor]]
+
+
+@pytest.fixture
+def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int) -> Published:
+    """Puts random weights of a model where the hub's client keeps timm's, and gives them.
+
+    There is no network, and nothing else in the cache.
+    """
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+
+    def publish(name: str) -> dict[str, torch.Tensor]:
+        repository = timm.get_pretrained_cfg(name).hf_hub_id.replace("/", "--")
+        folder, commit = tmp_path / "hub" / f"models--{repository}", "0" * 40
+        (folder / "snapshots" / commit).mkdir(parents=True)
+        (folder / "refs").mkdir()
+        (folder / "refs" / "main").write_text(commit)
+        weights = {
+            key: value + torch.rand_like(value) / 100 if value.is_floating_point() else value
+            for key, value in timm.create_model(name).state_dict().items()
+        }
+        save_file(weights, folder / "snapshots" / commit / "model.safetensors")
+        return weights
+
+    return publish
+
+
+@pytest.mark.parametrize(
+    "name", ["resnet18.a1_in1k", "vit_tiny_patch16_224.augreg_in21k_ft_in1k", "resnet18"]
+)
+def test_pretrained_weights_are_the_published_ones(name: str, published: Published) -> None:
+    weights = published(name)
+    found = build_model(f"timm:{name}", 1000, (3, 224, 224), pretrained=True).timm_model
+    assert found.state_dict().keys() == weights.keys()
+    for key, value in found.state_dict().items():
+        assert torch.equal(value, weights[key]), key
+
+
+def test_a_pretrained_teacher_is_told_of_in_its_class_means(
+    published: Published, tmp_path: Path
+) -> None:
+    weights = published("resnet18.tv_in1k")
+    out = tmp_path / "means.npz"
+    flags = ["--teacher", "timm:resnet18.tv_in1k", "--teacher-weights", "pretrained"]
+    flags += ["--data", "synthetic:1000,1000,3x32x32", "--out", str(out)]
+    assert main(["class-means", *flags]) == 0
+    metadata = ndfast.load_class_means_metadata(out)
+    network = build_model("timm:resnet18", 1000, (3, 32, 32))
+    network.timm_model.load_state_dict(weights)
+    assert metadata["teacher_sha256"] == weights_digest(network)
+    images, labels = all_rows(build_data("synthetic:1000,1000,3x32x32").train)
+    with torch.no_grad():
+        features = network.eval()(images).features
+    assert labels.tolist() == list(range(1000))
+    torch.testing.assert_close(ndfast.load_class_means(out), features)
+
+
+def test_neither_network_nor_cache(published: Published, capsys: pytest.CaptureFixture) -> None:
+    published("resnet34.tv_in1k")  # of another model
+    flags = ["--recipe", "imagenet-resnet50-resnet18", "--data", "synthetic:1000,1000,3x32x32"]
+    assert main(["train", *flags, "--batch-size", "8", "--workers", "0"]) == 2
+    error = capsys.readouterr().err
+    sentence = "model timm:resnet50.tv_in1k: its weights cannot be had: An error happened while"
+    assert error.startswith(f"ndfast train: {sentence}")
+    assert error.count("\n") == 1
 
 
 def test_no_network(monkeypatch: pytest.MonkeyPatch) -> None:

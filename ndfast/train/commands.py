@@ -97,7 +97,7 @@ def add_make_class_means(parser: argparse.ArgumentParser) -> None:
     making.add_argument(
         "--augmented",
         action="store_true",
-        help="over augmented images, as KD++'s authors have them",
+        help="over images augmented as in training, as KD++'s authors have them",
     )
 
 

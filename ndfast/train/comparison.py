@@ -19,7 +19,7 @@ from ndfast.train.config import TrainConfig, without_losses
 from ndfast.train.data import build_data
 from ndfast.train.errors import CheckpointError
 from ndfast.train.losses import METHODS
-from ndfast.train.processes import build_accelerator, torch_settings
+from ndfast.train.processes import build_accelerator, resolve_precision, torch_settings
 from ndfast.train.progress import Bars
 from ndfast.train.records import read_log
 from ndfast.train.report import build_comparison_table, plot_comparison, write_comparison_page
@@ -55,6 +55,8 @@ def compare(configs: Mapping[str, TrainConfig], seeds: int, console: Console) ->
     Raises:
         ConfigError, CheckpointError, FloatingPointError: as `ndfast.train.run.run`.
     """
+    precision = resolve_precision(next(iter(configs.values())).precision)
+    configs = {method: replace(chosen, precision=precision) for method, chosen in configs.items()}
     config = next(iter(configs.values()))
     accelerator = build_accelerator(config)
     with (

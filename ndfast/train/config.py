@@ -70,8 +70,8 @@ class TrainConfig:
     class_means: str = _option(
         "teacher",
         WHAT,
-        "`teacher`: taken from it over the training set; `classifier`: the rows of its classifier; "
-        "or a file",
+        "`teacher`: taken from it over the training set; `augmented`: the same over images "
+        "augmented as in training; `classifier`: the rows of its classifier; or a file",
         metavar="FILE",
     )
     learnable_class_means: bool = _option(False, WHAT, "train the class means with the student")
@@ -87,6 +87,14 @@ class TrainConfig:
     ce_weight: float = _option(1.0, LOSSES, "factor of the cross entropy")
     distill_weight: float = _option(1.0, LOSSES, "factor of the distillation loss")
     nd_weight: float = _option(2.0, LOSSES, "factor of the ND loss")
+    linear_init: str | None = _option(
+        None,
+        LOSSES,
+        "of the linear layers of student and projector, as KD++'s authors have it by the student: "
+        "`zero_bias`, or `normal`, weights and biases of standard deviation 0.01 (default: the "
+        "network's own)",
+        choices=("zero_bias", "normal"),
+    )
     temperature: float = _option(4.0, LOSSES, "of kd, dkd and dist")
     dkd_alpha: float = _option(1.0, LOSSES, "dkd: factor of the target class's part")
     dkd_beta: float = _option(8.0, LOSSES, "dkd: factor of the other classes' part")

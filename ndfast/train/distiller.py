@@ -10,6 +10,7 @@ from ndfast.train.config import TrainConfig
 from ndfast.train.errors import ConfigError
 from ndfast.train.losses import METHODS, ReviewKD, cross_entropy, dist_loss, dkd_loss, kd_loss
 from ndfast.train.models import AnyNetwork, Output
+from ndfast.train.models.network import initialise_linear
 from ndfast.train.teacher import Teacher
 
 
@@ -42,6 +43,7 @@ class Distiller(nn.Module):
         teacher: Teacher | None = None,
     ) -> None:
         super().__init__()
+        initialise_linear(network, config.linear_init)
         self.network = network
         self.config = config
         self.method = METHODS[config.method]
@@ -55,6 +57,7 @@ class Distiller(nn.Module):
             self.projector = nn.Sequential(
                 nn.BatchNorm1d(network.dim), nn.Dropout(0.5), nn.Linear(network.dim, dim)
             )
+            initialise_linear(self.projector, config.linear_init)
         if self.method.nd or self.projector is not None:
             assert teacher.class_means is not None
             self.nd = ndfast.NDLoss(

@@ -20,6 +20,10 @@ _SETTINGS = (
     # By size it would wrap modules of timm's whose parts are called in their place.
     ("FSDP_AUTO_WRAP_POLICY", "NO_WRAP", ("NO_WRAP", "TRANSFORMER_BASED_WRAP")),
     ("FSDP_OFFLOAD_PARAMS", "false", ("FALSE",)),
+    # Computed again, dropout would be another, and normalisation would count a batch twice.
+    ("FSDP_ACTIVATION_CHECKPOINTING", "false", ("FALSE",)),
+    # Their gradients would stay each process's own.
+    ("FSDP_IGNORED_MODULES", "none", ("NONE",)),
 )
 
 

@@ -21,6 +21,13 @@ _KINDS = (
     DistributedType.MULTI_GPU,
     DistributedType.FSDP,
 )
+# What else `accelerate launch` can ask for, by a variable that is true.
+_NOT_TAKEN = {
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "a ParallelismConfig",
+    "ACCELERATE_USE_SAGEMAKER": "SageMaker",
+}
 
 
 def build_accelerator(config: TrainConfig) -> Accelerator:
@@ -30,22 +37,29 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
 
     Raises:
         ConfigError: there is no such precision, or the device cannot compute in it; or the
-            processes are not joined as DistributedDataParallel or FSDP 2 needs them.
+            processes are not joined as DistributedDataParallel or FSDP 2 needs them, or are to
+            share the work in another way.
     """
+    for variable, what in _NOT_TAKEN.items():
+        if os.environ.get(variable, "false").lower() == "true":
+            raise ConfigError(
+                f"processes: got {what} of Accelerate, by {variable}; it takes DDP or FSDP 2"
+            )
     if fsdp.is_asked_for():
         fsdp.check_settings(config.optimizer)
     _join_restarted()
-    precision = config.precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
-    precision = "no" if precision == "fp32" else precision
-    if precision not in ("no", "bf16", "fp16"):
-        raise ConfigError(f"precision: got {precision} of Accelerate; it takes fp32, bf16 or fp16")
-    accelerator = Accelerator(
-        mixed_precision=precision,
-        # The trainer accumulates and compiles itself. Without these Accelerate does so as well
-        # where the environment has it, and divides each loss once more.
-        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-        dynamo_backend="no",
-    )
+    precision = resolve_precision(config.precision)
+    try:
+        accelerator = Accelerator(
+            mixed_precision="no" if precision == "fp32" else precision,
+            # The trainer accumulates and compiles itself. Without these Accelerate does so as well
+            # where the environment has it, and divides each loss once more.
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+            dynamo_backend="no",
+        )
+    except (ImportError, NotImplementedError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"processes: Accelerate cannot start: {reason}") from error
     # Accelerate takes it, and trains in float32.
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise ConfigError("precision: got fp16; on the CPU it takes fp32 or bf16")
@@ -65,6 +79,21 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
             f"{accelerator.num_processes}; ACCELERATE_USE_CPU=true joins them on the CPU"
         )
     return accelerator
+
+
+def resolve_precision(asked: str | None) -> str:
+    """The precision that is asked for, else what `accelerate launch` says: fp32, bf16 or fp16.
+
+    A run keeps it in its config, so that it goes on in no other.
+
+    Raises:
+        ConfigError: it is another.
+    """
+    precision = asked or os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+    precision = "fp32" if precision == "no" else precision
+    if precision not in ("fp32", "bf16", "fp16"):
+        raise ConfigError(f"precision: got {precision} of Accelerate; it takes fp32, bf16 or fp16")
+    return precision
 
 
 def _join_restarted() -> None:

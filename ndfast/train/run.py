@@ -30,7 +30,7 @@ from ndfast.train.models.weights import (
     student_weights,
     weights_digest,
 )
-from ndfast.train.processes import build_accelerator, torch_settings
+from ndfast.train.processes import build_accelerator, resolve_precision, torch_settings
 from ndfast.train.progress import Bars
 from ndfast.train.records import RunLog, read_log
 from ndfast.train.report import build_run_table, write_run_page
@@ -66,6 +66,7 @@ def run(config: TrainConfig, console: Console) -> Results:
         FloatingPointError: too many batches in a row had a loss or a gradient of NaN or Inf, or the
             weights came to be so.
     """
+    config = replace(config, precision=resolve_precision(config.precision))
     accelerator = build_accelerator(config)
     with torch_settings(config), Bars(console, accelerator.is_main_process) as bars:
         results = run_once(config, bars)

@@ -28,7 +28,7 @@ from ndfast.train.progress import Bars
 
 PRETRAINED = "pretrained"
 _LEAST_COSINE, _ABOVE_CHANCE = 0.5, 1.5
-FROM_TEACHER, FROM_CLASSIFIER = MEANS_WORDS = "teacher", "classifier"
+FROM_TEACHER, AUGMENTED, FROM_CLASSIFIER = MEANS_WORDS = "teacher", "augmented", "classifier"
 
 
 class Teacher(NamedTuple):
@@ -78,9 +78,14 @@ def find_class_means(
         ConfigError: the file is broken, or of another teacher, data set, width or class count;
             one that does not say whose it is, if the teacher's features do.
     """
-    about: dict[str, Any] = describe_class_means(config.teacher, network, data)
+    about: dict[str, Any] = {
+        "teacher": config.teacher,
+        "teacher_sha256": weights_digest(network),
+        "data": data.name,
+    }
     means: Tensor
-    if config.class_means == FROM_TEACHER:
+    if config.class_means in (FROM_TEACHER, AUGMENTED):
+        augmented = config.class_means == AUGMENTED and data.train.augmented
         total = count_batches(accelerator, data.train)
         try:
             with bars.run("class means", total) as bar:
@@ -90,10 +95,12 @@ def find_class_means(
                     data.train,
                     data.num_classes,
                     config,
+                    seed=0 if augmented else None,  # not the run's: they are the teacher's
                     after_batch=bar.advance,
                 )
         except ValueError as error:
             raise ConfigError(f"class_means: {error}") from error
+        about["images"] = "augmented" if augmented else "as they are"
         about["counts"] = counts.cpu()
     elif config.class_means == FROM_CLASSIFIER:
         means = network.classifier.weight.detach().clone()
@@ -101,15 +108,12 @@ def find_class_means(
     else:
         path = Path(config.class_means)
         means, told = read_class_means(path, about, network, data.num_classes)
-        if "teacher_sha256" not in told:  # not to be told of this teacher from here on either
+        if "teacher_sha256" in told:
+            about = told | about
+        else:  # not to be told of this teacher from here on either
             about = told | {"source": str(path)}
             _check_own(accelerator, config, data, network, means)
     return means.to(accelerator.device, torch.float32), about
-
-
-def describe_class_means(name: str, network: AnyNetwork, data: Data) -> dict[str, str]:
-    """What a file of class means says of the teacher and the data that they are of."""
-    return {"teacher": name, "teacher_sha256": weights_digest(network), "data": data.name}
 
 
 def read_class_means(
@@ -125,7 +129,7 @@ def read_class_means(
         num_classes: K.
 
     Returns:
-        The means [K, D], and what the file says of the same as ``about``.
+        The means [K, D], and what the file says of the same as ``about``, and of its "images".
 
     Raises:
         ConfigError: it cannot be read or does not fit; one sentence.
@@ -148,7 +152,7 @@ def read_class_means(
                 f"class_means: {path} is of another {what} ({metadata.get('teacher', 'unnamed')} "
                 f"on {metadata.get('data', 'unnamed data')}); it takes this one's"
             )
-    told = {name: metadata[name] for name in about if name in metadata}
+    told = {name: metadata[name] for name in (*about, "images") if name in metadata}
     return means, told
 
 

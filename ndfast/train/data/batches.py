@@ -28,6 +28,11 @@ class Batch(NamedTuple):
 class BatchDataset(Protocol):
     """A dataset that fetches a whole batch at once."""
 
+    @property
+    def augmented(self) -> bool:
+        """Whether a seed changes its images."""
+        ...
+
     def __len__(self) -> int: ...
 
     def __getitems__(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -79,7 +84,7 @@ class EvaluationBatches(Sampler[Batch]):
     """Every row in order, shared out over the processes in batches of as many rows.
 
     Each process has as many batches as any other: those that exceed the rows repeat row 0 and are
-    told by `counted`.
+    told by `counted`. A row is augmented alike in however many processes.
 
     Args:
         rows: of the data set.
@@ -93,7 +98,8 @@ class EvaluationBatches(Sampler[Batch]):
         self, rows: int, batch_size: int, rank: int, processes: int, seed: int | None = None
     ) -> None:
         self.rows = rows
-        self.batch_size = min(batch_size, -(-rows // processes))
+        # A batch is augmented as one: with a seed it has the same rows in however many processes.
+        self.batch_size = batch_size if seed is not None else min(batch_size, -(-rows // processes))
         self.rank = rank
         self.processes = processes
         self.seed = seed
@@ -105,7 +111,8 @@ class EvaluationBatches(Sampler[Batch]):
         for step in range(len(self)):
             first, counted = self._share(step)
             indices = [*range(first, first + counted), *([0] * (self.batch_size - counted))]
-            seed = None if self.seed is None else mix_seeds(self.seed, step, self.rank)
+            number = step * self.processes + self.rank
+            seed = None if self.seed is None else mix_seeds(self.seed, number)
             yield Batch(indices, seed)
 
     def counted(self, step: int) -> int:

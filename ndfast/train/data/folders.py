@@ -28,6 +28,8 @@ class FolderDataset:
         image_size: side in pixels.
     """
 
+    augmented = True
+
     def __init__(self, samples: list[tuple[str, int]], image_size: int) -> None:
         self.samples = samples
         self._augment, self._resize = _transforms(image_size)

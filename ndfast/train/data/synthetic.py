@@ -28,6 +28,8 @@ class SyntheticDataset:
         seed: of the noise.
     """
 
+    augmented = False
+
     def __init__(
         self, rows: int, num_classes: int, image_shape: tuple[int, ...], seed: int
     ) -> None:

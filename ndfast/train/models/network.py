@@ -92,3 +92,13 @@ def initialise_convolutions(network: nn.Module) -> None:
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+
+
+def initialise_linear(network: nn.Module, how: str | None) -> None:
+    """As KD++'s authors begin with linear layers; see ``linear_init`` of a run's config."""
+    for module in network.modules():
+        if isinstance(module, nn.Linear) and how == "zero_bias" and module.bias is not None:
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Linear) and how == "normal":
+            for parameter in module.parameters():
+                nn.init.normal_(parameter, std=0.01)
