@@ -262,6 +262,10 @@ def _centres_of_probabilities(
     _check_constant("target", probabilities)
     dtype = accumulation_dtype(student)
     device = student.device.type
-    by_autocast = torch.amp.is_autocast_available(device)  # meta tensors have none
-    with torch.autocast(device, enabled=False) if by_autocast else nullcontext():
+    with torch.autocast(device, enabled=False) if _has_autocast(device) else nullcontext():
         return flatten(probabilities).to(dtype) @ class_means.to(dtype)
+
+
+@torch.compiler.assume_constant_result  # before torch 2.12 it cannot be traced
+def _has_autocast(device: str) -> bool:
+    return torch.amp.is_autocast_available(device)  # meta tensors have none
