@@ -81,7 +81,12 @@ def comparison_results(seeds: int = 3) -> dict[str, Any]:
         "interval": sorted((uniform(-0.2, 0.2), uniform(-0.2, 0.2))) if seeds > 1 else None,
         "p_value": uniform(0, 1) if seeds > 1 else None,
     }
-    found = {"max_loss_difference": 1.5e-6, "parameter_difference": 2.5e-7, "tolerance": 1e-3}
+    found = {
+        "max_loss_difference": 1.5e-6,
+        "parameter_difference": 2.5e-7,
+        "tolerance": 1e-3,
+        "rounding": None,
+    }
     first = run_results()
     return {
         "config": first["config"] | {"methods": list(methods), "seeds": seeds},

@@ -1,4 +1,4 @@
-"""The comparison: pairs by seed, trajectories, what is written; it goes on where it was."""
+"""The comparison: pairs by seed, what is written; it goes on where it was."""
 
 from __future__ import annotations
 
@@ -10,16 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 pytest.importorskip("accelerate", reason="needs the extra [train]")
 
 from matplotlib.image import imread
-from safetensors.torch import save_file
 
 import ndfast
 from ndfast.cli import main
-from ndfast.train.comparison import compare_trajectories, pair_differences
+from ndfast.train.comparison import pair_differences
 
 COMMAND = ["compare", "--epochs", "2", "--seeds", "2", "--methods", "ce", "kd", "kd++", "--out"]
 
@@ -148,49 +146,3 @@ def test_pair_differences_by_hand() -> None:
 def test_one_seed_has_no_interval() -> None:
     (pair,) = pair_differences(_runs(dist=[0.5], distpp=[0.75]))
     assert (pair["mean"], pair["interval"], pair["p_value"]) == (0.25, None, None)
-
-
-@pytest.mark.parametrize(
-    ("losses", "weights", "apart"),
-    [
-        ([2.0, 5.0], [3.0, 4.5], (0.25, 0.1)),
-        ([2.0, 5.0], [3.0, 4.0], (0.25, 0.0)),
-        ([2.0, 4.0], [3.0, 4.5], (0.0, 0.1)),
-        ([2.0, 4.0], [3.0, 4.0], (0.0, 0.0)),
-    ],
-)
-def test_compare_trajectories_by_hand(
-    losses: list[float], weights: list[float], apart: tuple[float, float], tmp_path: Path
-) -> None:
-    for name, of_steps, of_weights in (
-        ("fused", losses, weights),
-        ("reference", [2.0, 4.0], [3.0, 4.0]),
-    ):
-        (tmp_path / name).mkdir()
-        lines = [json.dumps({"event": "step", "loss": loss}) for loss in of_steps]
-        (tmp_path / name / "log.jsonl").write_text("\n".join([*lines, '{"event": "end"}', ""]))
-        save_file({"weight": torch.tensor(of_weights)}, tmp_path / name / "model.safetensors")
-    found = compare_trajectories(tmp_path / "fused", tmp_path / "reference")
-    assert found["steps"] == 2
-    assert (found["max_loss_difference"], found["parameter_difference"]) == pytest.approx(apart)
-    assert found["agrees"] == (apart == (0.0, 0.0))
-
-
-@pytest.mark.parametrize("defect", ["loss", "gradient"])
-def test_disagreement_with_the_reference_fails_the_command(
-    defect: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
-    right = ndfast.NDLoss.forward
-
-    def wrong(module: ndfast.NDLoss, *arguments: Any) -> Tensor:
-        loss = right(module, *arguments)
-        if module.backend == "reference":
-            return loss
-        return 1.02 * loss if defect == "loss" else loss + 0.02 * (loss - loss.detach())
-
-    monkeypatch.setattr(ndfast.NDLoss, "forward", wrong)
-    command = ["compare", "--methods", "kd++", "--epochs", "2", "--seeds", "1"]
-    assert main([*command, "--backend", "native", "--out", str(tmp_path)]) == 1
-    assert "disagree" in capsys.readouterr().err
-    results = json.loads((tmp_path / "results.json").read_text())
-    assert not results["trajectories"]["kd++"]["agrees"]

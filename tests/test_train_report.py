@@ -177,6 +177,19 @@ def test_a_disagreement_is_seen() -> None:
     assert "DISAGREE" in in_terminal(build_comparison_table(results))
 
 
+def test_what_a_rounding_does_is_told() -> None:
+    results = comparison_results()
+    assert "rounding" not in in_terminal(build_comparison_table(results))
+    results["trajectories"]["kd++"]["rounding"] = {
+        "max_loss_difference": 0.019,
+        "parameter_difference": 0.37,
+        "times": 10,
+    }
+    shown = " ".join(in_terminal(build_comparison_table(results)).split())
+    assert "For kd++ the tolerance is 10 times what another rounding" in shown
+    assert "up to 1.9e-02 to the loss, 3.7e-01 to the parameters." in shown
+
+
 def test_the_tables_fit_a_terminal() -> None:
     results = comparison_results()
     results["runs"]["reviewkd++"] = results["runs"].pop("kd++")

@@ -7,9 +7,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import torch
+from accelerate import Accelerator
 from rich.console import Console
-from safetensors.torch import load_file
 from scipy.stats import ttest_rel
 
 import ndfast
@@ -21,17 +20,15 @@ from ndfast.train.errors import CheckpointError
 from ndfast.train.losses import METHODS
 from ndfast.train.processes import build_accelerator, resolve_precision, torch_settings
 from ndfast.train.progress import Bars
-from ndfast.train.records import read_log
 from ndfast.train.report import build_comparison_table, plot_comparison, write_comparison_page
 from ndfast.train.run import Results, leave_together, run_once, teacher_config
 from ndfast.train.step_times import measure_step_times
 from ndfast.train.teacher import prepare_teacher
+from ndfast.train.trajectories import compare_trajectories, write_rounded_otherwise
 
-# Native and reference came out at most 5.4e-6 apart on digits, and on mnist1d 1.5e-6 (kd++) to
-# 1.0e-4 (dkd++).
-TOLERANCE = 1e-3
 METRIC = "accuracy"
 PICTURE = "curves.png"
+ROUNDED_MEANS = "class_means-rounded.safetensors"
 
 
 def compare(configs: Mapping[str, TrainConfig], seeds: int, console: Console) -> dict[str, Any]:
@@ -49,7 +46,7 @@ def compare(configs: Mapping[str, TrainConfig], seeds: int, console: Console) ->
         What `results.json` holds: "config" (of the first method, with "methods" and "seeds"),
         "environment", "teacher", "student", "data"; "runs", by method the results of each seed's
         run; "pairs", see `pair_differences`; "trajectories", by method,
-        see `compare_trajectories`, or None where no fused loss ran; "step_ms", see
+        see `ndfast.train.trajectories`, or None where no fused loss ran; "step_ms", see
         `ndfast.train.step_times`.
 
     Raises:
@@ -71,15 +68,12 @@ def compare(configs: Mapping[str, TrainConfig], seeds: int, console: Console) ->
             for method, chosen in configs.items()
         }
         fused = {method: found[0]["backend"] for method, found in runs.items()}
-        trajectories = {}
-        for method, backend in fused.items():
-            if backend not in (None, "reference"):
-                ours = _run_config(configs[method], 0)
-                theirs = replace(ours, backend="reference", out=f"{ours.out}-reference")
-                run_once(theirs, bars)
-                trajectories[method] = {"backend": backend} | compare_trajectories(
-                    Path(ours.out), Path(theirs.out)
-                )
+        trajectories = {
+            method: {"backend": backend}
+            | _compare_with_reference(accelerator, _run_config(configs[method], 0), bars)
+            for method, backend in fused.items()
+            if backend not in (None, "reference")
+        }
         step_ms = measure_step_times(configs, fused, bars)
     first = runs[config.method][0]
     results = {
@@ -144,46 +138,23 @@ def pair_differences(runs: dict[str, list[Results]]) -> list[dict[str, Any]]:
     return pairs
 
 
-def compare_trajectories(fused: Path, reference: Path) -> dict[str, Any]:
-    """How far two runs from the same seed are apart.
+def _compare_with_reference(
+    accelerator: Accelerator, config: TrainConfig, bars: Bars
+) -> dict[str, Any]:
+    """`compare_trajectories` of a run that is done, and of those it is compared with."""
+    reference = replace(config, backend="reference", out=f"{config.out}-reference")
+    run_once(reference, bars)
 
-    Args:
-        fused: the folder of a run that logged every step.
-        reference: of another.
+    def train_rounded() -> Path:
+        means = Path(config.out).with_name(ROUNDED_MEANS)
+        if accelerator.is_main_process:
+            write_rounded_otherwise(Path(config.class_means), means)
+        accelerator.wait_for_everyone()
+        rounded = replace(reference, class_means=str(means), out=f"{reference.out}-rounded")
+        run_once(rounded, bars)
+        return Path(rounded.out)
 
-    Returns:
-        "max_loss_difference": of the steps' losses, relative to the reference's;
-        "parameter_difference": the L2 norm of the final weights' difference, relative to the norm
-        of the reference's; "steps"; "tolerance"; and "agrees", whether both differences are
-        within it.
-    """
-    ours, theirs = (_step_losses(run) for run in (fused, reference))
-    our_weights, their_weights = (_parameters(run) for run in (fused, reference))
-    loss_difference = ((ours - theirs).abs() / theirs.abs()).max().item()
-    difference = ((our_weights - their_weights).norm() / their_weights.norm()).item()
-    return {
-        "steps": len(theirs),
-        "max_loss_difference": loss_difference,
-        "parameter_difference": difference,
-        "tolerance": TOLERANCE,
-        "agrees": max(loss_difference, difference) <= TOLERANCE,
-    }
-
-
-def _step_losses(run: Path) -> torch.Tensor:
-    records = read_log(run / files.LOG)
-    losses = [record["loss"] for record in records if record["event"] == "step"]
-    nan = float("nan")  # null in the log
-    return torch.tensor([nan if loss is None else loss for loss in losses], dtype=torch.float64)
-
-
-def _parameters(run: Path) -> torch.Tensor:
-    """The student's, without the statistics of its normalisation."""
-    statistics = ("running_mean", "running_var", "num_batches_tracked")
-    tensors = sorted(load_file(run / files.MODEL).items())
-    return torch.cat(
-        [value.flatten().double() for name, value in tensors if not name.endswith(statistics)]
-    )
+    return compare_trajectories(Path(config.out), Path(reference.out), train_rounded)
 
 
 def _prepare(config: TrainConfig, bars: Bars) -> dict[str, Any]:

@@ -206,6 +206,14 @@ def _trajectories_grid(trajectories: dict[str, Any]) -> Grid:
         "Relative differences of two trainings from the same seed: the largest of a step's loss, "
         "and that of the final parameters."
     )
+    for method, found in trajectories.items():
+        if found["rounding"] is not None:
+            loss, parameters, times = found["rounding"].values()
+            caption += (
+                f" For {method} the tolerance is {times} times what another rounding of "
+                f"the class means does to the reference by each step: up to {loss:.1e} to the "
+                f"loss, {parameters:.1e} to the parameters."
+            )
     return Grid("Fused loss and reference", head, rows, caption)
 
 
