@@ -10,7 +10,7 @@ What is trained:
 How:
 
 - `loop`: the steps and epochs of one training, with `optimizers`, `average`, `position`,
-  `finite`, `stopwatch`
+  `finite`, `skipping`, `stopwatch`
 - `evaluation`: passes over a whole data set
 - `processes`, `fsdp`: device and processes by Accelerate
 - `checkpoints`: written atomically, kept in a ring

@@ -86,6 +86,12 @@ class DetectionConfig:
     )
     momentum: float = _option(0.9, _HOW, "of sgd")
     weight_decay: float = _option(1e-4, _HOW, "")
+    max_skipped: int = _option(
+        10,
+        _HOW,
+        "steps in a row that may be skipped for a loss or a gradient of NaN or Inf",
+        metavar="N",
+    )
 
     threads: int = _option(1, _OUTPUT, "of PyTorch on the CPU")
     workers: int = _option(0, _OUTPUT, "processes that load images")
@@ -145,6 +151,7 @@ _LEAST = {
     "batch_size": 1,
     "momentum": 0,
     "weight_decay": 0,
+    "max_skipped": 1,
     "threads": 1,
     "workers": 0,
     "log_every": 1,

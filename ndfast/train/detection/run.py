@@ -55,13 +55,15 @@ def run(config: DetectionConfig, console: Console) -> dict[str, Any]:
     Returns:
         What `results.json` holds: "config", "environment", "data"; and "teacher" and "students",
         by method, each with the metrics of `ndfast.train.detection.evaluation`. A student has
-        "losses" too, the means over its last epoch.
+        "losses" too, the means over its last epoch. "skipped" has the steps that each training
+        left out, the teacher's too where it was trained.
 
     Raises:
         ConfigError: the run cannot start as it is configured.
         CheckpointError: a checkpoint or the log cannot be written; --resume goes on from the
             newest checkpoint.
-        FloatingPointError: a training loss, its gradient or a weight is NaN or infinite.
+        FloatingPointError: too many steps in a row had a loss or a gradient of NaN or Inf, or the
+            weights came to be so.
     """
     if fsdp.is_asked_for():
         raise ConfigError("processes: got FSDP; ndfast detect takes DDP alone")
@@ -105,11 +107,13 @@ def build_detector(config: DetectionConfig, name: str, num_classes: int) -> Dete
 def build_table(results: dict[str, Any]) -> Table:
     """What teacher and students reach on the test set."""
     data = results["data"]
+    skipped = ", ".join(f"{name} {n:,}" for name, n in results["skipped"].items() if n)
     table = Table(
         title=Text(f"{results['config']['model']}, teacher {results['config']['teacher']}"),
         caption=(
             f"On {data['test']} test images, {data['train']} trained on. s, t: box features of the "
             "objects themselves, student's and teacher's; cos: to the class mean."
+            + (f" Steps skipped: {skipped}." if skipped else "")
         ),
         caption_justify="left",
         box=box.SIMPLE_HEAD,
@@ -152,19 +156,28 @@ def _train_all(
         found = average_precision(detector, data.test)
         return found | feature_metrics(detector, data.test, means)
 
-    students = {}
+    students, skipped = {}, {}
+    if config.teacher_weights is None:
+        skipped["teacher"] = _last_epoch(out / files.TEACHER)["skipped"]
     for method in config.methods:
         folder = out / files.RUNS / method
         student = _train_one(config, data, method, teacher, means, folder, bars)
-        epochs = [each for each in read_log(folder / files.LOG) if each["event"] == "epoch"]
-        students[method] = measure(student) | {"losses": epochs[-1]["train"]}
+        last = _last_epoch(folder)
+        students[method] = measure(student) | {"losses": last["train"]}
+        skipped[method] = last["skipped"]
     return {
         "config": asdict(config),
         "environment": files.run_environment(accelerator),
         "data": {"name": data.name, "train": len(data.train), "test": len(data.test)},
         "teacher": measure(teacher),
         "students": students,
+        "skipped": skipped,
     }
+
+
+def _last_epoch(folder: Path) -> dict[str, Any]:
+    """What the log of a training that has ended tells of its last epoch."""
+    return [record for record in read_log(folder / files.LOG) if record["event"] == "epoch"][-1]
 
 
 def _rehearse(accelerator: Accelerator, config: DetectionConfig, data: DetectionData) -> None:
