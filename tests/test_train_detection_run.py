@@ -25,12 +25,13 @@ from ndfast.train.detection.coco import read_coco
 from ndfast.train.detection.config import DetectionConfig
 from ndfast.train.detection.distiller import DetectionDistiller
 from ndfast.train.detection.loop import DetectionTrainer
-from ndfast.train.detection.run import build_table, run
+from ndfast.train.detection.run import run
 from ndfast.train.detection.shapes import write_shapes
 from ndfast.train.detection.small_detector import SmallDetector
 from ndfast.train.errors import ConfigError
 from ndfast.train.models.weights import load_weights
 from ndfast.train.position import Silent
+from ndfast.train.report import build_detection_table
 
 
 @pytest.fixture
@@ -105,10 +106,13 @@ def test_a_run_and_what_goes_on_from_its_files(tmp_path: Path) -> None:
         assert ("kd" in found["losses"]) == (method != "ce")
         load_weights(detector(), out / "runs" / method / "model.safetensors")
     console = Console(record=True, width=100, file=io.StringIO())
-    console.print(build_table(first))
+    console.print(build_detection_table(first))
     text = console.export_text()
     assert all(name in text for name in ("teacher", "kd++", f"{first['teacher']['cosine']:.3f}"))
     assert "skipped" not in text
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert page.count("<figure>") == 2
+    assert all(f"{100 * found['map50']:.2f} %" in page for found in first["students"].values())
     means = ndfast.load_class_means(out / "class_means.safetensors")
     assert means.shape == (K + 1, D)
     given = {

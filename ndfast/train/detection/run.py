@@ -8,10 +8,7 @@ from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from rich import box
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 from torch import Tensor
 
 import ndfast
@@ -35,6 +32,7 @@ from ndfast.train.models.weights import load_weights, save_weights, weights_dige
 from ndfast.train.processes import build_accelerator, torch_settings
 from ndfast.train.progress import Bars
 from ndfast.train.records import RunLog, read_log
+from ndfast.train.report import build_detection_table, write_detection_page
 from ndfast.train.run import check_inputs, leave_together, resolve_backend
 from ndfast.train.teacher import read_class_means
 
@@ -45,8 +43,8 @@ _TEST_SHARE = 3  # one drawn test image for so many training images
 def run(config: DetectionConfig, console: Console) -> dict[str, Any]:
     """Trains a student by each method from the same seed, and shows what each reaches.
 
-    Into ``config.out`` goes what `ndfast.train.folder` lists, each student's under runs/METHOD,
-    but for the report; and, where none are given, the images, in shapes/.
+    Into ``config.out`` goes what `ndfast.train.folder` lists, each student's under runs/METHOD;
+    and, where none are given, the images, in shapes/.
 
     Args:
         config: the run.
@@ -77,15 +75,16 @@ def run(config: DetectionConfig, console: Console) -> dict[str, Any]:
     ):
         try:
             data = _prepare(accelerator, config, out)
-            results = _train_all(accelerator, config, data, out, bars)
+            results, logs = _train_all(accelerator, config, data, out, bars)
             if accelerator.is_main_process:
+                write_detection_page(out / files.REPORT, results, logs)
                 files.write_json(out / files.RESULTS, results)
         except OSError as error:
             raise ConfigError(
                 f"out: cannot write to {str(error.filename or config.out)!r}: {reason_of(error)}"
             ) from error
     if accelerator.is_main_process:
-        console.print(build_table(results))
+        console.print(build_detection_table(results))
         console.print(f"Written to {config.out}")
     leave_together(accelerator)
     return results
@@ -104,37 +103,6 @@ def build_detector(config: DetectionConfig, name: str, num_classes: int) -> Dete
     return SmallDetector(num_classes, WIDTHS[name], config.dim, config.rows, config.anchor_sizes)
 
 
-def build_table(results: dict[str, Any]) -> Table:
-    """What teacher and students reach on the test set."""
-    data = results["data"]
-    skipped = ", ".join(f"{name} {n:,}" for name, n in results["skipped"].items() if n)
-    table = Table(
-        title=Text(f"{results['config']['model']}, teacher {results['config']['teacher']}"),
-        caption=(
-            f"On {data['test']} test images, {data['train']} trained on. s, t: box features of the "
-            "objects themselves, student's and teacher's; cos: to the class mean."
-            + (f" Steps skipped: {skipped}." if skipped else "")
-        ),
-        caption_justify="left",
-        box=box.SIMPLE_HEAD,
-    )
-    table.add_column()
-    for heading in ("mAP50, %", "mAP, %", "‖s‖", "‖s‖/‖t‖", "cos"):
-        table.add_column(heading, justify="right")
-    teacher = results["teacher"]
-    for name, found in {"teacher": teacher, **results["students"]}.items():
-        table.add_row(
-            name,
-            f"{100 * found['map50']:.1f}",
-            f"{100 * found['map']:.1f}",
-            f"{found['norm']:.2f}",
-            f"{found['norm'] / teacher['norm']:.2f}" if teacher["norm"] else "–",
-            f"{found['cosine']:.3f}",
-            end_section=name == "teacher",
-        )
-    return table
-
-
 def _prepare(accelerator: Accelerator, config: DetectionConfig, out: Path) -> DetectionData:
     """Reads the images, which are drawn where none are given."""
     if accelerator.is_main_process and config.data_dir is None:
@@ -145,7 +113,8 @@ def _prepare(accelerator: Accelerator, config: DetectionConfig, out: Path) -> De
 
 def _train_all(
     accelerator: Accelerator, config: DetectionConfig, data: DetectionData, out: Path, bars: Bars
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]]:
+    """The results, and by training its log."""
     _rehearse(accelerator, config, data)
     if accelerator.is_main_process and config.teacher_weights is None:
         files.begin(config)  # the teacher's training is a part of it
@@ -156,28 +125,27 @@ def _train_all(
         found = average_precision(detector, data.test)
         return found | feature_metrics(detector, data.test, means)
 
-    students, skipped = {}, {}
+    students, logs, ends = {}, {}, {}
     if config.teacher_weights is None:
-        skipped["teacher"] = _last_epoch(out / files.TEACHER)["skipped"]
+        logs["teacher"] = read_log(out / files.TEACHER / files.LOG)
     for method in config.methods:
         folder = out / files.RUNS / method
         student = _train_one(config, data, method, teacher, means, folder, bars)
-        last = _last_epoch(folder)
-        students[method] = measure(student) | {"losses": last["train"]}
-        skipped[method] = last["skipped"]
-    return {
+        logs[method] = read_log(folder / files.LOG)
+        students[method] = measure(student)
+    for name, log in logs.items():
+        *_, ends[name] = (record for record in log if record["event"] == "epoch")
+    for method, found in students.items():
+        found["losses"] = ends[method]["train"]
+    results = {
         "config": asdict(config),
         "environment": files.run_environment(accelerator),
         "data": {"name": data.name, "train": len(data.train), "test": len(data.test)},
         "teacher": measure(teacher),
         "students": students,
-        "skipped": skipped,
+        "skipped": {name: end["skipped"] for name, end in ends.items()},
     }
-
-
-def _last_epoch(folder: Path) -> dict[str, Any]:
-    """What the log of a training that has ended tells of its last epoch."""
-    return [record for record in read_log(folder / files.LOG) if record["event"] == "epoch"][-1]
+    return results, logs
 
 
 def _rehearse(accelerator: Accelerator, config: DetectionConfig, data: DetectionData) -> None:
