@@ -43,7 +43,7 @@ def poisoned(trainer: DetectionTrainer, images: list[Tensor], targets: Any) -> N
 
 
 def note_and_reduce(means: ndfast.ClassMeans) -> None:
-    found["rows"] = means.counts.tolist()
+    found.setdefault("rows", means.counts.tolist())  # later ones have the other's as well
     all_reduce(means)
 
 

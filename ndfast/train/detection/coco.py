@@ -29,6 +29,7 @@ class CocoDataset:
     Attributes:
         category_ids: COCO's number of each class, in order.
         class_names: likewise.
+        box_counts: the boxes of each class, int64 [K]; crowds and empty ones do not count.
         ground_truth: what pycocotools takes: the content with every field that it reads.
 
     Raises:
@@ -71,6 +72,8 @@ class CocoDataset:
             )
             for own in objects.values()
         ]
+        labels = torch.cat([target.labels for target in self.targets])
+        self.box_counts = labels.bincount(minlength=len(self.class_names))
 
     def __len__(self) -> int:
         return len(self.files)
@@ -97,7 +100,7 @@ class DetectionData(NamedTuple):
     """What a run trains and tests on.
 
     Args:
-        train: every class occurs in it.
+        train: need not have a box of every class, being a part of a larger set for one.
         test: of the same classes.
         num_classes: K, without background.
         name: tells other data apart, so that class means can name theirs.
@@ -117,8 +120,8 @@ def read_coco(folder: Path) -> DetectionData:
             images in train/ and val/; or all with a year, as COCO has them: instances_train2017.
 
     Raises:
-        ConfigError: a file is missing or not in COCO's format, the two have other classes, or a
-            class has no box to train on.
+        ConfigError: a file is missing or not in COCO's format, has no box at all, or the two have
+            other classes.
     """
     train, train_digest = _read(folder, "train")
     test, _ = _read(folder, "val")
@@ -128,14 +131,8 @@ def read_coco(folder: Path) -> DetectionData:
             f"{', '.join(train.class_names)}, the test set {', '.join(test.class_names)}; they "
             "take the same"
         )
-    labels = torch.cat([target.labels for target in train.targets])
-    counts = labels.bincount(minlength=len(train.class_names))
-    if not counts.all():
-        raise ConfigError(
-            f"data_dir: found no box of {train.class_names[int(counts.argmin())]} in the training "
-            f"set of {folder}; each class takes at least one"
-        )
-    return DetectionData(train, test, len(counts), f"coco {train_digest[:12]}")
+    num_classes = len(train.class_names)
+    return DetectionData(train, test, num_classes, f"coco {train_digest[:12]}")
 
 
 def flip(image: Tensor, target: Target) -> tuple[Tensor, Target]:
@@ -164,6 +161,6 @@ def _read(folder: Path, part: str) -> tuple[CocoDataset, str]:
         raise ConfigError(
             f"data_dir: {files[0]} is not in COCO's format ({type(error).__name__}: {error})"
         ) from error
-    if not any(len(target.labels) for target in dataset.targets):
+    if not dataset.box_counts.any():
         raise ConfigError(f"data_dir: found no box in {files[0]}; it takes at least one")
     return dataset, hashlib.sha256(data).hexdigest()

@@ -74,7 +74,7 @@ def run(config: DetectionConfig, console: Console) -> dict[str, Any]:
         files.opened(config, accelerator),
     ):
         try:
-            data = _prepare(accelerator, config, out)
+            data = _prepare(accelerator, config, out, bars)
             results, logs = _train_all(accelerator, config, data, out, bars)
             if accelerator.is_main_process:
                 write_detection_page(out / files.REPORT, results, logs)
@@ -103,12 +103,19 @@ def build_detector(config: DetectionConfig, name: str, num_classes: int) -> Dete
     return SmallDetector(num_classes, WIDTHS[name], config.dim, config.rows, config.anchor_sizes)
 
 
-def _prepare(accelerator: Accelerator, config: DetectionConfig, out: Path) -> DetectionData:
+def _prepare(
+    accelerator: Accelerator, config: DetectionConfig, out: Path, bars: Bars
+) -> DetectionData:
     """Reads the images, which are drawn where none are given."""
     if accelerator.is_main_process and config.data_dir is None:
         write_shapes(out / SHAPES, config.images, config.images // _TEST_SHARE)
     accelerator.wait_for_everyone()
-    return read_coco(out / SHAPES if config.data_dir is None else Path(config.data_dir))
+    data = read_coco(out / SHAPES if config.data_dir is None else Path(config.data_dir))
+    absent = (data.train.box_counts == 0).nonzero().flatten().tolist()
+    if absent:
+        names = ", ".join(data.train.class_names[label] for label in absent)
+        bars.note(f"The training set has no box of {names}: no class mean, and nothing to learn")
+    return data
 
 
 def _train_all(
