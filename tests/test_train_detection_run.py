@@ -22,7 +22,6 @@ from ndfast.train.data.batches import Batch
 from ndfast.train.detection import boxes as box_math
 from ndfast.train.detection.class_means import take_class_means
 from ndfast.train.detection.coco import read_coco
-from ndfast.train.detection.config import DetectionConfig
 from ndfast.train.detection.distiller import DetectionDistiller
 from ndfast.train.detection.loop import DetectionTrainer
 from ndfast.train.detection.run import run
@@ -189,21 +188,3 @@ def test_the_seed_decides_everything(folder: Path) -> None:
 
     assert torch.equal(trained(1), trained(1))
     assert not torch.equal(trained(1), trained(2))
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"model": "large"}, "model: got 'large'; it takes tiny, small, or torchvision:NAME"),
-        ({"methods": ("kd", "dkd")}, "methods: got 'dkd'; it takes ce, kd, kd++"),
-        ({"methods": ()}, "methods: got none; it takes ce, kd, kd++"),
-        ({"epochs": 0}, "epochs: got 0; it takes 1 or more"),
-        ({"lr": float("nan")}, "lr: got nan; it takes more than 0"),
-        ({"momentum": float("nan")}, "momentum: got nan; it takes 0 or more"),
-        ({"anchor_sizes": (8, 0)}, "anchor_sizes: got [8, 0]; it takes one or more, of 1 or more"),
-    ],
-)
-def test_options_that_are_not_taken(fields: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError) as raised:
-        DetectionConfig(**fields)
-    assert str(raised.value).startswith(message)

@@ -2,7 +2,8 @@
 
 What is trained:
 
-- `config`: what a run is made of; `recipes/`: files of it; `commands`, `flags`: its command line
+- `config`: what a run is made of; `options`: its fields; `recipes/`: files of it; `commands`,
+  `flags`: its command line
 - `data/`, `models/`, `losses/`: the parts; a data set, network or method is added there
 - `teacher`: the frozen teacher and its class means; `make_class_means`: the command for them alone
 - `distiller`: student, projector and losses, all that is trained, in one module
