@@ -147,15 +147,14 @@ def test_a_run_and_what_goes_on_from_its_files(tmp_path: Path) -> None:
     assert "class_means: cannot read nowhere.npz" in refused(**untrained)
     with pytest.raises(ConfigError, match="backend: "):
         quiet(tmp_path / "refused", backend="cuda" if not torch.cuda.is_available() else "native")
+    assert "class_means: cannot read teacher" in refused(**untrained | {"class_means": "teacher"})
+    assert "teacher_weights: cannot read pretrained" in refused(teacher_weights="pretrained")
+    for shape in ((81, D), (K + 1, 1024)):
+        path = tmp_path / "other.npz"
+        ndfast.save_class_means(path, torch.rand(shape))
+        expected = f"is [{shape[0]}, {shape[1]}]; teacher and data take [6, 16]"
+        assert expected in refused(**untrained | {"class_means": str(path)})
     assert not (tmp_path / "refused" / "teacher").exists()  # told before it is trained
-    ndfast.save_class_means(tmp_path / "81.npz", torch.rand(81, D))
-    assert "is [81, 16]; teacher and data take [6, 16]" in refused(
-        class_means=str(tmp_path / "81.npz")
-    )
-    ndfast.save_class_means(tmp_path / "wide.npz", torch.rand(K + 1, 1024))
-    assert "is [6, 1024]; teacher and data take [6, 16]" in refused(
-        class_means=str(tmp_path / "wide.npz")
-    )
 
 
 def test_the_learning_rate_follows_its_schedule(

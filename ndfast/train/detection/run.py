@@ -134,16 +134,12 @@ def _train_all(
 
     students, logs, ends = {}, {}, {}
     if config.teacher_weights is None:
-        logs["teacher"] = read_log(out / files.TEACHER / files.LOG)
+        logs["teacher"], ends["teacher"] = _read_log(out / files.TEACHER)
     for method in config.methods:
         folder = out / files.RUNS / method
         student = _train_one(config, data, method, teacher, means, folder, bars)
-        logs[method] = read_log(folder / files.LOG)
-        students[method] = measure(student)
-    for name, log in logs.items():
-        *_, ends[name] = (record for record in log if record["event"] == "epoch")
-    for method, found in students.items():
-        found["losses"] = ends[method]["train"]
+        logs[method], ends[method] = _read_log(folder)
+        students[method] = measure(student) | {"losses": ends[method]["train"]}
     results = {
         "config": asdict(config),
         "environment": files.run_environment(accelerator),
@@ -158,18 +154,19 @@ def _train_all(
 def _rehearse(accelerator: Accelerator, config: DetectionConfig, data: DetectionData) -> None:
     """Raises what would only be raised once a teacher has been trained, and costs nothing."""
     count_steps(accelerator, data.train, config)
-    check_inputs(config)
+    check_inputs(config, {})
     if any(METHODS[method].nd for method in config.methods):
         resolve_backend(accelerator, config.backend)
-    widths = [
-        build_detector(config, name, data.num_classes).dim
-        for name in (config.model, config.teacher)
-    ]
-    if widths[0] != widths[1]:
+    student, teacher = (
+        build_detector(config, name, data.num_classes) for name in (config.model, config.teacher)
+    )
+    if student.dim != teacher.dim:
         raise ConfigError(
-            f"dim: {config.model} has {widths[0]} box features, {config.teacher} {widths[1]}; they "
-            "take the same number"
+            f"dim: {config.model} has {student.dim} box features, {config.teacher} {teacher.dim}; "
+            "they take the same number"
         )
+    if config.class_means is not None:
+        _read_class_means(config.class_means, {"data": data.name}, teacher)
 
 
 def _train_one(
@@ -253,12 +250,7 @@ def _find_class_means(
     }
     counts = None
     if config.class_means is not None:
-        means, _ = read_class_means(
-            Path(config.class_means),
-            about,
-            teacher,  # type: ignore[arg-type]  # only its dim is read
-            data.num_classes + 1,
-        )
+        means = _read_class_means(config.class_means, about, teacher)
     else:
         set_seed(config.seed)
         means, counts = take_class_means(accelerator, teacher, data.train, config.batch_size)
@@ -268,3 +260,30 @@ def _find_class_means(
             path = out / files.CLASS_MEANS
             ndfast.save_class_means(path, means, counts=counts.cpu(), **about)
     return means.to(accelerator.device).float()
+
+
+def _read_class_means(file: str, about: dict[str, str], teacher: Detector) -> Tensor:
+    means, _ = read_class_means(
+        Path(file),
+        about,
+        teacher,  # type: ignore[arg-type]  # only its dim is read
+        teacher.num_classes + 1,
+    )
+    return means
+
+
+def _read_log(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The log of a training that is over, and what it tells of the last epoch.
+
+    Raises:
+        ConfigError: it is gone, or tells of none.
+    """
+    path = folder / files.LOG
+    log = read_log(path) if path.exists() else []
+    epochs = [record for record in log if record["event"] == "epoch"]
+    if not epochs:
+        raise ConfigError(
+            f"out: {path} tells of no epoch, and the training in {folder} is over; it takes "
+            "--overwrite to begin anew, or another folder"
+        )
+    return log, epochs[-1]
