@@ -51,12 +51,11 @@ def take_class_means(
     without_box = dataset.box_counts == 0
     missed = (means.counts[:-1].cpu() == 0) & ~without_box
     having = [image for image, target in enumerate(dataset.targets) if missed[target.labels].any()]
+    missed = missed.to(accelerator.device)
     for images, targets in _batches(accelerator, dataset, having, batch_size):
-        chosen = [missed.to(target.labels.device)[target.labels] for target in targets]
-        maps = teacher.encode(images)
-        boxes = [target.boxes[own] for target, own in zip(targets, chosen, strict=True)]
-        labels = [target.labels[own] for target, own in zip(targets, chosen, strict=True)]
-        means.update(teacher.read(maps, boxes).features, torch.cat(labels))
+        own = [Target(*(part[missed[target.labels]] for part in target)) for target in targets]
+        features = teacher.read(teacher.encode(images), [target.boxes for target in own]).features
+        means.update(features, torch.cat([target.labels for target in own]))
     if accelerator.is_main_process:
         absent = without_box.nonzero().flatten()
         means.update(torch.zeros(len(absent), teacher.dim), absent)
