@@ -268,6 +268,7 @@ def test_a_detectors_table_and_page_show_what_was_found(tmp_path: Path) -> None:
     write_detection_page(tmp_path / "page.html", results, logs)
     page = Page(tmp_path / "page.html")
     text = " ".join(page.text.split())
+    assert "A detector by ce, kd, kd++ on coco 0123456789ab, seed 3" in text
     for name, log in logs.items():
         speed = sum(record["images_per_s"] for record in log[-2:]) / 2
         assert f"{name} 20 {results['skipped'][name]} {speed:.1f}" in text

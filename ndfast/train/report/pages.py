@@ -104,7 +104,7 @@ def write_detection_page(
         for method, found in students.items()
     ]
     seed = results["config"]["seed"]
-    title = f"{', '.join(students)} for a detector on {results['data']['name']}, seed {seed}"
+    title = f"A detector by {', '.join(students)} on {results['data']['name']}, seed {seed}"
     pictures = detection_pictures(logs, students)
     _write(path, title, facts, detection_grids(results, logs), pictures, results)
 
