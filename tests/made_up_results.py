@@ -1,4 +1,4 @@
-"""Results of runs and comparisons that never were, of random figures."""
+"""Results of runs, comparisons and detectors that never were, of random figures."""
 
 from __future__ import annotations
 
@@ -100,3 +100,46 @@ def comparison_results(seeds: int = 3) -> dict[str, Any]:
             "kd++": {"native": uniform(2, 3), "reference": uniform(3, 4)},
         },
     }
+
+
+def detection_results() -> dict[str, Any]:
+    """Of a detector's students by three methods, one of which skipped steps."""
+    reached = ("map", "map50", "norm", "cosine")
+    found = [{name: uniform(0.2, 0.9) for name in reached} for _ in range(4)]
+    first = run_results()
+    return {
+        "config": {"model": "tiny", "teacher": "small", "seed": 3, "methods": ("ce", "kd", "kd++")},
+        "environment": first["environment"],
+        "data": {"name": "coco 0123456789ab", "train": 1200, "test": 400},
+        "teacher": found[0],
+        "students": dict(zip(("ce", "kd", "kd++"), found[1:], strict=True)),
+        "skipped": {"teacher": 0, "ce": 0, "kd": 1234, "kd++": 0},
+    }
+
+
+def detection_logs() -> dict[str, list[dict[str, Any]]]:
+    """Of its trainings, each of two epochs of ten steps."""
+    logs = {}
+    for name in ("teacher", "ce", "kd", "kd++"):
+        own = {"ce": (), "kd": ("kd",), "kd++": ("kd", "nd")}.get(name, ())
+        losses = ("objectness", "proposals", "classification", "regression", *own)
+        logs[name] = [
+            {
+                "event": "step",
+                "step": step,
+                "loss": uniform(1, 3),
+                "losses": {part: uniform(1, 3) for part in losses},
+            }
+            for step in range(1, 21)
+        ]
+        logs[name] += [
+            {
+                "event": "epoch",
+                "step": 10 * epoch,
+                "train": {part: uniform(1, 3) for part in ("loss", *losses)},
+                "parts_ms": run_results()["parts_ms"],
+                "images_per_s": uniform(10, 90),
+            }
+            for epoch in (1, 2)
+        ]
+    return logs

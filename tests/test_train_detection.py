@@ -91,7 +91,7 @@ def test_a_batch_without_any_row_trains_on(monkeypatch: pytest.MonkeyPatch, seed
     monkeypatch.setattr(distiller.student, "sample", lambda maps, targets: (none, {}))
     losses = distiller(*batch(1, 0), teacher())
     assert {name: loss.item() for name, loss in losses.items()} == {
-        "classification": 0, "regression": 0, "nd": 0,
+        "classification": 0, "regression": 0, "kd": 0, "nd": 0,
     }  # fmt: skip
     for grad in gradients(distiller, torch.stack([*losses.values()]).sum()).values():
         assert not grad.any()

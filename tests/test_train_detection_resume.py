@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,15 @@ def test_a_damaged_checkpoint_is_passed_over(
     resumed = quiet(tmp_path, resume=True)
     assert events(tmp_path / "teacher", "resume")[0]["step"] == STEPS
     assert resumed["teacher"] == json.loads((unbroken / "results.json").read_text())["teacher"]
+
+
+def test_a_training_that_has_lost_its_log(unbroken: Path, tmp_path: Path) -> None:
+    shutil.copytree(unbroken, tmp_path / "run")
+    (tmp_path / "run" / "runs" / "ce" / "log.jsonl").unlink()
+    with pytest.raises(
+        ConfigError, match=r"^out: .*log\.jsonl tells of no epoch, and the training"
+    ):
+        quiet(tmp_path / "run", resume=True)
 
 
 def test_the_log_tells_of_every_epoch(unbroken: Path) -> None:

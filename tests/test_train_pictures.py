@@ -10,14 +10,22 @@ import pytest
 pytest.importorskip("matplotlib", reason="needs the extra [train]")
 pytest.importorskip("rich", reason="needs the extra [train]")
 
-from made_up_results import LOSSES, comparison_results, run_records, run_results
+from made_up_results import (
+    LOSSES,
+    comparison_results,
+    detection_logs,
+    run_records,
+    run_results,
+)
 from matplotlib.image import imread
 
 from ndfast.train.report import plot_comparison
 from ndfast.train.report.drawing import late_range, line_styles, to_svg
+from ndfast.train.report.pictures import LOSSES as TITLES
 from ndfast.train.report.pictures import (
     MOST_POINTS,
     comparison_pictures,
+    detection_pictures,
     draw_losses,
     draw_pairs,
     draw_parts,
@@ -83,7 +91,7 @@ def test_without_a_teacher_there_are_two_panels() -> None:
 def test_the_losses_are_those_of_log_and_epochs() -> None:
     epochs, records = run_results()["epochs"], run_records()
     records[5]["loss"] = None  # a skipped batch
-    figure = draw_losses(epochs, [{"event": "start", "step": 0}, *records])
+    figure = draw_losses({"": (epochs, [{"event": "start", "step": 0}, *records])}, TITLES)
     assert figure is not None
     for panel, name in zip(figure.axes, ("loss", *LOSSES), strict=True):
         steps, means = (line.get_xydata() for line in panel.get_lines())
@@ -93,9 +101,30 @@ def test_the_losses_are_those_of_log_and_epochs() -> None:
         np.testing.assert_array_equal(steps[:, 0], range(1, 41))
         np.testing.assert_array_equal(steps[:, 1], np.array(expected, dtype=float))
         assert means.tolist() == [[epoch["step"], epoch["train"][name]] for epoch in epochs]
-    many = draw_losses([], run_records(steps=2 * MOST_POINTS + 1))
+    many = draw_losses({"": ([], run_records(steps=2 * MOST_POINTS + 1))}, TITLES)
     assert many is not None
     assert len(many.axes[0].get_lines()[0].get_xdata()) == 667  # every third
+
+
+def test_a_detectors_losses_by_method() -> None:
+    logs = detection_logs()
+    losses, times = (picture.figure for picture in detection_pictures(logs, ["ce", "kd", "kd++"]))
+    panels = {panel.get_title(loc="left"): panel for panel in losses.axes if panel.get_visible()}
+    names = ("loss", "objectness", "proposals", "classification", "regression", "kd", "nd")
+    assert list(panels) == [TITLES.get(name, name) for name in names]
+    for name, panel in zip(names, panels.values(), strict=True):
+        methods = {"kd": ["kd", "kd++"], "nd": ["kd++"]}.get(name, ["ce", "kd", "kd++"])
+        lines = [line.get_xydata() for line in panel.get_lines()]
+        for method, pale, strong in zip(methods, lines[::2], lines[1::2], strict=True):
+            steps = [record for record in logs[method] if record["event"] == "step"]
+            of_steps = [(row["losses"] | {"loss": row["loss"]})[name] for row in steps]
+            assert pale[:, 1].tolist() == of_steps
+            assert strong.tolist() == [
+                [row["step"], row["train"][name]] for row in logs[method] if "train" in row
+            ]
+    assert [text.get_text() for text in losses.legends[0].get_texts()] == ["ce", "kd", "kd++"]
+    (panel,) = times.axes
+    assert [text.get_text() for text in panel.get_yticklabels()] == ["teacher", "ce", "kd", "kd++"]
 
 
 def test_a_step_is_the_sum_of_its_parts() -> None:

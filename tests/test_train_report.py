@@ -16,14 +16,23 @@ import pytest
 pytest.importorskip("matplotlib", reason="needs the extra [train]")
 pytest.importorskip("rich", reason="needs the extra [train]")
 
-from made_up_results import METRICS, comparison_results, run_records, run_results
+from made_up_results import (
+    METRICS,
+    comparison_results,
+    detection_logs,
+    detection_results,
+    run_records,
+    run_results,
+)
 from rich.console import Console, Group
 
 from ndfast.train.report import (
     build_comparison_table,
+    build_detection_table,
     build_run_table,
     plot_comparison,
     write_comparison_page,
+    write_detection_page,
     write_run_page,
 )
 from ndfast.train.report.drawing import INK
@@ -115,6 +124,11 @@ def comparison_page(path: Path) -> Page:
     return Page(path / "comparison.html")
 
 
+def detection_page(path: Path) -> Page:
+    write_detection_page(path / "detection.html", detection_results(), detection_logs())
+    return Page(path / "detection.html")
+
+
 def test_a_runs_table_shows_what_is_in_its_results() -> None:
     results = run_results()
     shown = " ".join(in_terminal(build_run_table(results)).split())
@@ -199,7 +213,7 @@ def test_the_tables_fit_a_terminal() -> None:
     assert "reviewkd++" in shown
 
 
-@pytest.mark.parametrize("make", [run_page, comparison_page])
+@pytest.mark.parametrize("make", [run_page, comparison_page, detection_page])
 def test_a_page_needs_nothing_else(make: Callable[[Path], Page], tmp_path: Path) -> None:
     page = make(tmp_path)
     assert page.source.startswith("<!DOCTYPE html>")
@@ -223,10 +237,10 @@ def test_a_page_needs_nothing_else(make: Callable[[Path], Page], tmp_path: Path)
         assert svg.count(INK) == 1  # where the light scheme is defined
 
 
-@pytest.mark.parametrize("make", [run_page, comparison_page])
+@pytest.mark.parametrize("make", [run_page, comparison_page, detection_page])
 def test_a_page_reads_without_its_pictures(make: Callable[[Path], Page], tmp_path: Path) -> None:
     page = make(tmp_path)
-    assert len(page.pictures()) >= 3
+    assert len(page.pictures()) >= 2
     assert all(len(attributes["alt"] or "") > 30 for attributes in page.find("img"))
     assert page.find("html") == [{"lang": "en"}]
     assert len(page.find("h1")) == 1
@@ -250,6 +264,32 @@ def test_a_runs_page_shows_what_its_table_shows(tmp_path: Path) -> None:
         assert figure in shown
     for milestone in ("milestones", "1, 2", "torch"):
         assert milestone in page.text
+
+
+def test_a_detectors_table_and_page_show_what_was_found(tmp_path: Path) -> None:
+    results, logs = detection_results(), detection_logs()
+    shown = " ".join(in_terminal(build_detection_table(results)).split())
+    teacher = results["teacher"]
+    for name, found in {"teacher": teacher, **results["students"]}.items():
+        cells = [f"{100 * found[metric]:.2f}" for metric in ("map50", "map")]
+        cells += [f"{found['norm']:.2f}", f"{found['norm'] / teacher['norm']:.2f}"]
+        assert " ".join([name, *cells, f"{found['cosine']:.3f}"]) in shown
+    assert "Steps skipped: kd 1,234." in shown
+    results["skipped"]["kd"] = 0
+    assert "skipped" not in in_terminal(build_detection_table(results))
+    results["skipped"]["kd"] = 7
+    write_detection_page(tmp_path / "page.html", results, logs)
+    page = Page(tmp_path / "page.html")
+    text = " ".join(page.text.split())
+    assert "A detector by ce, kd, kd++ on coco 0123456789ab, seed 3" in text
+    for name, log in logs.items():
+        speed = sum(record["images_per_s"] for record in log[-2:]) / 2
+        assert f"{name} 20 {results['skipped'][name]} {speed:.1f}" in text
+    (losses, parts) = page.pictures()
+    for title in ("ND", "sum, weighted", "regression", "objectness", "kd++"):
+        assert f"<!-- {title} -->" in losses
+    for title in ("teacher", "kd++", "backward"):
+        assert f"<!-- {title} -->" in parts
 
 
 def test_names_are_text_and_nothing_else(tmp_path: Path) -> None:

@@ -2,7 +2,8 @@
 
 What is trained:
 
-- `config`: what a run is made of; `recipes/`: files of it; `commands`, `flags`: its command line
+- `config`: what a run is made of; `options`: its fields; `recipes/`: files of it; `commands`,
+  `flags`: its command line
 - `data/`, `models/`, `losses/`: the parts; a data set, network or method is added there
 - `teacher`: the frozen teacher and its class means; `make_class_means`: the command for them alone
 - `distiller`: student, projector and losses, all that is trained, in one module
@@ -10,7 +11,7 @@ What is trained:
 How:
 
 - `loop`: the steps and epochs of one training, with `optimizers`, `average`, `position`,
-  `finite`, `stopwatch`
+  `finite`, `skipping`, `stopwatch`
 - `evaluation`: passes over a whole data set
 - `processes`, `fsdp`: device and processes by Accelerate
 - `checkpoints`: written atomically, kept in a ring

@@ -5,8 +5,7 @@ The defaults are KD++'s on CIFAR-100 (arXiv 2305.17007: ResNet-56 to ResNet-20).
 
 from __future__ import annotations
 
-import math
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from difflib import get_close_matches
 from os.path import relpath
 from typing import Any
@@ -16,29 +15,11 @@ from ndfast.train.data import DATA
 from ndfast.train.errors import ConfigError
 from ndfast.train.losses import METHODS
 from ndfast.train.models import MODELS
+from ndfast.train.options import check_values
+from ndfast.train.options import option as _option
 
 WHAT, LOSSES, HOW = "what is trained", "losses", "optimiser and schedule"
 MACHINE, LONG, OUTPUT = "machine", "long runs", "output"
-
-
-def _option(
-    default: Any,
-    group: str,
-    text: str,
-    *,
-    choices: tuple[str, ...] | None = None,
-    metavar: str | None = None,
-    may_change: bool = False,
-) -> Any:
-    """A field; ``may_change``: a resumed run may have another value of it."""
-    metadata = {
-        "group": group,
-        "help": text,
-        "choices": choices,
-        "metavar": metavar,
-        "may_change": may_change,
-    }
-    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
@@ -189,23 +170,15 @@ class TrainConfig:
     tensorboard: bool = _option(False, OUTPUT, "write TensorBoard's files too", may_change=True)
 
     def __post_init__(self) -> None:
-        for item in fields(self):
-            self._check(item.name, getattr(self, item.name), item.metadata["choices"])
+        check_values(
+            self,
+            _LEAST,
+            above_zero=("lr", "teacher_lr", "nd_weight", "temperature"),
+            below_one=("label_smoothing", "ema"),
+        )
         if not self.out:
             name = "".join(c if c.isalnum() or c in "._-" else "-" for c in self.data)
             object.__setattr__(self, "out", f"runs/{name}")
-        for name, least in _LEAST.items():
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ConfigError(f"{name}: got {value}; it takes {least} or more")
-        for name in ("lr", "teacher_lr", "nd_weight", "temperature"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ConfigError(f"{name}: got {value}; it takes more than 0")
-        for name in ("label_smoothing", "ema"):
-            value = getattr(self, name)
-            if value is not None and value >= 1:
-                raise ConfigError(f"{name}: got {value}; it takes less than 1")
         if self.resume and self.overwrite:
             raise ConfigError("resume: got it together with overwrite; it takes one of them")
         if METHODS[self.method].distillation == "dkd" and (self.mixup or self.cutmix):
@@ -213,33 +186,7 @@ class TrainConfig:
                 f"mixup and cutmix: {self.method} takes neither, it needs one class for each image"
             )
 
-    def _check(self, name: str, value: Any, choices: tuple[str, ...] | None) -> None:
-        kind, optional = _KINDS[name]
-        if value is None and optional:
-            return
-        numbers: Any = (int, float) if kind is float else kind
-        if not isinstance(value, numbers) or (isinstance(value, bool) and kind is not bool):
-            raise ConfigError(f"{name}: got {value!r}; it takes {_WORDS[kind]}")
-        if kind is tuple and not all(type(epoch) is int and epoch > 0 for epoch in value):
-            raise ConfigError(f"{name}: got {value!r}; it takes {_WORDS[kind]}")
-        if kind is float and not math.isfinite(value):
-            raise ConfigError(f"{name}: got {value}; it takes a finite number")
-        if choices and value not in choices:
-            raise ConfigError(f"{name}: got {value!r}; it takes {', '.join(choices)}")
 
-
-_TYPES = {"str": str, "int": int, "float": float, "bool": bool, "tuple[int, ...]": tuple}
-_WORDS = {
-    str: "a string",
-    int: "an integer",
-    float: "a number",
-    bool: "true or false",
-    tuple: "integers above 0",
-}
-_KINDS = {
-    item.name: (_TYPES[str(item.type).removesuffix(" | None")], "None" in str(item.type))
-    for item in fields(TrainConfig)
-}
 _LEAST: dict[str, float] = {
     "epochs": 1,
     "batch_size": 2,  # batch normalisation needs two rows
@@ -279,9 +226,10 @@ def without_losses(config: TrainConfig) -> TrainConfig:
 
 def check_keys(keys: list[str], source: str) -> None:
     """Raises ConfigError for the first of ``keys`` that is no field, naming one that is near."""
+    names = [item.name for item in fields(TrainConfig)]
     for key in keys:
-        if key not in _KINDS:
-            near = get_close_matches(key, _KINDS, n=1)
+        if key not in names:
+            near = get_close_matches(key, names, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise ConfigError(f"{source}: unknown key {key!r}{hint}")
 

@@ -10,6 +10,8 @@ All processes read it: on several machines it is one that they share.
 - `report.html`: the same to look at
 - `teacher/`: the run of a teacher that was trained first
 - `runs/`: the runs of a comparison, or a detector's student by each method
+
+Of a detector, log, checkpoints and weights are in `teacher/` and in each folder of `runs/`.
 """
 
 from __future__ import annotations

@@ -7,9 +7,8 @@ from contextlib import nullcontext
 from time import perf_counter
 
 import numpy as np
-import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 
 import ndfast
 from ndfast.train import fsdp
@@ -24,6 +23,7 @@ from ndfast.train.evaluation import evaluate, move, place, share_buffers
 from ndfast.train.finite import FiniteCheck
 from ndfast.train.optimizers import build_optimizer, learning_rate
 from ndfast.train.position import Bar, Log, Position, Silent
+from ndfast.train.skipping import Skipping
 from ndfast.train.stopwatch import Stopwatch
 from ndfast.train.teacher import Teacher
 
@@ -103,14 +103,7 @@ class Trainer:
             self.stopwatch.watch("nd", distiller.nd)
         self.mixer = Mixer(config.mixup, config.cutmix) if config.mixup or config.cutmix else None
         self.finite = FiniteCheck(accelerator)
-        # What a forward pass changes.
-        self._buffers = [
-            buffer
-            for module in self.model.modules()
-            if isinstance(module, nn.modules.batchnorm._NormBase)
-            for buffer in module.buffers(recurse=False)
-        ]
-        self._buffers_before = [torch.empty_like(buffer) for buffer in self._buffers]
+        self.skipping = Skipping(self.model, self.position, config.max_skipped, config.seed)
 
     def train(self, log: Log, bar: Bar, after: Callable[[bool], None]) -> None:
         """Trains until the last epoch, or ``config.max_steps``.
@@ -183,8 +176,7 @@ class Trainer:
     def step(self, step_batches: list[tuple[Tensor, Tensor]]) -> None:
         """One step of the optimiser; its images and labels in ``config.accumulate`` batches."""
         position, accumulate = self.position, len(step_batches)
-        if self._buffers:
-            torch._foreach_copy_(self._buffers_before, self._buffers)
+        self.skipping.begin_step()
         losses: list[dict[str, Tensor]] = []
         for number, (images, labels) in enumerate(step_batches):
             last = number == accumulate - 1
@@ -200,11 +192,7 @@ class Trainer:
             finite = self.finite.answer()
             if finite:
                 self._update(rate)
-        if finite:
-            position.in_a_row = 0
-            position.count(losses)
-        else:
-            self._skip()
+        self.skipping.end_step(finite, losses, self.log)
         self.optimizer.zero_grad()
         position.step += 1
         self.stopwatch.end_step()
@@ -253,66 +241,28 @@ class Trainer:
         if self.average is not None:
             self.average.update_parameters(self.accelerator.unwrap_model(self.model))
 
-    def _skip(self) -> None:
-        """Leaves the step's batches out: parameters, and statistics of normalisation, as before."""
-        position, most = self.position, self.config.max_skipped
-        if self._buffers:
-            torch._foreach_copy_(self._buffers, self._buffers_before)
-        position.skipped += 1
-        position.in_a_row += 1
-        self.log.write(
-            "skip", step=position.step + 1, epoch=position.epoch + 1, in_a_row=position.in_a_row
-        )
-        if position.in_a_row >= most:
-            raise FloatingPointError(
-                f"the training loss or its gradient was NaN or infinite {most} times in a row, up "
-                f"to step {position.step + 1} in epoch {position.epoch + 1} with seed "
-                f"{self.config.seed}; a lower learning rate may help"
-            )
-
     def _tell(self, losses: list[dict[str, Tensor]], rate: float) -> None:
         position = self.position
         if position.step % self.config.log_every:
             self.bar.advance()
             return
-        names = list(losses[0])
-        stacked = torch.stack(
-            [torch.stack([found[name].double() for name in names]) for found in losses]
-        )
-        means = dict(
-            zip(names, self.accelerator.reduce(stacked.mean(dim=0), "mean").tolist(), strict=True)
-        )
-        loss = means.pop("loss")
-        accuracy = {"training": means.pop("accuracy")} if "accuracy" in means else {}
-        speed = self.config.batch_size * self.accelerator.num_processes * len(losses)
-        speed /= self.stopwatch.seconds_per_step()
-        self.log.write(
-            "step",
-            step=position.step,
-            epoch=position.epoch + 1,
-            loss=loss,
-            losses=means,
-            lr=rate,
-            images_per_s=speed,
-        )
-        self.bar.advance(loss=loss, **means, **accuracy, images_per_s=speed)
+        images = self.config.batch_size * self.accelerator.num_processes * len(losses)
+        speed = images / self.stopwatch.seconds_per_step()
+        position.tell(self.accelerator, losses, rate, speed, self.log, self.bar)
 
     def _end_epoch(self, images: int, seconds: float) -> None:
         position = self.position
-        position.settle(self.accelerator)
-        counted = max(position.counted, 1)
         test, average = self.evaluate()
-        position.epoch += 1
+        train = position.end_epoch(self.accelerator)
         self.bar.show(accuracy=test["accuracy"])
         self.log.write(
             "epoch",
             epoch=position.epoch,
             step=position.step,
-            train={name: value / counted for name, value in position.sums.items()},
+            train=train,
             test=test,
             ema=average,
             parts_ms=self.stopwatch.medians_ms(),
             images_per_s=images * self.accelerator.num_processes * self.config.accumulate / seconds,
             skipped=position.skipped,
         )
-        position.sums, position.counted = {}, 0

@@ -8,7 +8,7 @@ Every line has "event" and "time" (UTC, ISO 8601), and besides:
 - "skip", a batch whose loss or gradient was NaN or Inf: "step", "epoch", "in_a_row"
 - "epoch": "epoch", "step", "train" (means over its steps), "test", "ema" ("test" of the averaged
   weights, or null), "parts_ms" (the median step's), "images_per_s", "skipped" (so far); of a
-  detector no more than "train"
+  detector without "test" and "ema"
 - "checkpoint": "step", "name"
 - "end": "step", "sha256" (of the weights)
 

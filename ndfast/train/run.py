@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -163,18 +164,21 @@ def resolve_backend(accelerator: Accelerator, backend: str | None) -> str:
         raise ConfigError(f"backend: {error}") from error
 
 
-def check_inputs(config: Any) -> None:
-    """Raises ConfigError if a config names weights or class means that are not there."""
-    for name, words in (("teacher_weights", (PRETRAINED,)), ("class_means", MEANS_WORDS)):
+def check_inputs(config: Any, words: Mapping[str, tuple[str, ...]]) -> None:
+    """Raises ConfigError if a config names weights or class means that are not there.
+
+    ``words`` are those that stand for no file, by field.
+    """
+    for name in ("teacher_weights", "class_means"):
         path = getattr(config, name)
-        if path is not None and path not in words and not Path(path).is_file():
+        if path is not None and path not in words.get(name, ()) and not Path(path).is_file():
             raise ConfigError(f"{name}: cannot read {path}: there is no such file")
 
 
 def _rehearse(config: TrainConfig, accelerator: Accelerator, data: Data) -> None:
     """Raises what would only be raised once a teacher has been trained, and costs nothing."""
     count_steps(config, data, accelerator.num_processes)
-    check_inputs(config)
+    check_inputs(config, {"teacher_weights": (PRETRAINED,), "class_means": MEANS_WORDS})
     with torch.device("meta"):
         network = build_model(config.model, data.num_classes, data.image_shape)
         teacher = None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 import torch
 from accelerate import Accelerator
 from torch import Tensor
@@ -9,7 +11,7 @@ from torch import Tensor
 import ndfast
 from ndfast.train.data.batches import Batch
 from ndfast.train.detection.coco import CocoDataset
-from ndfast.train.detection.detector import Detector
+from ndfast.train.detection.detector import Detector, Target
 from ndfast.train.detection.loop import move
 from ndfast.train.errors import ConfigError
 
@@ -24,28 +26,53 @@ def take_class_means(
     the teacher's own, so that they depend on nothing but the teacher, the data and the generator
     of random numbers. The processes share the images.
 
+    A class with boxes of which chance samples none has the mean over its boxes themselves. One
+    without a box has no rows in training either: its mean is 0, which no loss meets.
+
     Args:
         accelerator: the device and the processes.
         teacher: in evaluation mode.
-        dataset: images and objects; every class has a box.
+        dataset: images and objects.
         batch_size: images at a time.
 
     Returns:
-        The means [K + 1, D], background last, as in KD++'s files; and each one's rows.
+        The means [K + 1, D], background last, as in KD++'s files; and each one's rows, 0 for a
+        class without a box.
 
     Raises:
         ConfigError: there is no background, or a mean is not finite.
     """
     means = ndfast.ClassMeans(teacher.num_classes + 1, teacher.dim)
-    own = range(accelerator.process_index, len(dataset), accelerator.num_processes)
-    for start in range(0, len(own), batch_size):
-        batch = dataset.__getitems__(Batch([*own[start : start + batch_size]], None))
-        images, targets = move(*batch, accelerator.device)
+    for images, targets in _batches(accelerator, dataset, range(len(dataset)), batch_size):
         maps = teacher.encode(images)
         rows, _ = teacher.sample(maps, targets)
         means.update(teacher.read(maps, rows.boxes).features, rows.labels)
     means.all_reduce()
+    without_box = dataset.box_counts == 0
+    missed = (means.counts[:-1].cpu() == 0) & ~without_box
+    having = [image for image, target in enumerate(dataset.targets) if missed[target.labels].any()]
+    missed = missed.to(accelerator.device)
+    for images, targets in _batches(accelerator, dataset, having, batch_size):
+        own = [Target(*(part[missed[target.labels]] for part in target)) for target in targets]
+        features = teacher.read(teacher.encode(images), [target.boxes for target in own]).features
+        means.update(features, torch.cat([target.labels for target in own]))
+    if accelerator.is_main_process:
+        absent = without_box.nonzero().flatten()
+        means.update(torch.zeros(len(absent), teacher.dim), absent)
+    means.all_reduce()
     try:
-        return means.compute(), means.counts
+        found, counts = means.compute(), means.counts
     except ValueError as error:
         raise ConfigError(f"class_means: {error}") from error
+    counts[:-1][without_box.to(counts.device)] = 0
+    return found, counts
+
+
+def _batches(
+    accelerator: Accelerator, dataset: CocoDataset, rows: Sequence[int], batch_size: int
+) -> Iterator[tuple[list[Tensor], list[Target]]]:
+    """This process's share of the rows of a data set, on the device."""
+    own = rows[accelerator.process_index :: accelerator.num_processes]
+    for start in range(0, len(own), batch_size):
+        batch = dataset.__getitems__(Batch([*own[start : start + batch_size]], None))
+        yield move(*batch, accelerator.device)

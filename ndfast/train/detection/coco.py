@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import os
+from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +16,7 @@ from torch import Tensor
 
 from ndfast.train.data.batches import Batch
 from ndfast.train.data.folders import read_image
+from ndfast.train.detection import boxes as box_math
 from ndfast.train.detection.detector import Target
 from ndfast.train.errors import ConfigError
 
@@ -20,57 +24,71 @@ from ndfast.train.errors import ConfigError
 class CocoDataset:
     """Images that are read from disk batch by batch, and the objects in them.
 
-    Crowds and boxes without area are nothing to train on; evaluation does know of crowds.
+    Crowds, and boxes without area in the image, are nothing to train on; evaluation does know of
+    crowds, and of boxes as they are.
 
     Args:
         folder: of the images.
         content: of the file of annotations.
 
     Attributes:
+        sizes: (H, W) of each image.
         category_ids: COCO's number of each class, in order.
         class_names: likewise.
+        box_counts: the boxes of each class, int64 [K]; crowds and empty ones do not count.
         ground_truth: what pycocotools takes: the content with every field that it reads.
 
     Raises:
-        KeyError, TypeError, ValueError: the content is not in COCO's format.
+        KeyError, TypeError, ValueError, OverflowError: the content is not in COCO's format.
     """
 
     def __init__(self, folder: Path, content: dict[str, Any]) -> None:
         categories = sorted(content["categories"], key=lambda category: category["id"])
-        self.category_ids = [int(category["id"]) for category in categories]
+        self.category_ids = _distinct("category", categories)
         self.class_names = [str(category["name"]) for category in categories]
         images = content["images"]
-        self.image_ids = [int(image["id"]) for image in images]
+        self.image_ids = _distinct("image", images)
         self.files = [folder / image["file_name"] for image in images]
-        objects: dict[int, list[tuple[list[float], int]]] = {i: [] for i in self.image_ids}
-        annotations = []
-        for number, found in enumerate(content["annotations"], start=1):
-            left, top, width, height = map(float, found["bbox"])
-            annotation = {
-                "id": number,  # pycocotools takes 0 for no annotation
-                "image_id": found["image_id"],
-                "category_id": found["category_id"],
-                "bbox": [left, top, width, height],
-                "area": found.get("area", width * height),
-                "iscrowd": found.get("iscrowd", 0),
-            }
-            annotations.append(annotation)
-            label = self.category_ids.index(annotation["category_id"])
-            own = objects[annotation["image_id"]]
-            if not annotation["iscrowd"] and width > 0 and height > 0:
-                own.append(([left, top, left + width, top + height], label))
+        self.sizes = [(int(image["height"]), int(image["width"])) for image in images]
+        annotations = [
+            _annotation(number, found)
+            for number, found in enumerate(content["annotations"], start=1)
+        ]
         self.ground_truth = {
             "images": [{"id": image_id} for image_id in self.image_ids],
             "annotations": annotations,
             "categories": [{"id": category_id} for category_id in self.category_ids],
         }
-        self.targets = [
-            Target(
-                torch.tensor([box for box, _ in own]).reshape(-1, 4),
-                torch.tensor([label for _, label in own], dtype=torch.int64),
-            )
-            for own in objects.values()
-        ]
+        self.targets = self._targets(annotations)
+        labels = torch.cat([target.labels for target in self.targets])
+        self.box_counts = labels.bincount(minlength=len(self.class_names))
+
+    def _targets(self, annotations: list[dict[str, Any]]) -> list[Target]:
+        """The objects in each image, the part of them that is in it."""
+        classes = {category_id: label for label, category_id in enumerate(self.category_ids)}
+        rows = {image_id: row for row, image_id in enumerate(self.image_ids)}
+        boxes: list[list[list[float]]] = [[] for _ in rows]
+        labels: list[list[int]] = [[] for _ in rows]
+        for annotation in annotations:
+            for name, known in (("category_id", classes), ("image_id", rows)):
+                if annotation[name] not in known:
+                    raise ValueError(
+                        f"annotation {annotation['id']} has the {name} {annotation[name]!r}, which "
+                        "the file does not list"
+                    )
+            if annotation["iscrowd"]:
+                continue
+            row = rows[annotation["image_id"]]
+            left, top, width, height = annotation["bbox"]
+            boxes[row].append([left, top, left + width, top + height])
+            labels[row].append(classes[annotation["category_id"]])
+        targets = []
+        for size, own_boxes, own_labels in zip(self.sizes, boxes, labels, strict=True):
+            clipped = box_math.clip(torch.tensor(own_boxes).reshape(-1, 4), *size)
+            real = box_math.has_area(clipped)
+            own = torch.tensor(own_labels, dtype=torch.int64)
+            targets.append(Target(clipped[real], own[real]))
+        return targets
 
     def __len__(self) -> int:
         return len(self.files)
@@ -79,12 +97,18 @@ class CocoDataset:
         """Images float32 [3, H, W] from 0 to 1 and the objects in them; a seed flips half of them.
 
         Raises:
-            ConfigError: an image cannot be read.
+            ConfigError: an image cannot be read, or has another size than the annotations say.
         """
         rng = np.random.default_rng(batch.seed)
         images, targets = [], []
         for row in batch.indices:
             pixels = torch.from_numpy(np.array(read_image(str(self.files[row]))))
+            size, expected = tuple(pixels.shape[:2]), self.sizes[row]
+            if size != expected:
+                raise ConfigError(
+                    f"data_dir: {self.files[row]} is {size[1]} pixels wide and {size[0]} high; its "
+                    f"annotations are for {expected[1]} and {expected[0]}"
+                )
             image, target = pixels.permute(2, 0, 1).float() / 255, self.targets[row]
             if batch.seed is not None and rng.random() < 0.5:
                 image, target = flip(image, target)
@@ -97,7 +121,7 @@ class DetectionData(NamedTuple):
     """What a run trains and tests on.
 
     Args:
-        train: every class occurs in it.
+        train: need not have a box of every class, being a part of a larger set for one.
         test: of the same classes.
         num_classes: K, without background.
         name: tells other data apart, so that class means can name theirs.
@@ -117,8 +141,8 @@ def read_coco(folder: Path) -> DetectionData:
             images in train/ and val/; or all with a year, as COCO has them: instances_train2017.
 
     Raises:
-        ConfigError: a file is missing or not in COCO's format, the two have other classes, or a
-            class has no box to train on.
+        ConfigError: a file or an image is missing, a file is not in COCO's format or has no box at
+            all, or the two have other classes.
     """
     train, train_digest = _read(folder, "train")
     test, _ = _read(folder, "val")
@@ -128,14 +152,8 @@ def read_coco(folder: Path) -> DetectionData:
             f"{', '.join(train.class_names)}, the test set {', '.join(test.class_names)}; they "
             "take the same"
         )
-    labels = torch.cat([target.labels for target in train.targets])
-    counts = labels.bincount(minlength=len(train.class_names))
-    if not counts.all():
-        raise ConfigError(
-            f"data_dir: found no box of {train.class_names[int(counts.argmin())]} in the training "
-            f"set of {folder}; each class takes at least one"
-        )
-    return DetectionData(train, test, len(counts), f"coco {train_digest[:12]}")
+    num_classes = len(train.class_names)
+    return DetectionData(train, test, num_classes, f"coco {train_digest[:12]}")
 
 
 def flip(image: Tensor, target: Target) -> tuple[Tensor, Target]:
@@ -160,10 +178,55 @@ def _read(folder: Path, part: str) -> tuple[CocoDataset, str]:
         dataset = CocoDataset(folder / files[0].stem.removeprefix("instances_"), json.loads(data))
     except OSError as error:
         raise ConfigError(f"data_dir: cannot read {files[0]}: {error.strerror}") from error
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+    except (
+        KeyError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+    ) as error:
         raise ConfigError(
             f"data_dir: {files[0]} is not in COCO's format ({type(error).__name__}: {error})"
         ) from error
-    if not any(len(target.labels) for target in dataset.targets):
+    if not dataset.box_counts.any():
         raise ConfigError(f"data_dir: found no box in {files[0]}; it takes at least one")
+    missing = _missing(dataset.files)
+    if missing:
+        more = f" and {len(missing) - 1:,} more" if len(missing) > 1 else ""
+        raise ConfigError(f"data_dir: {files[0]} names {missing[0]}{more}, not to be found")
     return dataset, hashlib.sha256(data).hexdigest()
+
+
+def _missing(files: list[Path]) -> list[Path]:
+    """Those that are not there; now and not when their turn comes, after hours."""
+    folders = {file.parent for file in files}
+    listed = {folder: set(os.listdir(folder)) for folder in folders if folder.is_dir()}
+    return [file for file in files if file.name not in listed.get(file.parent, ())]
+
+
+def _distinct(kind: str, items: list[dict[str, Any]]) -> list[int]:
+    """The items' ids."""
+    if not items:
+        raise ValueError(f"there is no {kind}")
+    ids = [int(item["id"]) for item in items]
+    for number, count in Counter(ids).items():
+        if count > 1:
+            raise ValueError(f"{count} of kind {kind} have the id {number}")
+    return ids
+
+
+def _annotation(number: int, found: dict[str, Any]) -> dict[str, Any]:
+    """What is read of an annotation; pycocotools takes the number 0 for none."""
+    left, top, width, height = map(float, found["bbox"])
+    area = float(found.get("area", width * height))
+    if not all(map(math.isfinite, (left, top, width, height, area))):
+        raise ValueError(f"annotation {number} has NaN or infinity in bbox or area")
+    return {
+        "id": number,
+        "image_id": found["image_id"],
+        "category_id": found["category_id"],
+        "bbox": [left, top, width, height],
+        "area": area,
+        "iscrowd": int(found.get("iscrowd", 0)),
+    }

@@ -5,12 +5,13 @@ Weights, temperature and batch are KD++'s on COCO; its optimiser there is SGD wi
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from typing import Any
 
 from ndfast.dispatch import BACKENDS
 from ndfast.train.config import TrainConfig
 from ndfast.train.errors import ConfigError
+from ndfast.train.options import check_values, option
 
 METHODS = ("ce", "kd", "kd++")
 WIDTHS = {"tiny": 4, "small": 24}
@@ -21,9 +22,8 @@ _NAMES = f"{', '.join(WIDTHS)}, or {TORCHVISION}NAME for a Faster R-CNN of torch
 
 
 def _option(default: Any, group: str, text: str, **metadata: Any) -> Any:
-    """A field; a resumed run may have another value of those of the machine and the output."""
-    own = {"group": group, "help": text, "may_change": group == _OUTPUT}
-    return field(default=default, metadata=own | metadata)
+    """A resumed run may have another value of those of the machine and the output."""
+    return option(default, group, text, may_change=group == _OUTPUT, **metadata)
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,11 @@ class DetectionConfig:
     seed: int = _option(0, _WHAT, "of parameters, order, augmentation and rows")
 
     methods: tuple[str, ...] = _option(
-        METHODS, _LOSSES, f"of {', '.join(METHODS)}: a student for each", metavar="METHOD"
+        METHODS,
+        _LOSSES,
+        f"of {', '.join(METHODS)}: a student for each",
+        choices=METHODS,
+        metavar="METHOD",
     )
     kd_weight: float = _option(1.0, _LOSSES, "factor of kd, on the class logits")
     temperature: float = _option(1.0, _LOSSES, "of kd")
@@ -86,6 +90,12 @@ class DetectionConfig:
     )
     momentum: float = _option(0.9, _HOW, "of sgd")
     weight_decay: float = _option(1e-4, _HOW, "")
+    max_skipped: int = _option(
+        10,
+        _HOW,
+        "steps in a row that may be skipped for a loss or a gradient of NaN or Inf",
+        metavar="N",
+    )
 
     threads: int = _option(1, _OUTPUT, "of PyTorch on the CPU")
     workers: int = _option(0, _OUTPUT, "processes that load images")
@@ -97,27 +107,16 @@ class DetectionConfig:
     overwrite: bool = _option(False, _OUTPUT, "replace a run that is in OUT")
 
     def __post_init__(self) -> None:
+        check_values(self, _LEAST, above_zero=("lr", "temperature", "nd_weight"))
         for name in ("model", "teacher"):
             value = getattr(self, name)
             if value not in WIDTHS and not value.startswith(TORCHVISION):
                 raise ConfigError(f"{name}: got {value!r}; it takes {_NAMES}")
-        unknown = [method for method in self.methods if method not in METHODS]
-        if unknown or not self.methods:
-            got = repr(unknown[0]) if unknown else "none"
-            raise ConfigError(f"methods: got {got}; it takes {', '.join(METHODS)}")
-        for item in fields(self):
-            value, least = getattr(self, item.name), _LEAST.get(item.name)
-            if least is not None and not value >= least:  # NaN is refused too
-                raise ConfigError(f"{item.name}: got {value}; it takes {least} or more")
-        for name in ("lr", "temperature", "nd_weight"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{name}: got {getattr(self, name)}; it takes more than 0")
+        for name in ("methods", "anchor_sizes"):
+            if not getattr(self, name):
+                raise ConfigError(f"{name}: got none; it takes one or more")
         if self.resume and self.overwrite:
             raise ConfigError("resume: got it together with overwrite; it takes one of them")
-        if not self.anchor_sizes or min(self.anchor_sizes) < 1:
-            raise ConfigError(
-                f"anchor_sizes: got {list(self.anchor_sizes)}; it takes one or more, of 1 or more"
-            )
 
     def shared(self) -> TrainConfig:
         """What `ndfast train` has as well: optimiser, schedule and machine."""
@@ -145,6 +144,7 @@ _LEAST = {
     "batch_size": 1,
     "momentum": 0,
     "weight_decay": 0,
+    "max_skipped": 1,
     "threads": 1,
     "workers": 0,
     "log_every": 1,

@@ -72,10 +72,11 @@ def feature_metrics(
     Args:
         detector: in evaluation mode.
         dataset: the test set.
-        class_means: [K + 1, D].
+        class_means: [K + 1, D]; 0 for a class that has none.
 
     Returns:
-        The means over all objects: "norm" of the feature (L2), and its "cosine" to the class mean.
+        The means over all objects: "norm" of the feature (L2), and its "cosine" to the class mean,
+        over those whose class has one; NaN without any.
     """
     norms, cosines = [], []
     for _, images, targets in _batches(detector, dataset):
@@ -83,7 +84,7 @@ def feature_metrics(
         features = detector.read(detector.encode(images), boxes).features.float()
         centres = class_means[torch.cat([target.labels for target in targets])]
         norms.append(features.norm(dim=1))
-        cosines.append(F.cosine_similarity(features, centres))
+        cosines.append(F.cosine_similarity(features, centres)[centres.any(dim=1)])
     return {"norm": torch.cat(norms).mean().item(), "cosine": torch.cat(cosines).mean().item()}
 
 

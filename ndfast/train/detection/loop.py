@@ -18,7 +18,9 @@ from ndfast.train.errors import ConfigError
 from ndfast.train.evaluation import share_buffers
 from ndfast.train.finite import FiniteCheck
 from ndfast.train.optimizers import build_optimizer, learning_rate
-from ndfast.train.position import Bar, Log, Position
+from ndfast.train.position import Bar, Log, Position, Silent
+from ndfast.train.skipping import Skipping
+from ndfast.train.stopwatch import Stopwatch
 
 
 def count_steps(accelerator: Accelerator, dataset: CocoDataset, config: DetectionConfig) -> int:
@@ -49,6 +51,7 @@ class DetectionTrainer:
 
     Attributes:
         position: what `Accelerator.load_state` sets.
+        stopwatch: the time of a step by its parts; the teacher's is in "forward".
         all_steps: of the optimiser, in the whole training.
 
     Raises:
@@ -71,7 +74,13 @@ class DetectionTrainer:
         self.model, self.optimizer = accelerator.prepare(distiller, optimizer)
         self.position = Position(data.name, accelerator.num_processes)
         accelerator.register_for_checkpointing(self.position)
+        self.stopwatch = Stopwatch(accelerator.device)
+        if distiller.nd is not None:
+            self.stopwatch.watch("nd", distiller.nd)
         self.finite = FiniteCheck(accelerator)
+        self.skipping = Skipping(self.model, self.position, config.max_skipped, config.seed)
+        self.log: Log = Silent()
+        self.bar: Bar = Silent()
 
     def train(self, log: Log, bar: Bar, after_epoch: Callable[[], None]) -> None:
         """Trains until the last epoch; the student is in evaluation mode afterwards.
@@ -82,9 +91,10 @@ class DetectionTrainer:
             after_epoch: is called after each epoch; the place for checkpoints.
 
         Raises:
-            FloatingPointError: the loss or its gradient is NaN or infinite; that step is not taken.
+            FloatingPointError: too many steps in a row had a loss or a gradient of NaN or Inf.
         """
         config, position, accelerator = self.config, self.position, self.accelerator
+        self.log, self.bar = log, bar
         rank, processes = accelerator.process_index, accelerator.num_processes
         batches = TrainingBatches(
             len(self.dataset), config.batch_size, config.seed, rank, processes
@@ -98,69 +108,61 @@ class DetectionTrainer:
                 config.workers,
                 accelerator.device,
             )
-            told, since = position.step, perf_counter()
-            for images, targets in loader:
-                losses, rate = self.step(images, targets)
-                if position.step % config.log_every:
-                    bar.advance()
-                    continue
-                values = {name: value.item() for name, value in losses.items()}
-                images_done = (position.step - told) * config.batch_size * processes
-                speed = images_done / (perf_counter() - since)
-                told, since = position.step, perf_counter()
-                loss = sum(values.values())
-                log.write(
-                    "step",
-                    step=position.step,
-                    epoch=position.epoch + 1,
-                    loss=loss,
-                    losses=values,
-                    lr=rate,
-                    images_per_s=speed,
-                )
-                bar.advance(loss=loss, **values, images_per_s=speed)
-            self._end_epoch(log)
+            start, loaded = perf_counter(), iter(loader)
+            for _ in range(self.steps_per_epoch):
+                self.stopwatch.start_step()
+                with self.stopwatch.part("data"):
+                    images, targets = next(loaded)
+                self.step(images, targets)
+            self._end_epoch(perf_counter() - start)
             after_epoch()
         share_buffers(self.model)  # a teacher is the same in every process
         self.model.eval()
 
-    def step(self, images: list[Tensor], targets: list[Target]) -> tuple[dict[str, Tensor], float]:
-        """One step of the optimiser; its losses, each with its factor, and its learning rate."""
+    def step(self, images: list[Tensor], targets: list[Target]) -> None:
+        """One step of the optimiser."""
         position = self.position
         images, targets = move(images, targets, self.accelerator.device)
-        losses = self.model(images, targets, self.teacher)
-        loss = torch.stack([*losses.values()]).sum()
+        self.skipping.begin_step()
+        with self.stopwatch.part("forward"):
+            parts = self.model(images, targets, self.teacher)
+            loss = torch.stack([*parts.values()]).sum()
         self.finite.ask(loss)
-        self.accelerator.backward(loss)
-        self.finite.ask_gradient(self.model.parameters())
-        losses = {name: value.detach() for name, value in losses.items()}
-        if not self.finite.answer():
-            listed = ", ".join(f"{name} {value.item():.4g}" for name, value in losses.items())
-            raise FloatingPointError(
-                "the training loss or its gradient is NaN or infinite in epoch "
-                f"{position.epoch + 1} with seed {self.config.seed} ({listed}); "
-                "a lower learning rate may help"
-            )
+        losses = {name: value.detach() for name, value in {"loss": loss, **parts}.items()}
+        with self.stopwatch.part("backward"):
+            self.accelerator.backward(loss)
         rate = learning_rate(self.shared, position.step, self.steps_per_epoch)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.step()
+        with self.stopwatch.part("optimizer"):
+            self.finite.ask_gradient(self.model.parameters())
+            finite = self.finite.answer()
+            if finite:
+                for group in self.optimizer.param_groups:
+                    group["lr"] = rate
+                self.optimizer.step()
+        self.skipping.end_step(finite, [losses], self.log)
         self.optimizer.zero_grad()
-        position.count([losses])
         position.step += 1
-        return losses, rate
+        self.stopwatch.end_step()
+        if position.step % self.config.log_every:
+            self.bar.advance()
+            return
+        images_in_step = self.config.batch_size * self.accelerator.num_processes
+        speed = images_in_step / self.stopwatch.seconds_per_step()
+        position.tell(self.accelerator, [losses], rate, speed, self.log, self.bar)
 
-    def _end_epoch(self, log: Log) -> None:
+    def _end_epoch(self, seconds: float) -> None:
         position = self.position
-        position.settle(self.accelerator)
-        position.epoch += 1
-        log.write(
+        images = self.steps_per_epoch * self.config.batch_size * self.accelerator.num_processes
+        train = position.end_epoch(self.accelerator)
+        self.log.write(
             "epoch",
             epoch=position.epoch,
             step=position.step,
-            train={name: value / position.counted for name, value in position.sums.items()},
+            train=train,
+            parts_ms=self.stopwatch.medians_ms(),
+            images_per_s=images / seconds,
+            skipped=position.skipped,
         )
-        position.sums, position.counted = {}, 0
 
 
 def move(

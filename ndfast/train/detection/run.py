@@ -8,10 +8,7 @@ from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from rich import box
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 from torch import Tensor
 
 import ndfast
@@ -35,6 +32,7 @@ from ndfast.train.models.weights import load_weights, save_weights, weights_dige
 from ndfast.train.processes import build_accelerator, torch_settings
 from ndfast.train.progress import Bars
 from ndfast.train.records import RunLog, read_log
+from ndfast.train.report import build_detection_table, write_detection_page
 from ndfast.train.run import check_inputs, leave_together, resolve_backend
 from ndfast.train.teacher import read_class_means
 
@@ -45,8 +43,8 @@ _TEST_SHARE = 3  # one drawn test image for so many training images
 def run(config: DetectionConfig, console: Console) -> dict[str, Any]:
     """Trains a student by each method from the same seed, and shows what each reaches.
 
-    Into ``config.out`` goes what `ndfast.train.folder` lists, each student's under runs/METHOD,
-    but for the report; and, where none are given, the images, in shapes/.
+    Into ``config.out`` goes what `ndfast.train.folder` lists, each student's under runs/METHOD;
+    and, where none are given, the images, in shapes/.
 
     Args:
         config: the run.
@@ -55,13 +53,15 @@ def run(config: DetectionConfig, console: Console) -> dict[str, Any]:
     Returns:
         What `results.json` holds: "config", "environment", "data"; and "teacher" and "students",
         by method, each with the metrics of `ndfast.train.detection.evaluation`. A student has
-        "losses" too, the means over its last epoch.
+        "losses" too, the means over its last epoch. "skipped" has the steps that each training
+        left out, the teacher's too where it was trained.
 
     Raises:
         ConfigError: the run cannot start as it is configured.
         CheckpointError: a checkpoint or the log cannot be written; --resume goes on from the
             newest checkpoint.
-        FloatingPointError: a training loss, its gradient or a weight is NaN or infinite.
+        FloatingPointError: too many steps in a row had a loss or a gradient of NaN or Inf, or the
+            weights came to be so.
     """
     if fsdp.is_asked_for():
         raise ConfigError("processes: got FSDP; ndfast detect takes DDP alone")
@@ -74,16 +74,17 @@ def run(config: DetectionConfig, console: Console) -> dict[str, Any]:
         files.opened(config, accelerator),
     ):
         try:
-            data = _prepare(accelerator, config, out)
-            results = _train_all(accelerator, config, data, out, bars)
+            data = _prepare(accelerator, config, out, bars)
+            results, logs = _train_all(accelerator, config, data, out, bars)
             if accelerator.is_main_process:
+                write_detection_page(out / files.REPORT, results, logs)
                 files.write_json(out / files.RESULTS, results)
         except OSError as error:
             raise ConfigError(
                 f"out: cannot write to {str(error.filename or config.out)!r}: {reason_of(error)}"
             ) from error
     if accelerator.is_main_process:
-        console.print(build_table(results))
+        console.print(build_detection_table(results))
         console.print(f"Written to {config.out}")
     leave_together(accelerator)
     return results
@@ -102,46 +103,25 @@ def build_detector(config: DetectionConfig, name: str, num_classes: int) -> Dete
     return SmallDetector(num_classes, WIDTHS[name], config.dim, config.rows, config.anchor_sizes)
 
 
-def build_table(results: dict[str, Any]) -> Table:
-    """What teacher and students reach on the test set."""
-    data = results["data"]
-    table = Table(
-        title=Text(f"{results['config']['model']}, teacher {results['config']['teacher']}"),
-        caption=(
-            f"On {data['test']} test images, {data['train']} trained on. s, t: box features of the "
-            "objects themselves, student's and teacher's; cos: to the class mean."
-        ),
-        caption_justify="left",
-        box=box.SIMPLE_HEAD,
-    )
-    table.add_column()
-    for heading in ("mAP50, %", "mAP, %", "‖s‖", "‖s‖/‖t‖", "cos"):
-        table.add_column(heading, justify="right")
-    teacher = results["teacher"]
-    for name, found in {"teacher": teacher, **results["students"]}.items():
-        table.add_row(
-            name,
-            f"{100 * found['map50']:.1f}",
-            f"{100 * found['map']:.1f}",
-            f"{found['norm']:.2f}",
-            f"{found['norm'] / teacher['norm']:.2f}" if teacher["norm"] else "–",
-            f"{found['cosine']:.3f}",
-            end_section=name == "teacher",
-        )
-    return table
-
-
-def _prepare(accelerator: Accelerator, config: DetectionConfig, out: Path) -> DetectionData:
+def _prepare(
+    accelerator: Accelerator, config: DetectionConfig, out: Path, bars: Bars
+) -> DetectionData:
     """Reads the images, which are drawn where none are given."""
     if accelerator.is_main_process and config.data_dir is None:
         write_shapes(out / SHAPES, config.images, config.images // _TEST_SHARE)
     accelerator.wait_for_everyone()
-    return read_coco(out / SHAPES if config.data_dir is None else Path(config.data_dir))
+    data = read_coco(out / SHAPES if config.data_dir is None else Path(config.data_dir))
+    absent = (data.train.box_counts == 0).nonzero().flatten().tolist()
+    if absent:
+        names = ", ".join(data.train.class_names[label] for label in absent)
+        bars.note(f"The training set has no box of {names}: no class mean, and nothing to learn")
+    return data
 
 
 def _train_all(
     accelerator: Accelerator, config: DetectionConfig, data: DetectionData, out: Path, bars: Bars
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]]:
+    """The results, and by training its log."""
     _rehearse(accelerator, config, data)
     if accelerator.is_main_process and config.teacher_weights is None:
         files.begin(config)  # the teacher's training is a part of it
@@ -152,36 +132,41 @@ def _train_all(
         found = average_precision(detector, data.test)
         return found | feature_metrics(detector, data.test, means)
 
-    students = {}
+    students, logs, ends = {}, {}, {}
+    if config.teacher_weights is None:
+        logs["teacher"], ends["teacher"] = _read_log(out / files.TEACHER)
     for method in config.methods:
         folder = out / files.RUNS / method
         student = _train_one(config, data, method, teacher, means, folder, bars)
-        epochs = [each for each in read_log(folder / files.LOG) if each["event"] == "epoch"]
-        students[method] = measure(student) | {"losses": epochs[-1]["train"]}
-    return {
+        logs[method], ends[method] = _read_log(folder)
+        students[method] = measure(student) | {"losses": ends[method]["train"]}
+    results = {
         "config": asdict(config),
         "environment": files.run_environment(accelerator),
         "data": {"name": data.name, "train": len(data.train), "test": len(data.test)},
         "teacher": measure(teacher),
         "students": students,
+        "skipped": {name: end["skipped"] for name, end in ends.items()},
     }
+    return results, logs
 
 
 def _rehearse(accelerator: Accelerator, config: DetectionConfig, data: DetectionData) -> None:
     """Raises what would only be raised once a teacher has been trained, and costs nothing."""
     count_steps(accelerator, data.train, config)
-    check_inputs(config)
+    check_inputs(config, {})
     if any(METHODS[method].nd for method in config.methods):
         resolve_backend(accelerator, config.backend)
-    widths = [
-        build_detector(config, name, data.num_classes).dim
-        for name in (config.model, config.teacher)
-    ]
-    if widths[0] != widths[1]:
+    student, teacher = (
+        build_detector(config, name, data.num_classes) for name in (config.model, config.teacher)
+    )
+    if student.dim != teacher.dim:
         raise ConfigError(
-            f"dim: {config.model} has {widths[0]} box features, {config.teacher} {widths[1]}; they "
-            "take the same number"
+            f"dim: {config.model} has {student.dim} box features, {config.teacher} {teacher.dim}; "
+            "they take the same number"
         )
+    if config.class_means is not None:
+        _read_class_means(config.class_means, {"data": data.name}, teacher)
 
 
 def _train_one(
@@ -265,12 +250,7 @@ def _find_class_means(
     }
     counts = None
     if config.class_means is not None:
-        means, _ = read_class_means(
-            Path(config.class_means),
-            about,
-            teacher,  # type: ignore[arg-type]  # only its dim is read
-            data.num_classes + 1,
-        )
+        means = _read_class_means(config.class_means, about, teacher)
     else:
         set_seed(config.seed)
         means, counts = take_class_means(accelerator, teacher, data.train, config.batch_size)
@@ -280,3 +260,30 @@ def _find_class_means(
             path = out / files.CLASS_MEANS
             ndfast.save_class_means(path, means, counts=counts.cpu(), **about)
     return means.to(accelerator.device).float()
+
+
+def _read_class_means(file: str, about: dict[str, str], teacher: Detector) -> Tensor:
+    means, _ = read_class_means(
+        Path(file),
+        about,
+        teacher,  # type: ignore[arg-type]  # only its dim is read
+        teacher.num_classes + 1,
+    )
+    return means
+
+
+def _read_log(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The log of a training that is over, and what it tells of the last epoch.
+
+    Raises:
+        ConfigError: it is gone, or tells of none.
+    """
+    path = folder / files.LOG
+    log = read_log(path) if path.exists() else []
+    epochs = [record for record in log if record["event"] == "epoch"]
+    if not epochs:
+        raise ConfigError(
+            f"out: {path} tells of no epoch, and the training in {folder} is over; it takes "
+            "--overwrite to begin anew, or another folder"
+        )
+    return log, epochs[-1]

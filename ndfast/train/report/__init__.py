@@ -7,13 +7,23 @@
 """
 
 from ndfast.train.report.drawing import plot_comparison
-from ndfast.train.report.pages import write_comparison_page, write_run_page
-from ndfast.train.report.tables import build_comparison_table, build_run_table
+from ndfast.train.report.pages import (
+    write_comparison_page,
+    write_detection_page,
+    write_run_page,
+)
+from ndfast.train.report.tables import (
+    build_comparison_table,
+    build_detection_table,
+    build_run_table,
+)
 
 __all__ = [
     "build_comparison_table",
+    "build_detection_table",
     "build_run_table",
     "plot_comparison",
     "write_comparison_page",
+    "write_detection_page",
     "write_run_page",
 ]

@@ -1,4 +1,4 @@
-"""The page of a run or of a comparison: one HTML file that needs nothing else."""
+"""The page of a run, a comparison or a detector: one HTML file that needs nothing else."""
 
 from __future__ import annotations
 
@@ -10,13 +10,19 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ndfast.files import write_whole
 from ndfast.train.report.drawing import to_svg
-from ndfast.train.report.pictures import Picture, comparison_pictures, run_pictures
+from ndfast.train.report.pictures import (
+    Picture,
+    comparison_pictures,
+    detection_pictures,
+    run_pictures,
+)
 from ndfast.train.report.tables import (
     NONE,
     Grid,
     Results,
     comparison_grids,
     count,
+    detection_grids,
     fixed,
     over_seeds,
     percent,
@@ -75,6 +81,32 @@ def write_comparison_page(path: Path, results: Results) -> None:
     methods, seeds = ", ".join(config["methods"]), count(config["seeds"], "seed")
     title = f"{methods} on {results['data']['name']}, {seeds}"
     _write(path, title, facts, comparison_grids(results), comparison_pictures(results), results)
+
+
+def write_detection_page(
+    path: Path, results: Results, logs: dict[str, list[dict[str, Any]]]
+) -> None:
+    """Writes the page of a detector's students.
+
+    Args:
+        path: the HTML file.
+        results: what `ndfast.train.detection.run.run` returns.
+        logs: of the trainings, from `ndfast.train.records.read_log`, by the names in
+            ``results["skipped"]``.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    students, teacher = results["students"], results["teacher"]
+    beside = f"teacher {percent(teacher['map50'])} %"
+    facts = [
+        (f"mAP50, {method}", f"{percent(found['map50'])} %", beside)
+        for method, found in students.items()
+    ]
+    seed = results["config"]["seed"]
+    title = f"A detector by {', '.join(students)} on {results['data']['name']}, seed {seed}"
+    pictures = detection_pictures(logs, students)
+    _write(path, title, facts, detection_grids(results, logs), pictures, results)
 
 
 def _write(

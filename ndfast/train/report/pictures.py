@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from statistics import median
 from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from ndfast.train.report.drawing import (
     COLOURS,
@@ -15,6 +17,7 @@ from ndfast.train.report.drawing import (
     comparison_curves,
     draw_curves,
     late_range,
+    line_styles,
     run_curves,
     style,
 )
@@ -31,6 +34,10 @@ _ABOUT_PARTS = (
     "that has a colour of its own."
 )
 MOST_POINTS = 1000  # of a line; more than a picture has pixels
+_MOST_COLUMNS = 4
+
+Records = list[dict[str, Any]]
+Told = tuple[Records, Records]  # a training's epochs, and its log
 
 
 class Picture(NamedTuple):
@@ -42,7 +49,7 @@ class Picture(NamedTuple):
     alt: str
 
 
-def run_pictures(results: Results, records: list[dict[str, Any]]) -> list[Picture]:
+def run_pictures(results: Results, records: Records) -> list[Picture]:
     """The pictures of one run, without those that there is nothing to draw for.
 
     Args:
@@ -60,7 +67,7 @@ def run_pictures(results: Results, records: list[dict[str, Any]]) -> list[Pictur
         ),
         (
             "Training losses",
-            draw_losses(results["epochs"], records),
+            draw_losses({"student": (results["epochs"], records)}, LOSSES),
             "Pale: the logged steps; strong: the means of the epochs. The parts are unweighted.",
             "The training loss and its parts by step",
         ),
@@ -102,28 +109,85 @@ def comparison_pictures(results: Results) -> list[Picture]:
     )
 
 
-def draw_losses(epochs: list[dict[str, Any]], records: list[dict[str, Any]]) -> Figure | None:
-    """A panel for each part of the loss by step of the optimiser."""
-    steps = [record for record in records if record["event"] == "step"]
-    steps = steps[:: -(-len(steps) // MOST_POINTS) or 1]
-    told = [record["losses"] | {"loss": record["loss"]} for record in steps]
-    means = [epoch["train"] for epoch in epochs]
-    drawn = [name for name in LOSSES if any(name in found for found in (*told, *means))]
+def detection_pictures(logs: dict[str, Records], methods: Collection[str]) -> list[Picture]:
+    """The pictures of a detector's students, without those that there is nothing to draw for.
+
+    Args:
+        logs: by training, the teacher's among them where it was trained; see
+            `ndfast.train.records`.
+        methods: of the students.
+    """
+    epochs = {
+        name: [record for record in log if record["event"] == "epoch"] for name, log in logs.items()
+    }
+    students = {name: (epochs[name], logs[name]) for name in methods}
+    names = dict.fromkeys(name for told in students.values() for name in _loss_lines(*told))
+    titles = {name: LOSSES.get(name, name) for name in ("loss", *names)}
+    parts = {name: found[-1]["parts_ms"] for name, found in epochs.items() if found}
+    return _drawn(
+        (
+            "Training losses",
+            draw_losses(students, titles),
+            "Pale: the logged steps; strong: the means of the epochs. The parts are weighted.",
+            "The training loss of each method and its parts by step",
+        ),
+        (
+            "Time of a step by part",
+            draw_parts(parts),
+            f"{_ABOUT_PARTS} The teacher's pass over a student's proposals is in it too.",
+            _in_words(parts),
+        ),
+    )
+
+
+def draw_losses(trainings: dict[str, Told], titles: dict[str, str]) -> Figure | None:
+    """A panel for each part of the loss by step of the optimiser.
+
+    Args:
+        trainings: by label, epochs and log; a colour for each, named where there are several.
+        titles: of the parts to draw, by name; those that no training has are left out.
+    """
+    lines = {label: _loss_lines(*told) for label, told in trainings.items()}
+    drawn = [name for name in titles if any(name in found for found in lines.values())]
     if not drawn:
         return None
+    rows, columns = -(-len(drawn) // _MOST_COLUMNS), min(len(drawn), _MOST_COLUMNS)
+    styles = line_styles(lines)
     with style():
-        figure = Figure(figsize=(10, 2.9), layout="constrained")
-        panels = figure.subplots(1, len(drawn), squeeze=False)
-        for panel, name in zip(panels.flat, drawn, strict=True):
-            lines = [
-                _draw_loss(panel, steps, told, name, alpha=0.5, lw=1.0),
-                _draw_loss(panel, epochs, means, name, marker=".", lw=1.8),
-            ]
-            panel.set_ylim(late_range([values[None] for values in lines if values.size]))
-            panel.set_title(LOSSES[name])
+        figure = Figure(figsize=(10, 2.9 * rows), layout="constrained")
+        panels = figure.subplots(rows, columns, squeeze=False)
+        for panel, name in zip(panels.flat, drawn, strict=False):
+            present = {label: found[name] for label, found in lines.items() if name in found}
+            for label, (pale, strong) in present.items():
+                colour, dashes = styles[label]
+                panel.plot(*pale, color=colour, alpha=0.5, lw=1.0)
+                panel.plot(*strong, color=colour, ls=dashes, marker=".", lw=1.8, label=label)
+            values = [line[1] for pair in present.values() for line in pair if line.size]
+            panel.set_ylim(late_range([found[None] for found in values]))
+            panel.set_title(titles[name])
             panel.set_xlabel("step")
             panel.locator_params(axis="x", nbins=4)
+        for panel in panels.flat[len(drawn) :]:
+            panel.set_visible(False)
+        if len(lines) > 1:
+            own = [Line2D([], [], color=styles[label][0], ls=styles[label][1]) for label in lines]
+            figure.legend(own, list(lines), loc="outside lower center", ncols=7)
     return figure
+
+
+def _loss_lines(epochs: Records, records: Records) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """By part of the loss its line of logged steps and its line of epochs, each [2, n]."""
+    steps = [record for record in records if record["event"] == "step"]
+    steps = steps[:: -(-len(steps) // MOST_POINTS) or 1]
+    of_steps = [(row["step"], row["losses"] | {"loss": row["loss"]}) for row in steps]
+    of_epochs = [(row["step"], row["train"]) for row in epochs]
+    names = dict.fromkeys(name for _, found in (*of_steps, *of_epochs) for name in found)
+    return {name: (_line(of_steps, name), _line(of_epochs, name)) for name in names}
+
+
+def _line(points: list[tuple[int, dict[str, Any]]], name: str) -> np.ndarray:
+    pairs = [(step, found.get(name)) for step, found in points]
+    return np.array(pairs, dtype=np.float64).reshape(-1, 2).T
 
 
 def draw_parts(parts_ms: dict[str, dict[str, float]]) -> Figure | None:
@@ -187,14 +251,6 @@ def draw_pairs(pairs: list[dict[str, Any]]) -> Figure | None:
         panel.set_ylim(len(pairs) - 0.5, -0.6)
         panel.set_xlabel("difference of accuracy, percentage points")
     return figure
-
-
-def _draw_loss(
-    panel: Axes, rows: list[dict[str, Any]], parts: list[dict[str, Any]], name: str, **look: Any
-) -> np.ndarray:
-    values = np.array([found.get(name) for found in parts], dtype=np.float64)
-    panel.plot([row["step"] for row in rows], values, color=COLOURS[0], **look)
-    return values
 
 
 def _finish_bars(figure: Figure, panel: Axes) -> None:

@@ -1,4 +1,4 @@
-"""The tables of a run and of a comparison, as the terminal and the page show them alike."""
+"""The tables of runs, comparisons and detectors, as terminal and page show them alike."""
 
 from __future__ import annotations
 
@@ -39,6 +39,11 @@ def build_run_table(results: Results) -> Group:
 def build_comparison_table(results: Results) -> Group:
     """The tables of a comparison for the terminal, made of the figures in ``results``."""
     return _for_terminal(comparison_grids(results))
+
+
+def build_detection_table(results: Results) -> Group:
+    """What a detector and its students reached, for the terminal."""
+    return _for_terminal([_detection_grid(results)])
 
 
 def run_grids(results: Results) -> list[Grid]:
@@ -87,6 +92,24 @@ def comparison_grids(results: Results) -> list[Grid]:
     if results["trajectories"]:
         grids.append(_trajectories_grid(results["trajectories"]))
     return grids
+
+
+def detection_grids(results: Results, logs: dict[str, list[dict[str, Any]]]) -> list[Grid]:
+    """The tables of a detector's students: what each reached, and how its training went.
+
+    Args:
+        results: what `ndfast.train.detection.run.run` returns.
+        logs: of the trainings, by the names in ``results["skipped"]``.
+    """
+    trainings = []
+    for name, log in logs.items():
+        epochs = [record for record in log if record["event"] == "epoch"]
+        speed = fmean(epoch["images_per_s"] for epoch in epochs)
+        steps, skipped = epochs[-1]["step"], results["skipped"][name]
+        trainings.append((name, f"{steps:,}", f"{skipped:,}", f"{speed:,.1f}"))
+    head = ("", "steps", "skipped", "images/s")
+    about = "The mean over the epochs, evaluation and checkpoints aside."
+    return [_detection_grid(results), Grid("Training", head, trainings, about)]
 
 
 def headline(results: Results) -> str:
@@ -215,6 +238,33 @@ def _trajectories_grid(trajectories: dict[str, Any]) -> Grid:
                 f"loss, {parameters:.1e} to the parameters."
             )
     return Grid("Fused loss and reference", head, rows, caption)
+
+
+def _detection_grid(results: Results) -> Grid:
+    config, data, teacher = results["config"], results["data"], results["teacher"]
+    rows = []
+    for name, found in {"teacher": teacher, **results["students"]}.items():
+        ratio = found["norm"] / teacher["norm"] if teacher["norm"] else None
+        rows.append(
+            (
+                name,
+                percent(found["map50"]),
+                percent(found["map"]),
+                fixed(found["norm"], 2),
+                fixed(ratio, 2),
+                fixed(found["cosine"], 3),
+            )
+        )
+    skipped = ", ".join(
+        f"{name} {number:,}" for name, number in results["skipped"].items() if number
+    )
+    caption = (
+        f"On {count(data['test'], 'test image')}, {data['train']:,} trained on. s, t: box features "
+        "of the objects themselves, student's and teacher's; cos: to the class mean."
+        + (f" Steps skipped: {skipped}." if skipped else "")
+    )
+    head = ("", "mAP50, %", "mAP, %", "‖s‖", "‖s‖/‖t‖", "cos")
+    return Grid(f"{config['model']}, teacher {config['teacher']}", head, rows, caption)
 
 
 def over_seeds(runs: list[Results], metric: str) -> tuple[float | None, float | None]:
