@@ -206,6 +206,8 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and value >= 1:
                 raise ConfigError(f"{name}: got {value}; it takes less than 1")
+        if self.seed >= 2**32:  # more than NumPy takes
+            raise ConfigError(f"seed: got {self.seed}; it takes less than {2**32}")
         if self.resume and self.overwrite:
             raise ConfigError("resume: got it together with overwrite; it takes one of them")
         if METHODS[self.method].distillation == "dkd" and (self.mixup or self.cutmix):
