@@ -90,6 +90,7 @@ def test_every_field_is_a_flag() -> None:
         ({"data": 3}, "data: got 3; it takes a string"),
         ({"nesterov": 1}, "nesterov: got 1; it takes true or false"),
         ({"milestones": (3, 0)}, "milestones: got (3, 0); it takes integers above 0"),
+        ({"seed": 2**32}, "seed: got 4294967296; it takes less than 4294967296"),
         ({"label_smoothing": 1.0}, "label_smoothing: got 1.0; it takes less than 1"),
         ({"nd_weight": 0.0}, "nd_weight: got 0.0; it takes more than 0"),
         ({"resume": True, "overwrite": True}, "resume: got it together with overwrite"),

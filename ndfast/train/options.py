@@ -9,6 +9,8 @@ from typing import Any
 
 from ndfast.train.errors import ConfigError
 
+SEEDS = 2**32  # that NumPy takes
+
 
 def option(
     default: Any,
@@ -42,16 +44,16 @@ def option(
 def check_values(
     config: Any,
     least: Mapping[str, float],
-    above_zero: Collection[str] = (),
-    below_one: Collection[str] = (),
+    below: Mapping[str, float],
+    above_zero: Collection[str],
 ) -> None:
     """Looks at every field of a config.
 
     Args:
         config: a dataclass whose fields are of `option`.
         least: by name, the smallest value that is taken.
+        below: by name, what all that are taken are less than.
         above_zero: names of fields that take more than 0.
-        below_one: names of fields that take less than 1.
 
     Raises:
         ConfigError: a value is of another type, NaN or infinite, none of the choices, or out of
@@ -70,8 +72,8 @@ def check_values(
             raise ConfigError(f"{name}: got {value}; it takes {least[name]} or more")
         if name in above_zero and value <= 0:
             raise ConfigError(f"{name}: got {value}; it takes more than 0")
-        if name in below_one and value >= 1:
-            raise ConfigError(f"{name}: got {value}; it takes less than 1")
+        if name in below and value >= below[name]:
+            raise ConfigError(f"{name}: got {value}; it takes less than {below[name]}")
 
 
 def _check_type(name: str, value: Any, kind: str) -> None:

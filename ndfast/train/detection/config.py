@@ -11,7 +11,7 @@ from typing import Any
 from ndfast.dispatch import BACKENDS
 from ndfast.train.config import TrainConfig
 from ndfast.train.errors import ConfigError
-from ndfast.train.options import check_values, option
+from ndfast.train.options import SEEDS, check_values, option
 
 METHODS = ("ce", "kd", "kd++")
 WIDTHS = {"tiny": 4, "small": 24}
@@ -107,7 +107,7 @@ class DetectionConfig:
     overwrite: bool = _option(False, _OUTPUT, "replace a run that is in OUT")
 
     def __post_init__(self) -> None:
-        check_values(self, _LEAST, above_zero=("lr", "temperature", "nd_weight"))
+        check_values(self, _LEAST, {"seed": SEEDS}, ("lr", "temperature", "nd_weight"))
         for name in ("model", "teacher"):
             value = getattr(self, name)
             if value not in WIDTHS and not value.startswith(TORCHVISION):

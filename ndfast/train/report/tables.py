@@ -68,15 +68,7 @@ def run_grids(results: Results) -> list[Grid]:
     grids = [Grid(headline(results), head, rows, f"{_LEGEND} {happened}")]
     parts = {name: results["parts_ms"][name] for name in PARTS if name in results["parts_ms"]}
     if parts:
-        backend = f" (here by the backend {results['backend']})" if results["backend"] else ""
-        grids.append(
-            Grid(
-                "Step, ms",
-                ("", *parts),
-                [("median", *(f"{time:.2f}" for time in parts.values()))],
-                f"The ND loss{backend} is a part of the forward pass." if "nd" in parts else "",
-            )
-        )
+        grids.append(_step_grid(parts, results["backend"]))
     return grids
 
 
@@ -209,6 +201,27 @@ def _pairs_grid(results: Results) -> Grid:
         "t. Step: the median with the ND loss, by the backend that computes it, to the one without."
     )
     return Grid("What the ND loss adds", head, rows, caption)
+
+
+def _step_grid(parts: dict[str, float], backend: str | None) -> Grid:
+    step = sum(time for name, time in parts.items() if name != "nd")
+    caption = "Medians; the step is their sum."
+    if "nd" in parts:
+        by = f" (here by the backend {backend})" if backend else ""
+        caption += (
+            f" nd is the ND loss alone{by}, a part of forward; what its gradient leaves to the "
+            "backward pass is in backward. ndfast compare times whole steps with it and without."
+        )
+    times = {**parts, "step": step}
+    return Grid(
+        "Time of a step",
+        ("", *times),
+        [
+            ("ms", *(f"{time:.2f}" for time in times.values())),
+            ("% of the step", *(percent(time / step) for time in times.values())),
+        ],
+        caption,
+    )
 
 
 def _trajectories_grid(trajectories: dict[str, Any]) -> Grid:
