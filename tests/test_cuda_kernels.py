@@ -5,8 +5,6 @@ What the machine code is like is in test_cuda_code.py; what only a GPU shows is 
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 from cases import assert_as_defined, draw, every_option, rows_of
@@ -69,55 +67,11 @@ def test_every_layout_beside_a_teacher_of_float32(
             assert ("AnyType" in forward) == (means_dtype != torch.float32), forward
 
 
-# Rows of each class; -1 stands for ignored ones, which lie before all classes or behind them. The
-# sorted rows are cut every 256.
-LABELS = {
-    "one class has all": (0, 0, 1100, 0),
-    "cuts between classes": (256, 256, 512, 0, 1),
-    "a class over three cuts": (100, 700, 3, 0, 200),
-    "the last has all": (0, 0, 700),
-    "one row behind the cut": (0, 257),
-    "no cut": (256, 0),
-    "two cut classes meet": (300, 300, 300),
-    "ignored ones first": (-1, 300, 0, 280),
-}
-
-
-@pytest.mark.parametrize("D", [6, 264])
-@pytest.mark.parametrize("counts", LABELS.values(), ids=LABELS.keys())
-def test_class_means_of_any_distribution_of_labels(
-    counts: tuple[int, ...], D: int, seed: int
-) -> None:
-    rows = [(k, 300 if count == -1 else count) for k, count in enumerate(counts)]
-    labels = torch.tensor([k for k, count in rows for _ in range(count)])
-    labels = labels[torch.randperm(len(labels))]
-    ignored = counts.index(-1) if -1 in counts else -100
-    for dtype in FLOATS:
-        case = draw(len(labels), D, len(counts), dtype, ignoring=True)
-        case = replace(case, target=labels, options=case.options | {"ignore_index": ignored})
-        torch.ops.ndfast_emulator.take_launched()
-        assert_as_defined(case, "cuda", (counts, dtype))
-        launched = torch.ops.ndfast_emulator.take_launched()
-        assert ("add_parts" in launched) == (len(labels) > 256)
-        again = case.run("cuda")["class_means"]
-        assert torch.equal(again, case.run("cuda")["class_means"])
-        mixed = replace(case, target=ndfast.Mix(labels, labels.flip(0), torch.rand(len(labels))))
-        assert_as_defined(mixed, "cuda", (counts, dtype, "mixed"))
-
-
-@pytest.mark.parametrize("ignored", [-7, 999])
-def test_cuts_through_rows_of_no_class(ignored: int, seed: int) -> None:
-    labels = torch.tensor([ignored] * 600 + [0, 1] * 200)  # before the first class, or behind all
-    labels = labels[torch.randperm(len(labels))]
-    student, class_means = torch.randn(1000, 8), torch.randn(2, 8, requires_grad=True)
-    gradients = []
-    for rows, backend in ((slice(None), "cuda"), (labels != ignored, "reference")):
-        loss = ndfast.nd_loss(
-            student[rows], None, class_means, labels[rows], reduction="sum", backend=backend,
-            ignore_index=ignored,
-        )  # fmt: skip
-        gradients += torch.autograd.grad(loss, class_means)
-    torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-5)
+@pytest.mark.parametrize("D", [6, 40, 264])
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_a_class_of_many_rows_is_shared_over_blocks(dtype: torch.dtype, D: int, seed: int) -> None:
+    for option in ({"ignoring": True}, {"target": "mix by row"}):
+        assert_as_defined(draw(1100, D, 2, dtype, **option), "cuda", option)
 
 
 @pytest.mark.parametrize("D", [1, 2, 37, 513])

@@ -102,9 +102,6 @@ struct BackwardArguments {
   bool is_finished;
 };
 
-// Rows in the order of their labels are cut every so many, lest one class's be one block's alone.
-inline constexpr int kRowsBetweenCuts = 256;
-
 // The gradient of class means that rows share.
 template <class T>
 struct ClassMeansArguments {
@@ -113,9 +110,8 @@ struct ClassMeansArguments {
   // each class begins, [K + 1].
   const int64_t* order;
   const int64_t* bounds;
-  // The sums of classes that are cut, [2 * num_cuts, D] of T: before the first of its cuts, which
-  // is cut c, at 2 * c, and behind cut c at 2 * c + 1.
-  int64_t num_cuts;
+  // Where classes have many rows, their gradients are added up in parts, [num_parts * K, D] of T.
+  int32_t num_parts;
   Matrix parts;
   Matrix grad_class_means;  // [K, D], contiguous
 };

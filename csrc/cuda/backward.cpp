@@ -44,7 +44,15 @@ void run(const ClassMeansArguments<T>& p, const Launch& launch) {
     return false;
   };
   run(p.rows.student.dtype, rows, [&] { class_means_plain(p, launch); });
-  if (p.num_cuts > 0) add_parts(p, launch);
+  if (p.num_parts > 1) add_parts(p, launch);
+}
+
+// In how many parts to add up the rows of a class: with K=2 two blocks would have half of the batch
+// each, 8 rows after 8.
+int32_t num_parts_of_class(int64_t rows, int64_t K) {
+  constexpr int64_t kRows = 256, kMost = 1024;
+  return static_cast<int32_t>(
+      std::clamp<int64_t>(rows / (std::max<int64_t>(K, 1) * kRows), 1, kMost));
 }
 
 template <class T>
@@ -93,15 +101,16 @@ std::tuple<Tensor, Tensor, Tensor> backward_in(
     STD_TORCH_CHECK(order && bounds && bounds->size(0) == class_means.size(0) + 1,
                     "order and bounds of the classes are missing");
     const int64_t K = class_means.size(0);
-    const int64_t num_cuts = (std::max<int64_t>(order->size(0), 1) - 1) / kRowsBetweenCuts;
+    const int32_t num_parts = num_parts_of_class(order->size(0), K);
     // They go back to torch's allocator at once: what it gives out next on this stream runs later.
-    const Tensor parts = empty_beside(student, {2 * num_cuts, p.D}, scale.scalar_type());
+    const int64_t rows_of_parts = num_parts > 1 ? num_parts * K : 0;
     const ClassMeansArguments<T> of_classes{
         p,
         static_cast<const int64_t*>(order->data_ptr()),
         static_cast<const int64_t*>(bounds->data_ptr()),
-        num_cuts,
-        arguments.matrix(parts, 2 * num_cuts, "parts"),
+        num_parts,
+        arguments.matrix(empty_beside(student, {rows_of_parts, p.D}, scale.scalar_type()),
+                         rows_of_parts, "parts"),
         arguments.matrix(grad_class_means, K, "grad_class_means")};
     run(of_classes, device.launch());
   }

@@ -125,67 +125,30 @@ __global__ void __launch_bounds__(kBackwardThreads, kMix&& kPieces > 1 ? 3 : 4)
 
 inline constexpr int kColumns = 32, kClassRows = 8;
 
-// Where a cut is among the rows in the order of their labels.
-__device__ __forceinline__ int64_t row_of_cut(int64_t cut) { return (cut + 1) * kRowsBetweenCuts; }
-
-// The class that a cut goes through, or -1.
-template <class T>
-__device__ __forceinline__ int64_t cut_class(const ClassMeansArguments<T>& p, int64_t cut) {
-  const int64_t row = row_of_cut(cut);
-  int64_t low = 0, high = p.rows.centres.K + 1;  // the first that begins behind it
-  while (low < high) {
-    const int64_t middle = (low + high) / 2;
-    if (p.bounds[middle] <= row) {
-      low = middle + 1;
-    } else {
-      high = middle;
-    }
-  }
-  // The row behind the cut may have no class, or be the first of its own.
-  return low == 0 || low > p.rows.centres.K || p.bounds[low - 1] == row ? -1 : low - 1;
-}
-
-// The sum over y of what the threads of a column have, for y = 0.
-template <class T, class Values>
-__device__ __forceinline__ T sum_over_y(const Values& values) {
-  T total = values[0][threadIdx.x];
-  for (int y = 1; y < kClassRows; ++y) total += values[y][threadIdx.x];
-  return total;
-}
-
-// The gradient of the class mean that rows share: blocks over stretches of columns and, of the rows
-// in the order of their labels, over those of each class up to its first cut, and over those from
-// each cut through a class up to the next; threads x along the columns, y over the rows. Sums are
-// added in a fixed order, no atomics.
+// The gradient of the class mean that rows share: blocks x over classes and stretches of columns, y
+// share a class's rows; threads x along the columns, y over the rows. Sums are added in a fixed
+// order, no atomics.
 template <class T, class S, class C, bool kMix>
 __global__ void __launch_bounds__(kColumns* kClassRows, 4)
     class_means_kernel(const __grid_constant__ ClassMeansArguments<T> p) {
   constexpr int n = kElements<S>;
-  __shared__ T sums[n][kClassRows][kColumns];
+  __shared__ T sums[kClassRows][kColumns][n];
   const BackwardArguments<T>& rows = p.rows;
   const int pieces = rows.D / n, stretches = (pieces + kColumns - 1) / kColumns;
-  const int64_t own = blockIdx.x / stretches, cut = own - rows.centres.K;
-  const int64_t k = cut < 0 ? own : cut_class(p, cut);
-  if (k < 0) return;
-  const int64_t begin = cut < 0 ? p.bounds[k] : row_of_cut(cut);
-  const int64_t next_cut = begin / kRowsBetweenCuts;
-  const int64_t end_of_class = p.bounds[k + 1];
-  const bool is_cut = end_of_class > row_of_cut(next_cut);
-  const int64_t end = is_cut ? row_of_cut(next_cut) : end_of_class;
-  const bool is_part = is_cut || cut >= 0;
-  const int64_t row_of_sum = !is_part ? k : cut < 0 ? 2 * next_cut : 2 * cut + 1;
+  const int64_t k = blockIdx.x / stretches;
   const int col = blockIdx.x % stretches * kColumns + threadIdx.x;
   const bool has_column = col < pieces;
   T sum[n] = {};
   CentrePiece<T, C, n, kMix> c;
   if constexpr (!kMix) c.load(rows.centres, {k, k}, col, has_column);  // all rows' is the same
-  int64_t j = begin + threadIdx.y;
+  const int64_t end = p.bounds[k + 1], step = gridDim.y * kClassRows;
+  int64_t j = p.bounds[k] + blockIdx.y * kClassRows + threadIdx.y;
   int64_t next = j < end ? p.order[j] : 0;  // read one row ahead: all else of a row waits for it
 #pragma unroll(kMix ? 1 : 2)
-  for (; j < end; j += kClassRows) {
+  for (; j < end; j += step) {
     const bool is_first = next < rows.N;
     const int64_t i = is_first ? next : next - rows.N;
-    if (j + kClassRows < end) next = p.order[j + kClassRows];
+    if (j + step < end) next = p.order[j + step];
     Piece<T, S, n> s;
     s.load(rows.student, i, col, has_column);
     const auto read = read_coefficients(rows, i, true);
@@ -205,45 +168,38 @@ __global__ void __launch_bounds__(kColumns* kClassRows, 4)
     }
   }
 #pragma unroll
-  for (int e = 0; e < n; ++e) sums[e][threadIdx.y][threadIdx.x] = sum[e];
+  for (int e = 0; e < n; ++e) sums[threadIdx.y][threadIdx.x][e] = sum[e];
   __syncthreads();
   if (threadIdx.y != 0 || !has_column) return;
-  const auto total = [&](int e) { return sum_over_y<T>(sums[e]); };
-  if (is_part) {
-    Piece<T, std::conditional_t<n == 1, AnyType, T>, n> part;
-    part.fill(total);
-    part.store(p.parts, row_of_sum, col);
-  } else {
+  const auto total = [&](int e) {
+    T total = sums[0][threadIdx.x][e];
+    for (int y = 1; y < kClassRows; ++y) total += sums[y][threadIdx.x][e];
+    return total;
+  };
+  if (gridDim.y == 1) {
     Piece<T, C, n> gradient;
     gradient.fill(total);
-    gradient.store(p.grad_class_means, row_of_sum, col);
+    gradient.store(p.grad_class_means, k, col);
+  } else {
+    Piece<T, std::conditional_t<n == 1, AnyType, T>, n> part;
+    part.fill(total);
+    part.store(p.parts, blockIdx.y * rows.centres.K + k, col);
   }
 }
 
-// The gradients of class means whose classes are cut: blocks over cuts, of which the first through
-// a class adds its parts up, and over stretches of columns; threads x along the columns, y over
-// parts.
+// The parts of the class means' gradient, added in their order.
 template <class T>
-__global__ void __launch_bounds__(kColumns* kClassRows)
+__global__ void __launch_bounds__(kBackwardThreads)
     add_parts_kernel(const __grid_constant__ ClassMeansArguments<T> p) {
-  __shared__ T sums[kClassRows][kColumns];
-  const int D = p.rows.D, stretches = (D + kColumns - 1) / kColumns;
-  const int64_t cut = blockIdx.x / stretches, k = cut_class(p, cut);
-  if (k < 0 || p.bounds[k] < row_of_cut(cut - 1)) return;
-  const int64_t num_parts = (p.bounds[k + 1] - 1) / kRowsBetweenCuts - cut + 1;
-  const int col = blockIdx.x % stretches * kColumns + threadIdx.x;
-  const T* parts = reinterpret_cast<const T*>(p.parts.data) + col;
-  T sum = 0;
-#pragma unroll 8
-  for (int64_t part = threadIdx.y; part < num_parts; part += kClassRows) {
-    const int64_t row = part == 0 ? 2 * cut : 2 * (cut + part) - 1;
-    if (col < D) sum += parts[row * D];
+  const int64_t size = p.rows.centres.K * p.rows.D;
+  for (int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; i < size;
+       i += int64_t(gridDim.x) * blockDim.x) {
+    const T* parts = reinterpret_cast<const T*>(p.parts.data) + i;
+    T total = 0;
+#pragma unroll 16
+    for (int part = 0; part < p.num_parts; ++part) total += parts[part * size];
+    store_element(p.grad_class_means.data, i, p.grad_class_means.dtype, total);
   }
-  sums[threadIdx.y][threadIdx.x] = sum;
-  __syncthreads();
-  if (threadIdx.y != 0 || col >= D) return;
-  store_element(p.grad_class_means.data, k * D + col, p.grad_class_means.dtype,
-                sum_over_y<T>(sums));
 }
 
 }  // namespace ndfast::cuda

@@ -35,7 +35,7 @@ void launch_backward(const BackwardArguments<T>& p, const Launch& launch) {
 template <class T, class S, class C>
 void launch_class_means(const ClassMeansArguments<T>& p, const Launch& launch) {
   const unsigned stretches = (p.rows.D / kElements<S> + kColumns - 1) / kColumns;
-  const dim3 blocks(static_cast<unsigned>(p.rows.centres.K + p.num_cuts) * stretches);
+  const dim3 blocks(static_cast<unsigned>(p.rows.centres.K) * stretches, p.num_parts);
   const auto kernel = p.rows.centres.target_b.data ? class_means_kernel<T, S, C, true>
                                                    : class_means_kernel<T, S, C, false>;
   launch_kernel(launch, kernel, blocks, dim3(kColumns, kClassRows), p);
@@ -71,9 +71,8 @@ void class_means_plain(const ClassMeansArguments<T>& p, const Launch& launch) {
 
 template <class T>
 void add_parts(const ClassMeansArguments<T>& p, const Launch& launch) {
-  const unsigned stretches = (p.rows.D + kColumns - 1) / kColumns;
-  const dim3 blocks(static_cast<unsigned>(p.num_cuts) * stretches);
-  launch_kernel(launch, add_parts_kernel<T>, blocks, dim3(kColumns, kClassRows), p);
+  const int64_t size = p.rows.centres.K * p.rows.D;
+  launch_over_rows(launch, add_parts_kernel<T>, kBackwardThreads, size, kBackwardThreads, p);
 }
 
 }  // namespace ndfast::cuda

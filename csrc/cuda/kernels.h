@@ -26,7 +26,7 @@ void backward_plain(const BackwardArguments<T>& p, const Launch& launch);
 template <class T>
 void class_means_plain(const ClassMeansArguments<T>& p, const Launch& launch);
 
-// The end of class_means_…, where there are cuts.
+// The end of class_means_…, where there are parts.
 template <class T>
 void add_parts(const ClassMeansArguments<T>& p, const Launch& launch);
 
