@@ -33,6 +33,23 @@ void run(const BackwardArguments<T>& p, const Launch& launch) {
   run(p.student.dtype, rows, [&] { backward_plain(p, launch); });
 }
 
+// A teacher of another type than the student, as a LayerNorm's float32 under autocast, has a launch
+// of its own: its gradient needs nothing else of a row, and so each launch has rows of one type.
+template <class T>
+void run_by_type(const BackwardArguments<T>& p, const Launch& launch) {
+  if (sizeof(T) == 8 || !p.grad_teacher.data || p.teacher.dtype == p.student.dtype) {
+    return run(p, launch);
+  }
+  BackwardArguments<T> others = p, of_teacher = p;
+  others.teacher = others.grad_teacher = {};
+  if (p.grad_student.data || p.grad_centres.data) run(others, launch);
+  of_teacher.student = of_teacher.grad_features = of_teacher.grad_student = {};
+  of_teacher.student.dtype = p.teacher.dtype;
+  of_teacher.centres = {};
+  of_teacher.grad_centres = {};
+  run(of_teacher, launch);
+}
+
 template <class T>
 void run(const ClassMeansArguments<T>& p, const Launch& launch) {
   const auto rows = [&](auto* type) {
@@ -117,7 +134,7 @@ std::tuple<Tensor, Tensor, Tensor> backward_in(
   if (needs_class_means && !target) {
     p.grad_centres = arguments.matrix(grad_class_means, p.N, "grad_class_means");
   }
-  if (needs_student || needs_teacher || p.grad_centres.data) run(p, device.launch());
+  if (needs_student || needs_teacher || p.grad_centres.data) run_by_type(p, device.launch());
   return {grad_student, grad_teacher, grad_class_means};
 }
 
