@@ -32,6 +32,26 @@ def check_labels_out_of_range(backend: Any, D: int, mixed: bool) -> None:
         torch.testing.assert_close(got, wanted, equal_nan=True, rtol=1e-5, atol=1e-6)
 
 
+def check_class_means_beside_bad_labels(backend: Any, D: int, mixed: bool) -> None:
+    """Hundreds of labels that are no class, smaller and larger ones, add nothing to any class."""
+    N = 1700
+    student, class_means = torch.randn(N, D), torch.randn(3, D)
+    labels = torch.tensor([-5, 0, 1, 2, 3]).repeat_interleave(torch.tensor([600, 20, 530, 0, 550]))
+    labels = labels[torch.randperm(N)]
+    # Both of a row, for one of them makes the row's gradient NaN, and with it the other's class.
+    others = torch.where((labels < 0) | (labels >= 3), 2**40, 1) if mixed else None
+    call = (student, None, class_means, labels, others, None, 0.25)
+    options = (None, 1.0, reference.SUM, -100, 1e-8, 4, False)
+    _, scale, coefficients, _ = backend.forward(*call, *options)
+    gradient = backend.backward(
+        torch.ones(()), scale, coefficients, *call, None, False, False, True
+    )[2]
+    expected = reference.backward(
+        torch.ones(()), torch.ones(()), coefficients, *call, None, False, False, True
+    )[2]
+    torch.testing.assert_close(gradient, expected, equal_nan=True, rtol=1e-5, atol=1e-4)
+
+
 def check_finished_gradient(backend: Any, D: int, upstream: float | list[float]) -> None:
     """Only the rows whose upstream gradient is not 1 are written, whatever its shape."""
     student, class_means = torch.randn(4, D), torch.randn(3, D)

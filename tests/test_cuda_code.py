@@ -279,6 +279,27 @@ def test_the_class_means_gradient_moves_16_bytes(kernels: list[Kernel]) -> None:
         assert bool(kernel.places(r"LDG\.E\.U8")) == kernel.is_mixed, f"{kernel}: labels are known"
 
 
+def test_the_class_means_gradient_asks_for_two_rows_before_it_multiplies(
+    kernels: list[Kernel],
+) -> None:
+    # And for where the next two come from. With mixed labels it is one row, and then its centre.
+    for kernel in of_rows(kernels, "class_means_kernel"):
+        *_, last = rows = kernel.places(r"LDG\.E\.NA\.128\.CONSTANT")
+        assert len(rows) == 2 - kernel.is_mixed, kernel
+        first_use = kernel.places("FFMA")[0]
+        assert last < first_use, kernel
+        numbers = [i for i in kernel.places(r"LDG\.E\.64$") if last < i < first_use]
+        if not kernel.is_mixed:  # with an upstream gradient of float64, a row's own
+            assert len(numbers) >= 4, kernel
+
+
+def test_the_parts_of_a_class_are_asked_for_before_they_are_added(kernels: list[Kernel]) -> None:
+    adding = [k for k in kernels if k.name == "add_parts_kernel"]
+    assert {k.types[0] for k in adding} == {"float", "double"}
+    for kernel in adding:
+        assert most_at_once(kernel, r"LDG\.E(\.64)?$", "FADD|DADD|EXIT") == 16, kernel
+
+
 def test_a_reduced_loss_takes_one_ticket(kernels: list[Kernel]) -> None:
     for kernel in kernels:
         tickets = int(kernel.name.startswith("forward"))

@@ -62,16 +62,19 @@ def test_every_layout_beside_a_teacher_of_float32(
             )  # fmt: skip
             take_launched()
             assert_as_defined(case, "cuda", (pieces, means_dtype, target))
-            forward, *_ = take_launched().splitlines()
+            forward, *backward = take_launched().splitlines()
             assert "forward" in forward
             assert ("AnyType" in forward) == (means_dtype != torch.float32), forward
+            assert not [kernel for kernel in backward if "AnyType" in kernel]
 
 
-@pytest.mark.parametrize("D", [6, 40, 264])
-@pytest.mark.parametrize("dtype", FLOATS, ids=str)
-def test_a_class_of_many_rows_is_shared_over_blocks(dtype: torch.dtype, D: int, seed: int) -> None:
-    for option in ({"ignoring": True}, {"target": "mix by row"}):
-        assert_as_defined(draw(1100, D, 2, dtype, **option), "cuda", option)
+@pytest.mark.parametrize("attached", [False, True])
+def test_a_centre_a_row_beside_a_teacher_of_float32(attached: bool, seed: int) -> None:
+    case = draw(
+        9, 64, 4, torch.bfloat16, target="a centre a row", teacher_dtype=torch.float32,
+        attached=attached,
+    )  # fmt: skip
+    assert_as_defined(case, "cuda", attached)
 
 
 @pytest.mark.parametrize("D", [1, 2, 37, 513])

@@ -14,7 +14,12 @@ import numpy as np
 import pytest
 import torch
 from cases import assert_as_defined, draw, every_option, rows_of, worst_error
-from gpu_backends import check_finished_gradient, check_labels_out_of_range
+from gpu_backends import (
+    check_class_means_beside_bad_labels,
+    check_finished_gradient,
+    check_labels_out_of_range,
+)
+from spreads import with_rows_of_class
 
 from ndfast.backends import reference
 
@@ -183,18 +188,36 @@ def test_the_launch_table_serves_every_width(D: int, seed: int) -> None:
     assert_as_defined(draw(3, D, 2, torch.float32), "triton", D)
 
 
+# How many rows each class has, and how many are ignored, with parts of 8 rows.
 @pytest.mark.parametrize(
-    ("target", "rows_per_program"), [("indices", 512), ("indices", 9), ("mix by row", 9)]
+    ("counts", "ignored"),
+    [
+        ([0, 100, 0], 0),  # more rows than a tile has, 32
+        ([15], 0),
+        ([15, 1], 0),
+        ([16], 0),
+        ([8, 16, 8], 0),
+        ([9, 30, 9], 0),
+        ([7, 17, 16, 0, 31, 9], 3),
+        ([2, 20, 0], 40),
+        ([0, 0], 20),
+        ([0, 300], 0),  # more parts than a tile has
+    ],
 )
-def test_classes_of_many_rows_are_added_up(
-    target: str, rows_per_program: int, monkeypatch: pytest.MonkeyPatch, seed: int
+@pytest.mark.parametrize("target", ["indices", "mix by row"])
+def test_class_means_however_labels_are_spread(
+    counts: list[int], ignored: int, target: str, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
-    # More rows a class than a tile has (32), more columns (64), and a class without any row; by one
-    # program a class, and by more than there are tiles.
-    monkeypatch.setattr(launcher, "_CLASS_MEANS_ROWS_PER_PROGRAM", rows_per_program)
-    case = draw(90, 70, 2, torch.float32, target=target, ignoring=True)
-    case = replace(case, class_means=torch.cat([case.class_means, torch.randn(1, 70)]))
-    assert_as_defined(case, "triton", (seed, target))
+    monkeypatch.setattr(launcher, "_PART_ROWS", 8)
+    for ignore_index in (-100, 1000) if ignored else (-100,):  # before and behind the classes
+        case = draw(sum(counts) + ignored, 70, len(counts), torch.float32, target=target)
+        case = with_rows_of_class(case, counts, ignore_index)
+        assert_as_defined(case, "triton", (seed, counts, ignore_index))
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_many_labels_that_are_no_class(mixed: bool, seed: int) -> None:
+    check_class_means_beside_bad_labels(backend, 20, mixed)
 
 
 def test_uint8_labels_are_unsigned(seed: int) -> None:

@@ -2,8 +2,6 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
-#include <algorithm>
-
 #include "device.h"
 #include "kernels.h"
 #include "nd_loss.h"
@@ -35,6 +33,23 @@ void run(const BackwardArguments<T>& p, const Launch& launch) {
   run(p.student.dtype, rows, [&] { backward_plain(p, launch); });
 }
 
+// A teacher of another type than the student, as a LayerNorm's float32 under autocast, has a launch
+// of its own: its gradient needs nothing else of a row, and so each launch has rows of one type.
+template <class T>
+void run_by_type(const BackwardArguments<T>& p, const Launch& launch) {
+  if (sizeof(T) == 8 || !p.grad_teacher.data || p.teacher.dtype == p.student.dtype) {
+    return run(p, launch);
+  }
+  BackwardArguments<T> others = p, of_teacher = p;
+  others.teacher = others.grad_teacher = {};
+  if (p.grad_student.data || p.grad_centres.data) run(others, launch);
+  of_teacher.student = of_teacher.grad_features = of_teacher.grad_student = {};
+  of_teacher.student.dtype = p.teacher.dtype;
+  of_teacher.centres = {};
+  of_teacher.grad_centres = {};
+  run(of_teacher, launch);
+}
+
 template <class T>
 void run(const ClassMeansArguments<T>& p, const Launch& launch) {
   const auto rows = [&](auto* type) {
@@ -44,15 +59,7 @@ void run(const ClassMeansArguments<T>& p, const Launch& launch) {
     return false;
   };
   run(p.rows.student.dtype, rows, [&] { class_means_plain(p, launch); });
-  if (p.num_parts > 1) add_parts(p, launch);
-}
-
-// In how many parts to add up the rows of a class: with K=2 two blocks would have half of the batch
-// each, 8 rows after 8.
-int32_t num_parts_of_class(int64_t rows, int64_t K) {
-  constexpr int64_t kRows = 256, kMost = 1024;
-  return static_cast<int32_t>(
-      std::clamp<int64_t>(rows / (std::max<int64_t>(K, 1) * kRows), 1, kMost));
+  if (p.num_parts > 0) add_parts(p, launch);
 }
 
 template <class T>
@@ -80,8 +87,8 @@ std::tuple<Tensor, Tensor, Tensor> backward_in(
     const Tensor& grad_loss, const Tensor& scale, const Tensor& coefficients, const Tensor& student,
     const OptionalTensor& teacher, const Tensor& class_means, const OptionalTensor& target,
     const OptionalTensor& target_b, const OptionalTensor& lam, double lam_scalar,
-    const OptionalTensor& grad_features, const OptionalTensor& order, const OptionalTensor& bounds,
-    bool needs_student, bool needs_teacher, bool needs_class_means) {
+    const OptionalTensor& grad_features, const OptionalTensor& labels, const OptionalTensor& order,
+    const OptionalTensor& bounds, bool needs_student, bool needs_teacher, bool needs_class_means) {
   const OnDevice device(student);
   const auto gradient = [&](const Tensor& of, bool needed) {
     return needed ? empty_beside(student, {of.size(0), of.size(1)}, of.scalar_type())
@@ -98,19 +105,21 @@ std::tuple<Tensor, Tensor, Tensor> backward_in(
                       needs_teacher || needs_class_means ? 4 : 2, student, class_means, target,
                       target_b, lam, lam_scalar);
   if (needs_class_means && target) {
-    STD_TORCH_CHECK(order && bounds && bounds->size(0) == class_means.size(0) + 1,
-                    "order and bounds of the classes are missing");
     const int64_t K = class_means.size(0);
-    const int32_t num_parts = num_parts_of_class(order->size(0), K);
+    STD_TORCH_CHECK(
+        labels && order && bounds && labels->size(0) == order->size(0) && bounds->size(0) == K + 1,
+        "labels, order and bounds of the classes are missing");
+    const int64_t num_labels = labels->size(0);
+    const int64_t num_parts = num_labels < 2 * kPartRows ? 0 : num_labels / kPartRows;
     // They go back to torch's allocator at once: what it gives out next on this stream runs later.
-    const int64_t rows_of_parts = num_parts > 1 ? num_parts * K : 0;
+    const Tensor parts = empty_beside(student, {num_parts, p.D}, scale.scalar_type());
     const ClassMeansArguments<T> of_classes{
         p,
+        static_cast<const int64_t*>(labels->data_ptr()),
         static_cast<const int64_t*>(order->data_ptr()),
         static_cast<const int64_t*>(bounds->data_ptr()),
         num_parts,
-        arguments.matrix(empty_beside(student, {rows_of_parts, p.D}, scale.scalar_type()),
-                         rows_of_parts, "parts"),
+        arguments.matrix(parts, num_parts, "parts"),
         arguments.matrix(grad_class_means, K, "grad_class_means")};
     run(of_classes, device.launch());
   }
@@ -125,7 +134,7 @@ std::tuple<Tensor, Tensor, Tensor> backward_in(
   if (needs_class_means && !target) {
     p.grad_centres = arguments.matrix(grad_class_means, p.N, "grad_class_means");
   }
-  if (needs_student || needs_teacher || p.grad_centres.data) run(p, device.launch());
+  if (needs_student || needs_teacher || p.grad_centres.data) run_by_type(p, device.launch());
   return {grad_student, grad_teacher, grad_class_means};
 }
 
@@ -150,12 +159,12 @@ void finish_(const Tensor& grad_student, const Tensor& grad_loss, const Tensor& 
 std::tuple<Tensor, Tensor, Tensor> backward(
     Tensor grad_loss, Tensor scale, Tensor coefficients, Tensor student, OptionalTensor teacher,
     Tensor class_means, OptionalTensor target, OptionalTensor target_b, OptionalTensor lam,
-    double lam_scalar, OptionalTensor grad_features, OptionalTensor order, OptionalTensor bounds,
-    bool needs_student, bool needs_teacher, bool needs_class_means) {
+    double lam_scalar, OptionalTensor grad_features, OptionalTensor labels, OptionalTensor order,
+    OptionalTensor bounds, bool needs_student, bool needs_teacher, bool needs_class_means) {
   const auto run =
       student.scalar_type() == ScalarType::Double ? backward_in<double> : backward_in<float>;
   return run(grad_loss, scale, coefficients, student, teacher, class_means, target, target_b, lam,
-             lam_scalar, grad_features, order, bounds, needs_student, needs_teacher,
+             lam_scalar, grad_features, labels, order, bounds, needs_student, needs_teacher,
              needs_class_means);
 }
 

@@ -34,11 +34,12 @@ void launch_backward(const BackwardArguments<T>& p, const Launch& launch) {
 
 template <class T, class S, class C>
 void launch_class_means(const ClassMeansArguments<T>& p, const Launch& launch) {
-  const unsigned stretches = (p.rows.D / kElements<S> + kColumns - 1) / kColumns;
-  const dim3 blocks(static_cast<unsigned>(p.rows.centres.K) * stretches, p.num_parts);
+  const int64_t stretches = (p.rows.D / kElements<S> + kColumns - 1) / kColumns;
+  const int64_t other_parts = std::max<int64_t>(p.num_parts - 1, 0);
   const auto kernel = p.rows.centres.target_b.data ? class_means_kernel<T, S, C, true>
                                                    : class_means_kernel<T, S, C, false>;
-  launch_kernel(launch, kernel, blocks, dim3(kColumns, kClassRows), p);
+  const int64_t blocks = (p.rows.centres.K + other_parts) * stretches;
+  launch_kernel(launch, kernel, blocks, {kColumns, kClassRows}, p);
 }
 
 template <class S>
@@ -71,8 +72,9 @@ void class_means_plain(const ClassMeansArguments<T>& p, const Launch& launch) {
 
 template <class T>
 void add_parts(const ClassMeansArguments<T>& p, const Launch& launch) {
-  const int64_t size = p.rows.centres.K * p.rows.D;
-  launch_over_rows(launch, add_parts_kernel<T>, kBackwardThreads, size, kBackwardThreads, p);
+  const int64_t stretches = (p.rows.D + kAddedColumns - 1) / kAddedColumns;
+  const int64_t blocks = p.num_parts / 2 * stretches;
+  launch_kernel(launch, add_parts_kernel<T>, blocks, {kColumns, kClassRows}, p);
 }
 
 }  // namespace ndfast::cuda

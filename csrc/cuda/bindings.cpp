@@ -23,7 +23,7 @@ NDFAST_REGISTER(NDFAST_CUDA_LIBRARY, m) {
   m.def(
       "backward(Tensor grad_loss, Tensor scale, Tensor coefficients, Tensor student, "
       "Tensor? teacher, " NDFAST_CENTRES
-      ", Tensor? grad_features, Tensor? order, Tensor? bounds, "
+      ", Tensor? grad_features, Tensor? labels, Tensor? order, Tensor? bounds, "
       "bool needs_student, bool needs_teacher, bool needs_class_means) -> "
       "(Tensor grad_student, Tensor grad_teacher, Tensor grad_class_means)");
   m.def(

@@ -28,11 +28,14 @@ int64_t resident_blocks(const Launch& launch, const void* kernel, int threads);
 // share their memory anyway. -1 where all have been given out.
 int32_t take_ticket(const Launch& launch);
 
+// The blocks of a launch, in one dimension. Throws where they are more than that can have.
+dim3 grid_of(int64_t blocks);
+
 template <class Arguments>
-void launch_kernel(const Launch& launch, void (*kernel)(Arguments), dim3 blocks, dim3 threads,
+void launch_kernel(const Launch& launch, void (*kernel)(Arguments), int64_t blocks, dim3 threads,
                    const Arguments& arguments) {
   cudaLaunchConfig_t config{};
-  config.gridDim = blocks;
+  config.gridDim = grid_of(blocks);
   config.blockDim = threads;
   config.stream = launch.stream;
   check(cudaLaunchKernelEx(&config, kernel, arguments), "launching a kernel");
@@ -54,7 +57,7 @@ void launch_over_rows(const Launch& launch, void (*kernel)(Arguments), dim3 thre
   const int64_t most =
       std::max<int64_t>(resident_blocks(launch, address, threads.x * threads.y), 1);
   const int64_t blocks = even_blocks((N + rows - 1) / rows, most);
-  launch_kernel(launch, kernel, dim3(static_cast<unsigned>(blocks)), threads, arguments);
+  launch_kernel(launch, kernel, blocks, threads, arguments);
 }
 
 }  // namespace ndfast::cuda

@@ -49,10 +49,11 @@ def backward(
     needs_class_means: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients that are needed, empty tensors for the others; see `ndfast.backends`."""
-    order = bounds = None
+    labels = order = bounds = None
     if needs_class_means and target is not None:
-        order, bounds = gpu.sort_by_class(target, target_b, class_means.shape[0])
+        labels, order, bounds = gpu.sort_by_class(target, target_b, class_means.shape[0])
     return _backward(
         grad_loss, scale, coefficients, student, teacher, class_means, target, target_b, lam,
-        lam_scalar, grad_features, order, bounds, needs_student, needs_teacher, needs_class_means,
+        lam_scalar, grad_features, labels, order, bounds, needs_student, needs_teacher,
+        needs_class_means,
     )  # fmt: skip

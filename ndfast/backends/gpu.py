@@ -25,7 +25,7 @@ def too_old(device: torch.device) -> str | None:
     return f"the GPU has compute capability {found}; it takes {least} or more"
 
 
-def sort_by_class(target: Tensor, target_b: Tensor | None, K: int) -> tuple[Tensor, Tensor]:
+def sort_by_class(target: Tensor, target_b: Tensor | None, K: int) -> tuple[Tensor, Tensor, Tensor]:
     """The rows in the order of their labels, so that a class's can be added up in a fixed order.
 
     Args:
@@ -34,10 +34,10 @@ def sort_by_class(target: Tensor, target_b: Tensor | None, K: int) -> tuple[Tens
         K: classes.
 
     Returns:
-        ``order`` [N] (of mixed labels [2N]: i for row i's first, N + i for its second), and
-        ``bounds`` [K + 1]: where each class begins in it. Labels that are no class stand before the
-        first bound or behind the last.
+        The labels [N] in their order (mixed ones [2N]); ``order``, where they come from: i for row
+        i's first label, N + i for its second; and ``bounds`` [K + 1]: where each class begins among
+        them. Labels that are no class stand before the first bound or behind the last.
     """
-    labels = [target.long()] if target_b is None else [target.long(), target_b.long()]
-    classes, order = torch.sort(torch.cat(labels), stable=True)
-    return order, torch.searchsorted(classes, torch.arange(K + 1, device=classes.device))
+    labels = target.long() if target_b is None else torch.cat([target.long(), target_b.long()])
+    labels, order = torch.sort(labels, stable=True)
+    return labels, order, torch.searchsorted(labels, torch.arange(K + 1, device=labels.device))

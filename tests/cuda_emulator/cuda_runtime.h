@@ -92,7 +92,8 @@ struct Block {
   }
 };
 
-inline void run_block(const std::function<void()>& body) {
+// Whether the block came to a barrier or a shuffle.
+inline bool run_block(const std::function<void()>& body) {
   Block& block = Block::now();
   const unsigned count = blockDim.x * blockDim.y;
   block.body = body;
@@ -106,6 +107,7 @@ inline void run_block(const std::function<void()>& body) {
     thread.start.uc_stack.ss_size = thread.stack.size();
     makecontext(&thread.start, Block::enter, 0);
   }
+  bool waited = false;
   do {
     for (unsigned i = 0; i < count; ++i) {
       block.go_on(i);
@@ -114,7 +116,9 @@ inline void run_block(const std::function<void()>& body) {
         std::abort();
       }
     }
+    waited = waited || block.threads[0]->waits_at != 0;
   } while (block.threads[0]->waits_at != 0);
+  return waited;
 }
 
 }  // namespace emulator
@@ -191,7 +195,11 @@ namespace emulator {
 inline unsigned long long capture_id = 0;
 inline unsigned long long stream_id = 1;
 inline bool fails_next_launch = false;
-inline std::vector<const void*> launched;  // the kernels
+struct Launched {
+  const void* kernel;
+  int64_t at_work;  // blocks that came to a barrier; the others found nothing to do
+};
+inline std::vector<Launched> launched;
 }  // namespace emulator
 
 template <class... Expected, class... Actual>
@@ -201,13 +209,13 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   blockDim = config->blockDim;
   const unsigned threads = config->blockDim.x * config->blockDim.y;
   if (std::exchange(emulator::fails_next_launch, false)) return cudaErrorInvalidValue;
-  emulator::launched.push_back(reinterpret_cast<const void*>(kernel));
+  emulator::launched.push_back({reinterpret_cast<const void*>(kernel), 0});
   if (threads == 0 || threads > 1024 || threads % emulator::kWarp != 0)
     return cudaErrorInvalidValue;
   for (unsigned y = 0; y < config->gridDim.y; ++y) {
     for (unsigned x = 0; x < config->gridDim.x; ++x) {
       blockIdx = dim3(x, y);
-      emulator::run_block([&] { kernel(actual...); });
+      emulator::launched.back().at_work += emulator::run_block([&] { kernel(actual...); });
     }
   }
   return cudaSuccess;

@@ -9,7 +9,7 @@ import argparse
 import dataclasses
 import itertools
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ if __name__ == "__main__":  # pytest has put both in the path
 import torch
 from cases import draw, every_option
 from on_gpu import DTYPES, HALVES, shifted, student_gradient, to_gpu
+from spreads import with_rows_of_class
 
 import ndfast
 
@@ -40,11 +41,13 @@ class Call:
         drawn: keyword arguments of `cases.draw`, but for K, which is 4.
         offset: how many elements behind an allocation's begin every tensor of rows begins.
         bad_labels: whether labels out of range stand among the others.
+        counts: how many rows each class has, the others ignored; by default labels are drawn.
     """
 
     drawn: dict[str, Any]
     offset: int = 0
     bad_labels: bool = False
+    counts: Sequence[int] = ()
 
 
 def calls() -> Iterator[Call]:
@@ -70,9 +73,10 @@ def calls() -> Iterator[Call]:
     for dtype, D, target in itertools.product(HALVES, LENGTHS, ("indices", "mix by row")):
         drawn = {"N": 5, "D": D, "dtype": dtype, "teacher_dtype": torch.float32, "target": target}
         yield Call(drawn | {"attached": False})
-    # So many rows a class that blocks share them.
+    # Most rows in one class, of which blocks take parts; a class without rows; ignored rows.
     for dtype, target in itertools.product(DTYPES, ("indices", "mix by row")):
-        yield Call({"N": 4200, "D": 40, "dtype": dtype, "target": target, "attached": False})
+        drawn = {"N": 1500, "D": 40, "dtype": dtype, "target": target, "attached": False}
+        yield Call(drawn, counts=(3, 0, 1100, 300))
 
 
 def make(call: Call, backend: str, device: str) -> None:
@@ -80,6 +84,8 @@ def make(call: Call, backend: str, device: str) -> None:
     case = draw(K=4, **call.drawn)
     if call.bad_labels:
         case.target[: len(BAD_LABELS)] = torch.tensor(BAD_LABELS)
+    if call.counts:
+        case = with_rows_of_class(case, call.counts, case.options["ignore_index"])
     if device == "cuda":
         case = to_gpu(case)
     if call.offset:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from cases import Case, assert_as_defined, draw, every_option, worst_error
 from on_gpu import DTYPES, HALVES, shifted, student_gradient, to_gpu
+from spreads import SPREADS, with_rows_of_class
 
 import ndfast
 
@@ -77,6 +78,17 @@ def test_numbers_of_rows(N: int, backend: str, seed: int) -> None:
     for option in FEW_OPTIONS:
         case = to_gpu(draw(N, 64, 10, torch.float32, **option))
         assert_as_defined(case, backend, (seed, N, option))
+
+
+@pytest.mark.parametrize("target", ["indices", "mix by row"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_classes_of_every_size(dtype: torch.dtype, target: str, backend: str, seed: int) -> None:
+    spreads = {**SPREADS, "detection": ([30_000, *[120] * 80], 400)}
+    for spread, (counts, ignored) in spreads.items():
+        for D in some(backend, (72, 37), 2):
+            case = draw(sum(counts) + ignored, D, len(counts), dtype, target=target)
+            case = to_gpu(with_rows_of_class(case, counts, -100))
+            assert_as_defined(case, backend, (seed, spread, D))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import run_sanitizer
-from cases import every_option
+from cases import TARGETS, every_option
 from on_gpu import DTYPES, HALVES
 from sanitize import LENGTHS, SHAPES, calls, make
 
@@ -27,13 +27,19 @@ def test_the_calls_cover_everything() -> None:
         for option in every_option():
             assert any(option.items() <= given.items() for given in drawn), (attached, option)
         assert {(given["N"], given["D"]) for given in drawn} >= set(SHAPES)
-        assert {given["dtype"] for given in drawn} == set(DTYPES)
+        assert {(given["dtype"], given.get("target")) for given in drawn} >= set(
+            itertools.product(DTYPES, TARGETS)
+        )
     assert {call.offset for call in CALLS} == {0, 1, 3}
     assert {call.drawn["attached"] for call in CALLS if call.bad_labels} == {False, True}
     assert max(call.drawn["D"] for call in CALLS) > 16_384
     beside_float32 = [call.drawn for call in CALLS if "teacher_dtype" in call.drawn]
     assert {(x["dtype"], x["D"], x["target"]) for x in beside_float32} == set(
         itertools.product(HALVES, LENGTHS, ("indices", "mix by row"))
+    )
+    cut = [call for call in CALLS if max(call.counts, default=0) >= 1024 and 0 in call.counts]
+    assert {(call.drawn["dtype"], call.drawn["target"]) for call in cut} == set(
+        itertools.product(DTYPES, ("indices", "mix by row"))
     )
 
 
@@ -99,6 +105,7 @@ def test_the_filter_fits_tritons_kernels() -> None:
         forward_kernel.forward_kernel,
         backward_kernels.backward_kernel,
         backward_kernels.class_means_backward_kernel,
+        backward_kernels.add_parts_backward_kernel,
     )
     assert all(part in kernel.fn.__name__ for kernel in launched)
 

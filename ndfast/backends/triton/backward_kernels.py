@@ -102,24 +102,44 @@ def backward_kernel(
 @triton.jit(do_not_specialize=_PLAIN_INTEGERS)
 def class_means_backward_kernel(
     student, class_means, target, target_b, lam, grad_loss, scale, coefficients,
-    order, bounds, sums,
+    labels, order, bounds, parts, grad_class_means,
     student_stride, class_means_stride, grad_loss_stride, N, K, lam_scalar: tl.float64,
-    D: tl.constexpr, ALIGN: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+    D: tl.constexpr, ALIGN: tl.constexpr,
+    PART: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Sums of a class's rows' ∂c, over BLOCK_D columns; no atomics.
 
-    ``sums`` [num_programs(2), K, D]: a class's tiles of rows are dealt out to so many programs.
-    ``order`` lists the rows sorted by label, ``bounds`` [K + 1] where a class's begin. Of mixed
-    labels it lists 2N, i for row i's first label and N + i for its second. Every s is read once
+    A class of 2·PART rows or more is cut in parts of PART, the last with the rest, and their sums
+    are rows of ``parts``, from the class's first label // PART on: the class after it begins PART
+    labels later for each of them. Programs: for every class, or its first part, and then for every
+    other part. ``labels``, ``order`` and ``bounds`` are `sort_by_class`'s. Every s is read once
     (twice where labels are mixed), in pieces of BLOCK_D columns.
     """
     dtype: tl.constexpr = coefficients.dtype.element_ty
-    k, part = tl.program_id(0), tl.program_id(2)
+    k = tl.program_id(0).to(tl.int64)
+    part = k - K + 1
+    is_first_part = part <= 0
+    # The rows of another part, and those before it, have the label of its class; of most numbers
+    # there is no part.
+    is_part = is_first_part
+    if not is_first_part:
+        k = tl.load(labels + part * PART - 1)
+        is_part = (k == tl.load(labels + (part + 1) * PART - 1)) & (k >= 0) & (k < K)
+    if not is_part:
+        return
+    begin, end = tl.load(bounds + k), tl.load(bounds + k + 1)
+    first_part, num_parts = begin // PART, (end - begin) // PART
+    if is_first_part:
+        part = first_part
+    elif part >= first_part + num_parts:
+        return
+    begin += (part - first_part) * PART
+    if part + 1 < first_part + num_parts:
+        end = begin + PART
     start = tl.program_id(1) * BLOCK_D
     rest = tl.load(scale)
     total = tl.zeros((ROWS, BLOCK_D), dtype)
-    end = tl.load(bounds + k + 1)
-    for i in range(tl.load(bounds + k) + part * ROWS, end, ROWS * tl.num_programs(2)):
+    for i in range(begin, end, ROWS):
         entries = tl.arange(0, ROWS) + i
         mask = entries < end
         entry = tl.load(order + entries, mask=mask, other=0)
@@ -142,5 +162,36 @@ def class_means_backward_kernel(
             gradient *= tl.where((entry < N)[:, None], share, 1 - share)
         total += tl.where(is_dead(alpha, beta), 0, gradient)
     cols = start + tl.arange(0, BLOCK_D)
-    row = sums + (tl.cast(part, tl.int64) * K + k) * D
+    if num_parts > 1:
+        tl.store(parts + part * D + cols, tl.sum(total, 0), mask=cols < D)
+    else:
+        row = grad_class_means + k * D
+        tl.store(row + cols, storable(tl.sum(total, 0), row), mask=cols < D)
+
+
+@triton.jit(do_not_specialize=["K"])
+def add_parts_backward_kernel(
+    labels, bounds, parts, grad_class_means, K,
+    D: tl.constexpr, PART: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """The gradient of classes that `class_means_backward_kernel` cut: the sums of their ``parts``.
+
+    A program for every two parts, of which at most one is the first of a class that is cut; and
+    BLOCK_D columns.
+    """
+    window = tl.program_id(0).to(tl.int64) * 2 * PART
+    k = tl.load(labels + window + 2 * PART - 1)  # such a class goes on to the next two parts
+    if (k < 0) | (k >= K):
+        return
+    begin = tl.load(bounds + k)
+    num_parts = (tl.load(bounds + k + 1) - begin) // PART
+    if (begin < window) | (num_parts < 2):
+        return
+    cols = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
+    total = tl.zeros((ROWS, BLOCK_D), parts.dtype.element_ty)
+    for i in range(0, num_parts, ROWS):
+        rows = tl.arange(0, ROWS) + i
+        elements = parts + (begin // PART + rows)[:, None] * D + cols[None, :]
+        total += tl.load(elements, mask=(rows < num_parts)[:, None] & (cols < D), other=0.0)
+    row = grad_class_means + k * D
     tl.store(row + cols, storable(tl.sum(total, 0), row), mask=cols < D)

@@ -10,7 +10,11 @@ from torch import Tensor
 from ndfast.backends.gpu import sort_by_class
 from ndfast.backends.reference import MEAN, NONE, accumulation_dtype
 from ndfast.backends.triton import launch_table
-from ndfast.backends.triton.backward_kernels import backward_kernel, class_means_backward_kernel
+from ndfast.backends.triton.backward_kernels import (
+    add_parts_backward_kernel,
+    backward_kernel,
+    class_means_backward_kernel,
+)
 from ndfast.backends.triton.forward_kernel import forward_kernel
 from ndfast.backends.triton.launch_table import LaunchConfig
 from ndfast.backends.triton.quick_launch import QuickLaunch
@@ -21,11 +25,12 @@ Tensors = tuple[Tensor | None, ...]
 _forward_kernel = QuickLaunch(forward_kernel)
 _backward_kernel = QuickLaunch(backward_kernel)
 _class_means_backward_kernel = QuickLaunch(class_means_backward_kernel)
+_add_parts_backward_kernel = QuickLaunch(add_parts_backward_kernel)
 
 _CLASS_MEANS_ROWS, _CLASS_MEANS_BLOCK_D = 32, 64  # summed over rows: columns spread over programs
-# Of classes that have more rows on average, several programs share one: with K=2 two would add up
-# all rows, a tile after the other.
-_CLASS_MEANS_ROWS_PER_PROGRAM, _MAX_PROGRAMS_PER_CLASS = 512, 1024
+# What one program adds up of a class that has twice as many rows or more: a class may have most of
+# a batch.
+_PART_ROWS = 256
 
 
 def forward(
@@ -177,23 +182,32 @@ def _class_means_gradient(
     (N, D), K = student.shape, class_means.shape[0]
     target, target_b, _ = labels
     assert target is not None
-    order, bounds = sort_by_class(target, target_b, K)
-    programs = _ceil_div(len(order), max(K, 1) * _CLASS_MEANS_ROWS_PER_PROGRAM)
-    programs = min(max(programs, 1), _MAX_PROGRAMS_PER_CLASS)
-    sums = class_means.new_empty(
-        (programs, K, D), dtype=class_means.dtype if programs == 1 else upstream[2].dtype
-    )
+    in_order, order, bounds = sort_by_class(target, target_b, K)
+    num_parts = len(order) // _PART_ROWS if len(order) >= 2 * _PART_ROWS else 0
+    parts = class_means.new_empty((num_parts, D), dtype=upstream[2].dtype)
+    gradient = class_means.new_empty((K, D))
     strides, alignment = _row_strides(student, class_means)
+    blocks = _ceil_div(D, _CLASS_MEANS_BLOCK_D)
+    tile = (_PART_ROWS, _CLASS_MEANS_ROWS, _CLASS_MEANS_BLOCK_D)
     with torch.cuda.device_of(student):
         _class_means_backward_kernel(
-            (K, _ceil_div(D, _CLASS_MEANS_BLOCK_D), programs),
-            (student, class_means, *labels, *upstream, order, bounds, sums),
+            (K + max(num_parts - 1, 0), blocks, 1),
+            (student, class_means, *labels, *upstream, in_order, order, bounds, parts, gradient),
             (*strides, _upstream_stride(upstream[0]), N, K),
             (lam_scalar,),
-            (D, alignment, _CLASS_MEANS_ROWS, _CLASS_MEANS_BLOCK_D),
+            (D, alignment, *tile),
             num_warps=4,
         )
-    return sums[0] if programs == 1 else sums.sum(0).to(class_means.dtype)
+        if num_parts > 0:
+            _add_parts_backward_kernel(
+                (num_parts // 2, blocks, 1),
+                (in_order, bounds, parts, gradient),
+                (K,),
+                (),
+                (D, *tile),
+                num_warps=4,
+            )
+    return gradient
 
 
 def _launch(
