@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import platform
 
 import pytest
 import torch
@@ -257,10 +258,17 @@ def test_inputs_are_not_written(backend: str, seed: int) -> None:
             assert x._version == version
 
 
-def test_rows_further_apart_than_int32_counts(backend: str, seed: int) -> None:
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another malloc is not told to")
+def test_memory_of_the_librarys_outputs_is_poisoned() -> None:
+    torch.utils.deterministic.fill_uninitialized_memory = False  # as its ABI allocates
+    assert (torch.empty(1000, dtype=torch.uint8) == 0xFE).all()
+
+
+def test_rows_further_apart_than_int32_counts(
+    backend: str, seed: int, untouched_memory: None
+) -> None:
     # 2³¹ + 64 elements that are never touched: memory is committed a page at a time.
     apart = 2**31 + 64
-    torch.utils.deterministic.fill_uninitialized_memory = False
     storage = torch.empty(apart + 4 * 64, dtype=torch.bfloat16)
     far = [storage.as_strided((2, 64), (apart, 1), 64 * i).normal_() for i in range(4)]
     labels, results = torch.tensor([1, 0]), []
@@ -289,11 +297,10 @@ def test_a_label_changed_after_forward_is_never_followed(backend: str, seed: int
 
 
 @pytest.mark.skipif(native.unusable(torch.device("cpu")) is not None, reason="not built")
-def test_more_than_int32_elements(backend: str, seed: int) -> None:
+def test_more_than_int32_elements(backend: str, seed: int, untouched_memory: None) -> None:
     if backend != "native":
         pytest.skip("the interpreter and the reference would take minutes for 2³¹ elements")
     N, D = 2**15 + 1, 2**16
-    torch.utils.deterministic.fill_uninitialized_memory = False
     student = torch.ones(1, D, dtype=torch.bfloat16).expand(N, D).requires_grad_()
     class_means, labels = torch.ones(1, D), torch.zeros(N, dtype=torch.uint8)
     class_means[0, : D // 2] = 0

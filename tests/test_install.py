@@ -228,3 +228,21 @@ def test_without_torch_to_build_against(sdist: Path, tmp_path: Path) -> None:
     wheel, printed = build_wheel(sdist, tmp_path, PYTHONPATH=str(hidden))
     assert "torch is not there to build against" in printed
     assert "the compiled library is not there" in use_wheel(wheel)
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+def test_an_older_setuptools_builds_in_place_alone(in_place: bool, tmp_path: Path) -> None:
+    shutil.copy(ROOT / "setup.py", tmp_path)
+    (tmp_path / "pyproject.toml").write_text("[project]\nname = 3\n")  # as such a one reads ours
+    command = ["build_ext", "--inplace"] if in_place else ["bdist_wheel"]
+    old = (
+        "import runpy, sys, setuptools; setuptools.__version__ = '65.5.0'; "
+        f"sys.argv = {['setup.py', *command]!r}; runpy.run_path('setup.py', run_name='__main__')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", old], cwd=tmp_path, env={**os.environ, "NDFAST_NATIVE": "0"},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode == 0) == in_place, done.stderr
+    said = 'setuptools: got 65.5.0; it takes 77 or later (pip install "setuptools>=77")'
+    assert (said in done.stderr.splitlines()) != in_place

@@ -226,6 +226,7 @@ def test_two_processes_train_as_one_with_the_whole_batch(tmp_path: Path) -> None
         "import sys, torch\n"
         f"sys.path[:0] = {[str(Path(__file__).parent)]!r}\n"
         "from pathlib import Path\n"
+        "from ndfast.train.run import leave_together\n"
         "from test_train_loop import parameters, toy_rows, toy_trainer\n"
         "trainer = toy_trainer(Path(sys.argv[1]), toy_rows(23), batch_size=4, epochs=2)\n"
         "trainer.train(trainer.log, trainer.bar, lambda epoch_ends: None)\n"
@@ -233,8 +234,9 @@ def test_two_processes_train_as_one_with_the_whole_batch(tmp_path: Path) -> None
         "    torch.save((parameters(trainer), trainer.evaluate()[0]), sys.argv[2])\n"
         "else:\n"
         "    trainer.evaluate()\n"
-        "trainer.accelerator.wait_for_everyone()\n"
-        "trainer.accelerator.end_training()\n"
+        "accelerator = trainer.accelerator\n"
+        "del trainer\n"
+        "leave_together(accelerator)\n"
     )
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
     done = subprocess.run(

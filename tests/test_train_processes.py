@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import subprocess
 import sys
+import weakref
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,6 +22,7 @@ from small_runs import quiet_run, small_config
 from ndfast.cli import main
 from ndfast.train.errors import ConfigError
 from ndfast.train.processes import build_accelerator
+from ndfast.train.run import leave_together
 
 
 def test_the_environment_neither_accumulates_nor_compiles(
@@ -141,3 +145,24 @@ def test_what_else_the_environment_asks_for_is_refused(
     )
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_what_trainings_leave_goes_before_the_processes_group() -> None:
+    class Left:
+        """In a circle, as a module of DistributedDataParallel's is."""
+
+        def __init__(self) -> None:
+            self.itself = self
+
+    gc.disable()
+    left = weakref.ref(Left())
+    at_the_end: list[object] = []
+    accelerator = SimpleNamespace(
+        wait_for_everyone=lambda: at_the_end.append("together"),
+        end_training=lambda: at_the_end.append(left()),
+    )
+    try:
+        leave_together(accelerator)
+    finally:
+        gc.enable()
+    assert at_the_end == ["together", None]

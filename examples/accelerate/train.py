@@ -101,9 +101,10 @@ def main() -> None:
         logits = student.classifier(student.body(images[1500:].to(accelerator.device)))
     accuracy = (logits.argmax(dim=1).cpu() == labels[1500:]).float().mean()
     accelerator.print(f"{accelerator.num_processes} processes, test accuracy {accuracy:.3f}")
-    # Together: gloo's threads let go of the last collective meanwhile, and the interpreter must not
-    # end before they have.
+    # Together, and what DistributedDataParallel holds of the processes' group first: gloo's threads
+    # let go of the last collective meanwhile, and must not be waited for where Python ends.
     accelerator.wait_for_everyone()
+    model, optimizer, loader = accelerator.free_memory(model, optimizer, loader)
     accelerator.end_training()
 
 

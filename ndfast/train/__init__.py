@@ -19,7 +19,8 @@ How:
 What comes of it:
 
 - `run`: one student from the config to the files in its `folder`; `replaced`: what --overwrite does
-- `comparison`: methods and seeds in pairs, the fused loss beside the reference; `step_times`
+- `comparison`: methods and seeds in pairs; `trajectories`: whether the fused loss and the reference
+  train alike; `step_times`
 - `results`, `records`, `progress`, `report/`: results.json, the log, the bars, tables and pages
 - `detection/`: the ND loss on the box-head features of a detector
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -109,8 +110,14 @@ def run_once(config: TrainConfig, bars: Bars) -> Results:
 
 
 def leave_together(accelerator: Accelerator) -> None:
-    """Ends all processes at once: one that is gone early looks like one that failed."""
+    """Ends all processes at once: one that is gone early looks like one that failed.
+
+    The trainings are over. What DistributedDataParallel holds of the processes' group goes first:
+    else the group ends with it, at Python's end, and waits for a thread of gloo's, which may wait
+    for Python to let go of an object of the last collective's.
+    """
     accelerator.wait_for_everyone()
+    gc.collect()
     accelerator.end_training()
 
 

@@ -30,7 +30,14 @@ def test_the_calls_cover_everything() -> None:
         assert {(given["dtype"], given.get("target")) for given in drawn} >= set(
             itertools.product(DTYPES, TARGETS)
         )
-    assert {call.offset for call in CALLS} == {0, 1, 3}
+    met = [((call.drawn["N"], call.drawn["D"]), call.drawn["dtype"], call.offset) for call in CALLS]
+    assert {(shape, dtype) for shape, dtype, _ in met} >= set(itertools.product(SHAPES, DTYPES))
+    assert {(shape, offset) for shape, _, offset in met} >= set(
+        itertools.product(SHAPES, (0, 1, 3))
+    )
+    assert {(dtype, offset) for _, dtype, offset in met} >= set(
+        itertools.product(DTYPES, (0, 1, 3))
+    )
     assert {call.drawn["attached"] for call in CALLS if call.bad_labels} == {False, True}
     assert max(call.drawn["D"] for call in CALLS) > 16_384
     beside_float32 = [call.drawn for call in CALLS if "teacher_dtype" in call.drawn]

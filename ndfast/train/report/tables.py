@@ -243,12 +243,13 @@ def _trajectories_grid(trajectories: dict[str, Any]) -> Grid:
         "and that of the final parameters."
     )
     for method, found in trajectories.items():
-        if found["rounding"] is not None:
-            loss, parameters, times = found["rounding"].values()
+        rounding = found["rounding"]
+        if rounding is not None:
             caption += (
-                f" For {method} the tolerance is {times} times what another rounding of "
-                f"the class means does to the reference by each step: up to {loss:.1e} to the "
-                f"loss, {parameters:.1e} to the parameters."
+                f" For {method} the tolerance is {rounding['times']} times what another rounding "
+                "of the class means does to the reference by each step: up to "
+                f"{rounding['max_loss_difference']:.1e} to the loss, "
+                f"{rounding['parameter_difference']:.1e} to the parameters."
             )
     return Grid("Fused loss and reference", head, rows, caption)
 
