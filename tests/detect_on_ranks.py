@@ -1,7 +1,8 @@
 """`ndfast detect` in which each process writes down what it has, and the second meets a NaN.
 
 Into OUT/rank-R.json goes, for each training, teacher before student, "weights" (their SHA-256) and
-"skipped"; and "rows", of each class, that the process itself adds to the class means.
+"skipped"; "rows", of each class, that the process itself adds to the class means; and "images"
+that it itself tests the teacher and the student on.
 """
 
 from __future__ import annotations
@@ -17,16 +18,19 @@ from torch import Tensor
 
 import ndfast
 from ndfast.cli import main
+from ndfast.train.detection.detector import Detections
 from ndfast.train.detection.loop import DetectionTrainer
+from ndfast.train.detection.small_detector import SmallDetector
 from ndfast.train.models.weights import weights_digest
 
 POISONED = 5  # the student's step
-train, step, all_reduce = (
+train, step, detect, all_reduce = (
     DetectionTrainer.train,
     DetectionTrainer.step,
+    SmallDetector.detect,
     ndfast.ClassMeans.all_reduce,
 )
-found: dict[str, Any] = {"trainings": []}
+found: dict[str, Any] = {"trainings": [], "images": 0}
 
 
 def train_and_note(trainer: DetectionTrainer, *args: Any) -> None:
@@ -42,6 +46,11 @@ def poisoned(trainer: DetectionTrainer, images: list[Tensor], targets: Any) -> N
     step(trainer, images, targets)
 
 
+def detect_and_note(detector: SmallDetector, images: list[Tensor]) -> list[Detections]:
+    found["images"] += len(images)
+    return detect(detector, images)
+
+
 def note_and_reduce(means: ndfast.ClassMeans) -> None:
     found.setdefault("rows", means.counts.tolist())  # later ones have the other's as well
     all_reduce(means)
@@ -49,6 +58,7 @@ def note_and_reduce(means: ndfast.ClassMeans) -> None:
 
 if __name__ == "__main__":
     DetectionTrainer.train, DetectionTrainer.step = train_and_note, poisoned
+    SmallDetector.detect = detect_and_note
     ndfast.ClassMeans.all_reduce = note_and_reduce
     status = main(sys.argv[1:])
     out = Path(sys.argv[sys.argv.index("--out") + 1])

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 pytest.importorskip("PIL", reason="needs Pillow")
 
+from accelerate import Accelerator
 from small_detection import edit
 
 from ndfast.train.data.batches import Batch
@@ -203,7 +204,8 @@ class Oracle(Detector):
 
 
 def precision(dataset: CocoDataset, answer: Callable[[Target], Detections]) -> dict[str, float]:
-    return average_precision(Oracle([answer(target) for target in dataset.targets]), dataset)
+    oracle = Oracle([answer(target) for target in dataset.targets])
+    return average_precision(Accelerator(cpu=True), oracle, dataset, 5)
 
 
 def test_precision_of_answers_that_are_known(
@@ -244,7 +246,7 @@ def test_feature_metrics_are_those_of_the_objects(folder: Path) -> None:
     labels = torch.cat([target.labels for target in dataset.targets])
     means = torch.rand(6, 4)
     means[2] = 0  # a class that has none
-    found = feature_metrics(Oracle([]), dataset, means)
+    found = feature_metrics(Accelerator(cpu=True), Oracle([]), dataset, 5, means)
     assert found["norm"] == pytest.approx(boxes.norm(dim=1).mean().item(), rel=1e-5)
     centres = means[labels]
     boxes, centres = boxes[labels != 2], centres[labels != 2]

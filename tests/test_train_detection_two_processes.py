@@ -26,18 +26,22 @@ from ndfast.train.models.weights import load_weights
 
 pytestmark = pytest.mark.slow
 
+BATCH = 4
 ROWS = 1000  # all proposals are rows: none is left to chance
 PROGRAM = str(Path(__file__).with_name("detect_on_ranks.py"))
 
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that finds some objects; 49 images, so that one process has one more than the other."""
+    """A run that finds some objects; of 53 images and of 17 to test on, the shares are uneven."""
     out = tmp_path_factory.mktemp("run")
-    flags = ["detect", "--images", "49", "--epochs", "12", "--batch-size", "4"]
-    flags += ["--dim", str(D), "--rows", str(ROWS), "--teacher", "tiny", "--methods", "kd++"]
-    run_in_two_processes(out, *flags, program=(PROGRAM,))
+    detect_in_two_processes(out, "--images", "53", "--epochs", "12", "--methods", "kd++")
     return out
+
+
+def detect_in_two_processes(out: Path, *flags: str) -> dict[str, Any]:
+    own = ["--batch-size", str(BATCH), "--dim", str(D), "--rows", str(ROWS), "--teacher", "tiny"]
+    return run_in_two_processes(out, "detect", *own, *flags, program=(PROGRAM,))
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +72,7 @@ def test_both_have_the_weights_that_are_saved(out: Path, results: dict[str, Any]
     for training, folder in zip(first, folders, strict=True):
         (end,) = events(folder, "end")
         assert end["sha256"] == training["weights"]
-        assert end["step"] == 12 * (49 // 8)
+        assert end["step"] == 12 * (53 // 8)
 
 
 def test_a_nan_in_one_is_skipped_in_both(out: Path, results: dict[str, Any]) -> None:
@@ -79,7 +83,9 @@ def test_a_nan_in_one_is_skipped_in_both(out: Path, results: dict[str, Any]) -> 
 
 
 def test_both_take_the_class_means_together(out: Path, data: DetectionData) -> None:
-    means, counts = take_class_means(Accelerator(cpu=True), saved(out / "teacher"), data.train, 4)
+    means, counts = take_class_means(
+        Accelerator(cpu=True), saved(out / "teacher"), data.train, BATCH
+    )
     own = [torch.tensor(of_rank(out, rank)["rows"]) for rank in (0, 1)]
     assert all(rows.sum() > counts.sum() / 3 for rows in own)  # neither takes them alone
     assert torch.equal(own[0] + own[1], counts)
@@ -88,12 +94,33 @@ def test_both_take_the_class_means_together(out: Path, data: DetectionData) -> N
     torch.testing.assert_close(found, means, rtol=1e-4, atol=1e-5)
 
 
-def test_what_is_reported_is_what_one_process_finds(
-    out: Path, data: DetectionData, results: dict[str, Any]
-) -> None:
+def found_by_one(out: Path, detector: SmallDetector, batch_size: int) -> dict[str, float]:
+    test = (Accelerator(cpu=True), detector, read_coco(out / "shapes").test, batch_size)
     means = ndfast.load_class_means(out / "class_means.safetensors")
-    student = saved(out / "runs" / "kd++")
-    expected = average_precision(student, data.test) | feature_metrics(student, data.test, means)
-    assert expected["map50"] > 0
+    return average_precision(*test) | feature_metrics(*test, means)
+
+
+def test_what_is_reported_is_what_one_process_finds(out: Path, results: dict[str, Any]) -> None:
+    expected = found_by_one(out, saved(out / "runs" / "kd++"), BATCH)
+    assert 0 < expected["map"] < expected["map50"] < 1
     found = results["students"]["kd++"]
-    assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-5)
+    for name in ("map", "map50"):
+        assert found[name] == expected[name]
+    for name in ("norm", "cosine"):
+        assert found[name] == pytest.approx(expected[name], rel=1e-6)
+
+
+def test_they_share_the_test_images(out: Path, results: dict[str, Any]) -> None:
+    assert results["data"]["test"] == 17
+    # The teacher and one student; batches of 4, 4 and 1, and of 4 and 4.
+    assert [of_rank(out, rank)["images"] for rank in (0, 1)] == [2 * 9, 2 * 8]
+
+
+def test_a_test_set_in_which_one_has_no_share(out: Path, tmp_path: Path) -> None:
+    weights = ["--teacher-weights", str(out / "teacher" / "model.safetensors")]
+    run = ["--images", "24", "--batch-size", "8", "--epochs", "1", "--methods", "ce", *weights]
+    results = detect_in_two_processes(tmp_path, *run)
+    assert [of_rank(tmp_path, rank)["images"] for rank in (0, 1)] == [2 * 8, 0]
+    expected = found_by_one(tmp_path, saved(out / "teacher"), 8)
+    assert expected["map"] > 0
+    assert results["teacher"] == pytest.approx(expected, rel=1e-6)

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
 import ndfast
-from ndfast.train.data.batches import Batch
+from ndfast.train.detection.batches import rows_once
 from ndfast.train.detection.coco import CocoDataset
 from ndfast.train.detection.detector import Detector, Target
-from ndfast.train.detection.loop import move
 from ndfast.train.errors import ConfigError
 
 
@@ -43,7 +40,7 @@ def take_class_means(
         ConfigError: there is no background, or a mean is not finite.
     """
     means = ndfast.ClassMeans(teacher.num_classes + 1, teacher.dim)
-    for images, targets in _batches(accelerator, dataset, range(len(dataset)), batch_size):
+    for _, images, targets in rows_once(accelerator, dataset, range(len(dataset)), batch_size):
         maps = teacher.encode(images)
         rows, _ = teacher.sample(maps, targets)
         means.update(teacher.read(maps, rows.boxes).features, rows.labels)
@@ -52,7 +49,7 @@ def take_class_means(
     missed = (means.counts[:-1].cpu() == 0) & ~without_box
     having = [image for image, target in enumerate(dataset.targets) if missed[target.labels].any()]
     missed = missed.to(accelerator.device)
-    for images, targets in _batches(accelerator, dataset, having, batch_size):
+    for _, images, targets in rows_once(accelerator, dataset, having, batch_size):
         own = [Target(*(part[missed[target.labels]] for part in target)) for target in targets]
         features = teacher.read(teacher.encode(images), [target.boxes for target in own]).features
         means.update(features, torch.cat([target.labels for target in own]))
@@ -66,13 +63,3 @@ def take_class_means(
         raise ConfigError(f"class_means: {error}") from error
     counts[:-1][without_box.to(counts.device)] = 0
     return found, counts
-
-
-def _batches(
-    accelerator: Accelerator, dataset: CocoDataset, rows: Sequence[int], batch_size: int
-) -> Iterator[tuple[list[Tensor], list[Target]]]:
-    """This process's share of the rows of a data set, on the device."""
-    own = rows[accelerator.process_index :: accelerator.num_processes]
-    for start in range(0, len(own), batch_size):
-        batch = dataset.__getitems__(Batch([*own[start : start + batch_size]], None))
-        yield move(*batch, accelerator.device)

@@ -1,38 +1,40 @@
-"""What a detector reaches on a test set."""
+"""What a detector reaches on a test set, whose images the processes share."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
 from contextlib import redirect_stdout
 
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.utils import gather_object
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import Tensor
 
-from ndfast.train.data.batches import Batch
+from ndfast.train.detection.batches import rows_once
 from ndfast.train.detection.coco import CocoDataset
-from ndfast.train.detection.detector import Detector, Target
-from ndfast.train.detection.loop import move
-
-_BATCH = 16
+from ndfast.train.detection.detector import Detector
 
 
 @torch.no_grad()
-def average_precision(detector: Detector, dataset: CocoDataset) -> dict[str, float]:
-    """COCO's average precision, by pycocotools.
+def average_precision(
+    accelerator: Accelerator, detector: Detector, dataset: CocoDataset, batch_size: int
+) -> dict[str, float]:
+    """COCO's average precision, by pycocotools; every process must call this.
 
     Args:
+        accelerator: the device and the processes.
         detector: in evaluation mode.
         dataset: the test set.
+        batch_size: images at a time.
 
     Returns:
         "map", the mean over overlaps of 0.5 to 0.95, and "map50"; both from 0 to 1.
     """
     found = []
-    for rows, images, _ in _batches(detector, dataset):
+    for rows, images, _ in rows_once(accelerator, dataset, range(len(dataset)), batch_size):
         for row, detections in zip(rows, detector.detect(images), strict=True):
             boxes = detections.boxes.clone()
             boxes[:, 2:] -= boxes[:, :2]  # COCO's are left, top, width, height
@@ -50,6 +52,7 @@ def average_precision(detector: Detector, dataset: CocoDataset) -> dict[str, flo
                     strict=True,
                 )
             ]
+    found = gather_object(found)  # pycocotools puts the images in order
     if not found:  # pycocotools takes no empty list
         return {"map": 0.0, "map50": 0.0}
     with redirect_stdout(io.StringIO()):
@@ -65,33 +68,39 @@ def average_precision(detector: Detector, dataset: CocoDataset) -> dict[str, flo
 
 @torch.no_grad()
 def feature_metrics(
-    detector: Detector, dataset: CocoDataset, class_means: Tensor
+    accelerator: Accelerator,
+    detector: Detector,
+    dataset: CocoDataset,
+    batch_size: int,
+    class_means: Tensor,
 ) -> dict[str, float]:
     """The box features of the objects themselves, whatever the detector proposes.
 
+    Every process must call this.
+
     Args:
+        accelerator: the device and the processes.
         detector: in evaluation mode.
         dataset: the test set.
+        batch_size: images at a time.
         class_means: [K + 1, D]; 0 for a class that has none.
 
     Returns:
         The means over all objects: "norm" of the feature (L2), and its "cosine" to the class mean,
         over those whose class has one; NaN without any.
     """
-    norms, cosines = [], []
-    for _, images, targets in _batches(detector, dataset):
+    sums = torch.zeros(4, dtype=torch.float64, device=accelerator.device)
+    for _, images, targets in rows_once(accelerator, dataset, range(len(dataset)), batch_size):
         boxes = [target.boxes for target in targets]
         features = detector.read(detector.encode(images), boxes).features.float()
         centres = class_means[torch.cat([target.labels for target in targets])]
-        norms.append(features.norm(dim=1))
-        cosines.append(F.cosine_similarity(features, centres)[centres.any(dim=1)])
-    return {"norm": torch.cat(norms).mean().item(), "cosine": torch.cat(cosines).mean().item()}
-
-
-def _batches(
-    detector: Detector, dataset: CocoDataset
-) -> Iterator[tuple[list[int], list[Tensor], list[Target]]]:
-    device = next(detector.parameters()).device
-    for start in range(0, len(dataset), _BATCH):
-        rows = [*range(start, min(start + _BATCH, len(dataset)))]
-        yield rows, *move(*dataset.__getitems__(Batch(rows, None)), device)
+        known = centres.any(dim=1)
+        rows = [
+            torch.ones_like(known),
+            features.norm(dim=1),
+            known,
+            torch.where(known, F.cosine_similarity(features, centres), 0.0),
+        ]
+        sums += torch.stack([row.double() for row in rows]).sum(dim=1)
+    objects, norm, with_centre, cosine = accelerator.reduce(sums, "sum")
+    return {"norm": (norm / objects).item(), "cosine": (cosine / with_centre).item()}

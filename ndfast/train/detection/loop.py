@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from ndfast.train.data.batches import TrainingBatches, build_loader
+from ndfast.train.detection.batches import move
 from ndfast.train.detection.coco import CocoDataset, DetectionData
 from ndfast.train.detection.config import DetectionConfig
 from ndfast.train.detection.detector import Detector, Target
@@ -163,12 +164,3 @@ class DetectionTrainer:
             images_per_s=images / seconds,
             skipped=position.skipped,
         )
-
-
-def move(
-    images: list[Tensor], targets: list[Target], device: torch.device
-) -> tuple[list[Tensor], list[Target]]:
-    """A batch on the device."""
-    return [image.to(device) for image in images], [
-        Target(*(part.to(device) for part in target)) for target in targets
-    ]

@@ -129,8 +129,8 @@ def _train_all(
     means = _find_class_means(accelerator, config, data, teacher, out)
 
     def measure(detector: Detector) -> dict[str, Any]:
-        found = average_precision(detector, data.test)
-        return found | feature_metrics(detector, data.test, means)
+        test = (accelerator, detector, data.test, config.batch_size)
+        return average_precision(*test) | feature_metrics(*test, means)
 
     students, logs, ends = {}, {}, {}
     if config.teacher_weights is None:
