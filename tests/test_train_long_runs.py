@@ -83,7 +83,9 @@ def test_killed_at_any_moment(teacher: str, tmp_path: Path, seed: int) -> None:
         assert run["lost"] == 0, found
 
 
-@pytest.mark.parametrize("damage", ["flipped", "truncated", "missing", "manifest"])
+@pytest.mark.parametrize(
+    "damage", ["flipped", "truncated", "missing", "manifest", "empty manifest", "shorter manifest"]
+)
 def test_a_broken_checkpoint_is_passed_over(
     damage: str, teacher: str, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -93,12 +95,17 @@ def test_a_broken_checkpoint_is_passed_over(
     quiet_run(broken, **fields, max_steps=9)
     newest = sorted((broken / "checkpoints").iterdir())[-1]
     assert newest.name == "step-0000000009"
-    path = newest / ("sha256.json" if damage == "manifest" else "optimizer.bin")
+    path = newest / ("sha256.json" if "manifest" in damage else "optimizer.bin")
     content = bytearray(path.read_bytes())
     if damage == "missing":
         path.unlink()
     elif damage == "truncated":
         path.write_bytes(content[:-7])
+    elif damage == "empty manifest":
+        path.write_text("{}")
+    elif damage == "shorter manifest":
+        _, *others = json.loads(content).items()
+        path.write_text(json.dumps(dict(others)))
     else:
         content[len(content) // 2] ^= 1
         path.write_bytes(content)

@@ -121,12 +121,10 @@ def _newest_first(folder: Path) -> list[Path]:
 
 
 def _seal(folder: Path) -> None:
-    """Writes the files' SHA-256, after syncing each to the disk."""
-    sums = {}
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            sums[str(path.relative_to(folder))] = _digest(path)
-            _sync(path)
+    """Writes the files' SHA-256, with each synced to the disk."""
+    sums = _sums(folder)
+    for name in sums:
+        _sync(folder / name)
     manifest = folder / _MANIFEST
     manifest.write_text(json.dumps(sums), encoding="utf-8")
     _sync(manifest)
@@ -136,9 +134,15 @@ def _seal(folder: Path) -> None:
 def _is_whole(folder: Path) -> bool:
     try:
         sums = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
-        return all(_digest(folder / name) == digest for name, digest in sums.items())
-    except (OSError, ValueError, AttributeError):
+        return bool(sums) and sums == _sums(folder)
+    except (OSError, ValueError):
         return False
+
+
+def _sums(folder: Path) -> dict[str, str]:
+    """The SHA-256 of each of a checkpoint's files, by its name."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != _MANIFEST]
+    return {str(path.relative_to(folder)): _digest(path) for path in sorted(files)}
 
 
 def _digest(path: Path) -> str:
