@@ -11,6 +11,7 @@ import pytest
 
 pytest.importorskip("accelerate", reason="needs the extra [train]")
 
+from accelerate.state import AcceleratorState
 from rich.console import Console
 from small_detection import small_config
 from small_runs import events
@@ -100,6 +101,38 @@ def test_a_training_that_has_lost_its_log(unbroken: Path, tmp_path: Path) -> Non
         ConfigError, match=r"^out: .*log\.jsonl tells of no epoch, and the training"
     ):
         quiet(tmp_path / "run", resume=True)
+
+
+def test_a_log_of_before_steps_were_skipped(unbroken: Path, tmp_path: Path) -> None:
+    shutil.copytree(unbroken, tmp_path / "run")
+    log = tmp_path / "run" / "runs" / "ce" / "log.jsonl"
+    records = [json.loads(line) for line in log.read_text().splitlines()]
+    for record in records:
+        record.pop("skipped", None)
+    log.write_text("".join(json.dumps(record) + "\n" for record in records))
+    with pytest.raises(ConfigError, match=r"^out: .*log\.jsonl tells of no skipped steps, and the"):
+        quiet(tmp_path / "run", resume=True)
+
+
+def test_a_run_goes_on_in_its_own_precision_alone(
+    unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def quiet_under(environment: str, **fields: Any) -> dict[str, Any]:
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", environment)
+        AcceleratorState._reset_state()
+        return quiet(tmp_path, **fields)
+
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 14)
+        with pytest.raises(KeyboardInterrupt):
+            quiet_under("bf16")
+    ends = [events(out / "teacher", "end")[0]["sha256"] for out in (unbroken, tmp_path)]
+    assert ends[0] != ends[1]
+    refused = r"got 'fp32', but the run in .* was started with 'bf16'"
+    with pytest.raises(ConfigError, match=f"^precision: {refused}"):
+        quiet_under("no", resume=True)
+    results = quiet_under("no", resume=True, precision="bf16")
+    assert results["config"]["precision"] == results["environment"]["precision"] == "bf16"
 
 
 def test_the_log_tells_of_every_epoch(unbroken: Path) -> None:

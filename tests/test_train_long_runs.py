@@ -84,7 +84,16 @@ def test_killed_at_any_moment(teacher: str, tmp_path: Path, seed: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "damage", ["flipped", "truncated", "missing", "manifest", "empty manifest", "shorter manifest"]
+    "damage",
+    [
+        "flipped",
+        "truncated",
+        "missing",
+        "manifest",
+        "empty manifest",
+        "empty manifest alone",
+        "shorter manifest",
+    ],
 )
 def test_a_broken_checkpoint_is_passed_over(
     damage: str, teacher: str, tmp_path: Path, capsys: pytest.CaptureFixture
@@ -101,8 +110,11 @@ def test_a_broken_checkpoint_is_passed_over(
         path.unlink()
     elif damage == "truncated":
         path.write_bytes(content[:-7])
-    elif damage == "empty manifest":
+    elif damage.startswith("empty manifest"):
         path.write_text("{}")
+        if damage.endswith("alone"):
+            for other in {*newest.iterdir()} - {path}:
+                other.unlink()
     elif damage == "shorter manifest":
         _, *others = json.loads(content).items()
         path.write_text(json.dumps(dict(others)))

@@ -22,8 +22,8 @@ _NAMES = f"{', '.join(WIDTHS)}, or {TORCHVISION}NAME for a Faster R-CNN of torch
 
 
 def _option(default: Any, group: str, text: str, **metadata: Any) -> Any:
-    """A resumed run may have another value of those of the machine and the output."""
-    return option(default, group, text, may_change=group == _OUTPUT, **metadata)
+    """A resumed run may have another value of those of the machine and the output, by default."""
+    return option(default, group, text, **{"may_change": group == _OUTPUT, **metadata})
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,14 @@ class DetectionConfig:
         metavar="N",
     )
 
+    precision: str | None = _option(
+        None,
+        _OUTPUT,
+        "of the matrix products of the training (default: what `accelerate launch` says, else "
+        "fp32)",
+        choices=("fp32", "bf16", "fp16"),
+        may_change=False,
+    )
     threads: int = _option(1, _OUTPUT, "of PyTorch on the CPU")
     workers: int = _option(0, _OUTPUT, "processes that load images")
     out: str = _option("runs/detection", _OUTPUT, "the folder of what is written", metavar="DIR")
@@ -129,6 +137,7 @@ class DetectionConfig:
             weight_decay=self.weight_decay,
             schedule="cosine",
             lr_warmup=1,
+            precision=self.precision,
             threads=self.threads,
         )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from ndfast.train.detection.torchvision_detector import TorchvisionDetector
 from ndfast.train.errors import ConfigError
 from ndfast.train.losses import METHODS
 from ndfast.train.models.weights import load_weights, save_weights, weights_digest
-from ndfast.train.processes import build_accelerator, torch_settings
+from ndfast.train.processes import build_accelerator, resolve_precision, torch_settings
 from ndfast.train.progress import Bars
 from ndfast.train.records import RunLog, read_log
 from ndfast.train.report import build_detection_table, write_detection_page
@@ -65,6 +65,7 @@ def run(config: DetectionConfig, console: Console) -> dict[str, Any]:
     """
     if fsdp.is_asked_for():
         raise ConfigError("processes: got FSDP; ndfast detect takes DDP alone")
+    config = replace(config, precision=resolve_precision(config.precision))
     shared = config.shared()
     accelerator = build_accelerator(shared)
     out = Path(config.out)
@@ -276,14 +277,15 @@ def _read_log(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """The log of a training that is over, and what it tells of the last epoch.
 
     Raises:
-        ConfigError: it is gone, or tells of none.
+        ConfigError: it is gone, or tells of none, or was written before steps were skipped.
     """
     path = folder / files.LOG
     log = read_log(path) if path.exists() else []
     epochs = [record for record in log if record["event"] == "epoch"]
-    if not epochs:
+    if not epochs or "skipped" not in epochs[-1]:
+        lacking = "skipped steps" if epochs else "epoch"
         raise ConfigError(
-            f"out: {path} tells of no epoch, and the training in {folder} is over; it takes "
+            f"out: {path} tells of no {lacking}, and the training in {folder} is over; it takes "
             "--overwrite to begin anew, or another folder"
         )
     return log, epochs[-1]
