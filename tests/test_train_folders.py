@@ -17,6 +17,7 @@ from PIL import Image
 
 from ndfast.train.data import build_data
 from ndfast.train.data.batches import Batch, TrainingBatches, build_loader
+from ndfast.train.data.folders import read_image
 from ndfast.train.errors import ConfigError
 
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
@@ -81,6 +82,22 @@ def test_any_kind_of_image_becomes_rgb(mode: str, folder: Path) -> None:
     image = Image.open(file).convert("I" if mode == "I;16" else mode)
     image.convert(mode).save(file)
     assert all_rows(build_data("folder", str(folder), 16).test)[0].shape == (2, 3, 16, 16)
+
+
+@pytest.mark.parametrize("kind", ["png", "tif", "big-endian.tif", "pgm"])
+def test_of_grey_in_16_bits_the_high_8_are_taken(kind: str, tmp_path: Path) -> None:
+    values = np.array([[0, 255, 256], [0x7FFF, 0xFE80, 0xFFFF]], np.uint16)
+    file = tmp_path / f"image.{kind}"
+    if kind == "pgm":
+        file.write_bytes(b"P5 3 2 65535\n" + values.astype(">u2").tobytes())
+    elif kind == "big-endian.tif":
+        Image.frombytes("I;16B", (3, 2), values.astype(">u2").tobytes()).save(file)
+    else:
+        Image.fromarray(values).save(file)
+    image = read_image(str(file))
+    assert image.mode == "RGB"
+    expected = np.array([[0, 0, 1], [0x7F, 0xFE, 0xFF]])
+    assert (np.asarray(image) == expected[:, :, None]).all()
 
 
 def test_training_images_are_cropped_and_flipped(folder: Path, pipeline: str) -> None:

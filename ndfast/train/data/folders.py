@@ -145,7 +145,7 @@ def _torchvision_transforms(
 
 
 def read_image(file: str) -> Any:
-    """A file as a PIL image in RGB.
+    """A file as a PIL image in RGB; of 16 bits a channel the high 8 are taken.
 
     Raises:
         ConfigError: it is no image that can be read.
@@ -154,11 +154,21 @@ def read_image(file: str) -> Any:
 
     try:
         with Image.open(file) as image:
-            return image.convert("RGB")
+            return _eight_bits(image).convert("RGB")
     except Exception as error:  # a decoder raises whatever it stumbles over
         raise ConfigError(
             f"data_dir: {file} is no image that can be read ({type(error).__name__})"
         ) from error
+
+
+def _eight_bits(image: Any) -> Any:
+    """Grey of 16 bits by its high bytes: PIL takes those of colours itself and cuts grey at 255."""
+    from PIL import Image
+
+    # PGM's is read as I, and an older PIL reads PNG's so; other formats have 32 bits in that.
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image
 
 
 @contextmanager
