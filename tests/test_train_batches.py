@@ -12,7 +12,7 @@ from ndfast.train.data.batches import (
     Batch,
     EvaluationBatches,
     TrainingBatches,
-    build_loader,
+    load,
     mix_seeds,
 )
 
@@ -137,8 +137,8 @@ def test_a_row_is_augmented_alike_in_however_many_processes(rows: int) -> None:
 def test_the_loader_gives_what_the_sampler_asks_for(workers: int, seed: int) -> None:
     batches = TrainingBatches(23, 4, seed, 0, 1)
     state = torch.get_rng_state()
-    loader = build_loader(Recorder(), batches, workers, torch.device("cpu"))
-    found = [(images.tolist(), labels.tolist()) for images, labels in loader]
+    loaded = load(Recorder(), batches, workers, torch.device("cpu"))
+    found = [(images.tolist(), labels.tolist()) for images, labels in loaded]
     expected = [([[row, batch.seed] for row in batch.indices], batch.indices) for batch in batches]
     assert found == expected
     assert torch.equal(torch.get_rng_state(), state)

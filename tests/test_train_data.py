@@ -16,7 +16,7 @@ from whole_dataset import all_rows
 from ndfast.train.data import DATA, build_data
 from ndfast.train.data.archives import Arrays
 from ndfast.train.data.arrays import ArrayDataset, crop_and_flip
-from ndfast.train.data.batches import Batch, TrainingBatches, build_loader
+from ndfast.train.data.batches import Batch, TrainingBatches, load
 from ndfast.train.errors import ConfigError
 
 
@@ -135,7 +135,7 @@ def test_the_batch_seed_alone_decides_the_augmentation(seed: int) -> None:
         torch.get_rng_state().tolist(),
     )
     for workers in (0, 2):
-        loaded = build_loader(train, batches, workers, torch.device("cpu"))
+        loaded = load(train, batches, workers, torch.device("cpu"))
         torch.testing.assert_close([*map(tuple, loaded)], here, rtol=0, atol=0)
     other = train.__getitems__(Batch(asked[0].indices, seed))[0]
     assert not torch.equal(other, here[0][0])

@@ -16,7 +16,7 @@ pytest.importorskip("torchvision_ops", reason="needs torchvision")
 from PIL import Image
 
 from ndfast.train.data import build_data
-from ndfast.train.data.batches import Batch, TrainingBatches, build_loader
+from ndfast.train.data.batches import Batch, TrainingBatches, load
 from ndfast.train.data.folders import read_image
 from ndfast.train.errors import ConfigError
 
@@ -138,7 +138,7 @@ def test_the_batch_seed_alone_decides(folder: Path, pipeline: str, seed: int) ->
     )
     random.random(), np.random.random(), torch.rand(1)
     for workers in (0, 2):
-        loaded = build_loader(train, asked, workers, torch.device("cpu"))  # type: ignore[arg-type]
+        loaded = load(train, asked, workers, torch.device("cpu"))  # type: ignore[arg-type]
         torch.testing.assert_close([*map(tuple, loaded)], found, rtol=0, atol=0)
     other = train.__getitems__(Batch(asked[0].indices, seed))
     assert not torch.equal(other[0], found[0][0])

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import ndfast
 from ndfast.train.config import TrainConfig
-from ndfast.train.data.batches import BatchDataset, EvaluationBatches, build_loader
+from ndfast.train.data.batches import BatchDataset, EvaluationBatches, load
 from ndfast.train.models import AnyNetwork, Output
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -38,8 +38,8 @@ def rows_once(
         `IGNORED`.
     """
     batches = _batches(accelerator, dataset, seed)
-    loader = build_loader(dataset, batches, config.workers, accelerator.device)
-    for step, (images, labels) in enumerate(loader):
+    loaded = load(dataset, batches, config.workers, accelerator.device)
+    for step, (images, labels) in enumerate(loaded):
         counted = torch.arange(len(labels)) < batches.counted(step)
         labels = torch.where(counted, labels, IGNORED)
         yield (

@@ -15,7 +15,7 @@ from ndfast.train import fsdp
 from ndfast.train.average import Average
 from ndfast.train.config import TrainConfig
 from ndfast.train.data import Data
-from ndfast.train.data.batches import TrainingBatches, build_loader, mix_seeds
+from ndfast.train.data.batches import TrainingBatches, load, mix_seeds
 from ndfast.train.data.mixing import Mixer
 from ndfast.train.distiller import Distiller
 from ndfast.train.errors import ConfigError
@@ -163,14 +163,11 @@ class Trainer:
         accumulate = self.config.accumulate
         self.batches.epoch, self.batches.start = self.position.epoch, first * accumulate
         self.model.train()
-        loader = build_loader(
-            self.data.train, self.batches, self.config.workers, self.accelerator.device
-        )
-        batches = iter(loader)
+        loaded = load(self.data.train, self.batches, self.config.workers, self.accelerator.device)
         for _ in range(first, self.steps_per_epoch):
             self.stopwatch.start_step()
             with self.stopwatch.part("data"):
-                step_batches = [next(batches) for _ in range(accumulate)]
+                step_batches = [next(loaded) for _ in range(accumulate)]
             yield step_batches
 
     def step(self, step_batches: list[tuple[Tensor, Tensor]]) -> None:

@@ -14,6 +14,7 @@ from accelerate.utils import DistributedType, GradientAccumulationPlugin
 from ndfast.train import fsdp
 from ndfast.train.config import TrainConfig
 from ndfast.train.errors import ConfigError
+from ndfast.train.interrupts import dropped_interrupts_come_again
 
 _KINDS = (
     DistributedType.NO,
@@ -122,11 +123,14 @@ def torch_settings(config: TrainConfig) -> Iterator[None]:
     matmul_before = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = tf32
     try:
-        with torch.backends.cudnn.flags(
-            enabled=True,
-            deterministic=config.deterministic,
-            benchmark=not config.deterministic,
-            allow_tf32=tf32,
+        with (
+            torch.backends.cudnn.flags(
+                enabled=True,
+                deterministic=config.deterministic,
+                benchmark=not config.deterministic,
+                allow_tf32=tf32,
+            ),
+            dropped_interrupts_come_again(),
         ):
             yield
     finally:

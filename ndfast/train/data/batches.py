@@ -6,11 +6,13 @@ A run that was interrupted goes on at any step with the batches that it would ha
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
+
+from ndfast.train.interrupts import uninterrupted
 
 
 class Batch(NamedTuple):
@@ -124,11 +126,11 @@ class EvaluationBatches(Sampler[Batch]):
         return first, min(max(self.rows - first, 0), self.batch_size)
 
 
-def build_loader(
+def load(
     dataset: BatchDataset, batches: Sampler[Batch], workers: int, device: torch.device
-) -> DataLoader:
+) -> Iterator[Any]:
     """Loads ``batches`` of ``dataset``, in ``workers`` processes besides this one."""
-    return DataLoader(
+    loader: DataLoader[Any] = DataLoader(
         dataset,  # type: ignore[arg-type]  # it has __getitems__ and needs no __getitem__
         batch_sampler=batches,  # type: ignore[arg-type]  # a Batch is more than a list of indices
         collate_fn=_as_fetched,  # type: ignore[arg-type]  # nor a list of rows
@@ -137,6 +139,8 @@ def build_loader(
         # Its own: a loader that is made draws a number, and a resumed run makes one more.
         generator=torch.Generator(),
     )
+    with uninterrupted():
+        return iter(loader)
 
 
 def _as_fetched(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from ndfast.train.data.batches import TrainingBatches, build_loader
+from ndfast.train.data.batches import TrainingBatches, load
 from ndfast.train.detection.batches import move
 from ndfast.train.detection.coco import CocoDataset, DetectionData
 from ndfast.train.detection.config import DetectionConfig
@@ -103,13 +103,13 @@ class DetectionTrainer:
         self.model.train()
         while position.epoch < config.epochs:
             batches.epoch = position.epoch
-            loader = build_loader(
+            start = perf_counter()
+            loaded = load(
                 self.dataset,  # type: ignore[arg-type]  # lists, for images of any sizes
                 batches,
                 config.workers,
                 accelerator.device,
             )
-            start, loaded = perf_counter(), iter(loader)
             for _ in range(self.steps_per_epoch):
                 self.stopwatch.start_step()
                 with self.stopwatch.part("data"):
