@@ -21,7 +21,7 @@ from ndfast.train.distiller import Distiller
 from ndfast.train.errors import ConfigError
 from ndfast.train.evaluation import evaluate, move, place, share_buffers
 from ndfast.train.finite import FiniteCheck
-from ndfast.train.optimizers import build_optimizer, learning_rate
+from ndfast.train.optimizers import build_optimizer, learning_rate, step_at
 from ndfast.train.position import Bar, Log, Position, Silent
 from ndfast.train.skipping import Skipping
 from ndfast.train.stopwatch import Stopwatch
@@ -188,7 +188,9 @@ class Trainer:
             self.finite.ask_gradient(self.model.parameters(), self.config.clip_norm)
             finite = self.finite.answer()
             if finite:
-                self._update(rate)
+                step_at(self.optimizer, rate)
+                if self.average is not None:
+                    self.average.update_parameters(self.accelerator.unwrap_model(self.model))
         self.skipping.end_step(finite, losses, self.log)
         self.optimizer.zero_grad()
         position.step += 1
@@ -230,13 +232,6 @@ class Trainer:
 
     def _warmup(self, epochs: int) -> float:
         return min(1.0, self.position.epoch / epochs) if epochs else 1.0
-
-    def _update(self, rate: float) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.step()
-        if self.average is not None:
-            self.average.update_parameters(self.accelerator.unwrap_model(self.model))
 
     def _tell(self, losses: list[dict[str, Tensor]], rate: float) -> None:
         position = self.position

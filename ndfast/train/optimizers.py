@@ -43,6 +43,13 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
     )
 
 
+def step_at(optimizer: Optimizer, rate: float) -> None:
+    """Takes a step at a learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.step()
+
+
 def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int) -> float:
     """The learning rate of a step: a warm-up from 0, then steps down or a cosine to 0.
 

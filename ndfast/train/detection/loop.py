@@ -18,7 +18,7 @@ from ndfast.train.detection.distiller import DetectionDistiller
 from ndfast.train.errors import ConfigError
 from ndfast.train.evaluation import share_buffers
 from ndfast.train.finite import FiniteCheck
-from ndfast.train.optimizers import build_optimizer, learning_rate
+from ndfast.train.optimizers import build_optimizer, learning_rate, step_at
 from ndfast.train.position import Bar, Log, Position, Silent
 from ndfast.train.skipping import Skipping
 from ndfast.train.stopwatch import Stopwatch
@@ -137,9 +137,7 @@ class DetectionTrainer:
             self.finite.ask_gradient(self.model.parameters())
             finite = self.finite.answer()
             if finite:
-                for group in self.optimizer.param_groups:
-                    group["lr"] = rate
-                self.optimizer.step()
+                step_at(self.optimizer, rate)
         self.skipping.end_step(finite, [losses], self.log)
         self.optimizer.zero_grad()
         position.step += 1
