@@ -84,6 +84,7 @@ def comparison_results(seeds: int = 3) -> dict[str, Any]:
     found = {
         "max_loss_difference": 1.5e-6,
         "parameter_difference": 2.5e-7,
+        "accuracy_difference": -0.0025,
         "tolerance": 1e-3,
         "rounding": None,
     }

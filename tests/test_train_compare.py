@@ -58,6 +58,7 @@ def test_it_writes_what_it_found(compared: tuple[Path, dict[str, Any]]) -> None:
     assert "reference" in results["step_ms"]["kd++"]
     assert results["trajectories"]["kd++"]["agrees"]
     assert results["trajectories"]["kd++"]["steps"] == 22
+    assert abs(results["trajectories"]["kd++"]["accuracy_difference"]) < 0.01
     (pair,) = results["pairs"]
     accuracy = {
         method: [run["test"]["accuracy"] for run in runs]

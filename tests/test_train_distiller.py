@@ -17,6 +17,7 @@ from small_runs import small_config
 from ndfast.train.distiller import Distiller
 from ndfast.train.losses import kd_loss
 from ndfast.train.models import build_model
+from ndfast.train.teacher import Teacher
 
 
 @pytest.mark.parametrize("method", ["ce", "kd", "kd++"])
@@ -39,6 +40,20 @@ def test_the_losses_of_a_method(method: str, tmp_path: Path) -> None:
     assert losses.keys() == expected.keys()
     for name, value in expected.items():
         torch.testing.assert_close(losses[name], value, msg=name)
+
+
+def test_reviewkd_takes_a_students_stages_after_their_activation(seed: int, tmp_path: Path) -> None:
+    config = small_config(tmp_path, method="reviewkd")
+    network, frozen = (build_model("convnet4", 10, (1, 8, 8)).eval() for _ in range(2))
+    teacher = Teacher(frozen.requires_grad_(False), None, {})
+    distiller = Distiller(network, config, teacher).eval()
+    images, labels = torch.randn(6, 1, 8, 8), torch.arange(6)
+    ours, theirs = network(images), teacher(images)
+    found = distiller(images, labels, theirs)["distillation"]
+    distiller.review.before_fusion = None
+    active = ours._replace(stages=tuple(map(F.silu, ours.stages)))
+    torch.testing.assert_close(found, distiller.review(active, theirs))
+    assert not torch.isclose(found, distiller.review(ours, theirs))
 
 
 @pytest.mark.parametrize(("method", "reaches"), [("kd++", True), ("kd", False)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import pytest
@@ -119,6 +120,26 @@ def test_what_follows_a_stage_begins_with_its_relu(name: str, seed: int) -> None
     for before, follower in zip(stages, [*network.stages[1:], network.head], strict=True):
         assert torch.equal(follower(before), follower(F.relu(before)))
         assert not torch.equal(follower(before), follower(-before))
+
+
+# How the authors of ReviewKD and of KD++ have them: a WRN's and a MobileNetV2's without a ReLU.
+@pytest.mark.parametrize(
+    ("name", "activation"),
+    [
+        ("convnet4", F.silu),
+        ("resnet8x4", F.relu),
+        ("resnet50", F.relu),
+        ("vgg8", F.relu),
+        ("shufflenetv1", F.relu),
+        ("shufflenetv2", F.relu),
+        ("wrn_16_2", None),
+        ("mobilenetv2", None),
+    ],
+)
+def test_what_a_students_stages_go_through_before_reviewkd(
+    name: str, activation: Callable[[Tensor], Tensor] | None
+) -> None:
+    assert build_model(name, 10, CIFAR).before_fusion is activation
 
 
 def test_what_follows_a_stage_of_a_convnet_begins_with_silu(seed: int) -> None:

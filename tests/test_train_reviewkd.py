@@ -68,6 +68,16 @@ def outputs(dtype: torch.dtype = torch.float64) -> tuple[Output, Output]:
     return student, teacher
 
 
+def test_only_a_students_stages_go_through_what_comes_before_the_fusion(seed: int) -> None:
+    student, teacher = outputs()
+    plain = ReviewKD((2, 3, 4), (3, 4, 5), mid_channels=2).double().eval()
+    model = ReviewKD((2, 3, 4), (3, 4, 5), 2, before_fusion=torch.relu).double().eval()
+    model.load_state_dict(plain.state_dict())
+    active = student._replace(stages=tuple(stage.relu() for stage in student.stages))
+    torch.testing.assert_close(model(student, teacher), plain(active, teacher), rtol=0, atol=0)
+    assert model(student, teacher) != plain(student, teacher)
+
+
 def test_trains_everything_but_the_teacher(seed: int) -> None:
     student, teacher = outputs()
     model = review((2, 3, 4), (3, 4, 5)).train()

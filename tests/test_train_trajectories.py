@@ -135,4 +135,9 @@ def test_disagreement_with_the_reference_fails_the_command(
     assert main([*command, "--backend", "native", "--out", str(tmp_path)]) == 1
     assert "disagree" in capsys.readouterr().err
     results = json.loads((tmp_path / "results.json").read_text())
-    assert not results["trajectories"]["kd++"]["agrees"]
+    found = results["trajectories"]["kd++"]
+    assert not found["agrees"]
+    runs = [tmp_path / f"runs/kd++-seed0{end}/results.json" for end in ("", "-reference")]
+    fused, reference = (json.loads(run.read_text())["test"]["accuracy"] for run in runs)
+    assert fused != reference
+    assert found["accuracy_difference"] == fused - reference

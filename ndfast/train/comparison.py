@@ -45,8 +45,9 @@ def compare(configs: Mapping[str, TrainConfig], seeds: int, console: Console) ->
     Returns:
         What `results.json` holds: "config" (of the first method, with "methods" and "seeds"),
         "environment", "teacher", "student", "data"; "runs", by method the results of each seed's
-        run; "pairs", see `pair_differences`; "trajectories", by method,
-        see `ndfast.train.trajectories`, or None where no fused loss ran; "step_ms", see
+        run; "pairs", see `pair_differences`; "trajectories", by method the "backend" of the fused
+        loss, "accuracy_difference", by which it ends above the reference on the test set, and what
+        `ndfast.train.trajectories` finds, or None where no fused loss ran; "step_ms", see
         `ndfast.train.step_times`.
 
     Raises:
@@ -70,7 +71,9 @@ def compare(configs: Mapping[str, TrainConfig], seeds: int, console: Console) ->
         fused = {method: found[0]["backend"] for method, found in runs.items()}
         trajectories = {
             method: {"backend": backend}
-            | _compare_with_reference(accelerator, _run_config(configs[method], 0), bars)
+            | _compare_with_reference(
+                accelerator, _run_config(configs[method], 0), runs[method][0], bars
+            )
             for method, backend in fused.items()
             if backend not in (None, "reference")
         }
@@ -139,11 +142,11 @@ def pair_differences(runs: dict[str, list[Results]]) -> list[dict[str, Any]]:
 
 
 def _compare_with_reference(
-    accelerator: Accelerator, config: TrainConfig, bars: Bars
+    accelerator: Accelerator, config: TrainConfig, run: Results, bars: Bars
 ) -> dict[str, Any]:
-    """`compare_trajectories` of a run that is done, and of those it is compared with."""
+    """How a run that is done ends and got there, beside those it is compared with."""
     reference = replace(config, backend="reference", out=f"{config.out}-reference")
-    run_once(reference, bars)
+    of_reference = run_once(reference, bars)
 
     def train_rounded() -> Path:
         means = Path(config.out).with_name(ROUNDED_MEANS)
@@ -154,7 +157,10 @@ def _compare_with_reference(
         run_once(rounded, bars)
         return Path(rounded.out)
 
-    return compare_trajectories(Path(config.out), Path(reference.out), train_rounded)
+    accuracy_difference = run["test"][METRIC] - of_reference["test"][METRIC]
+    return {"accuracy_difference": accuracy_difference} | compare_trajectories(
+        Path(config.out), Path(reference.out), train_rounded
+    )
 
 
 def _prepare(config: TrainConfig, bars: Bars) -> dict[str, Any]:

@@ -73,7 +73,7 @@ class Distiller(nn.Module):
             ours, theirs = (
                 (*model.stage_channels, model.dim) for model in (network, teacher.network)
             )
-            self.review = ReviewKD(ours, theirs, config.review_channels)
+            self.review = ReviewKD(ours, theirs, config.review_channels, network.before_fusion)
 
     def forward(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -66,6 +66,8 @@ class ReviewKD(nn.Module):
         teacher_channels: the same of the teacher.
         mid_channels: what the stages are fused in; by default the student's D, but at most 512, as
             mdistiller and KD++ have it on CIFAR-100.
+        before_fusion: what the student's stages go through first; by default nothing. The authors
+            take a student's stages after their activation, and a teacher's before it.
 
     Raises:
         ConfigError: student and teacher differ in their number of stages.
@@ -76,6 +78,7 @@ class ReviewKD(nn.Module):
         student_channels: Sequence[int],
         teacher_channels: Sequence[int],
         mid_channels: int | None = None,
+        before_fusion: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         super().__init__()
         if len(student_channels) != len(teacher_channels):
@@ -85,6 +88,7 @@ class ReviewKD(nn.Module):
             )
         if mid_channels is None:
             mid_channels = min(512, student_channels[-1])
+        self.before_fusion = before_fusion
         pairs = reversed(list(zip(student_channels, teacher_channels, strict=True)))
         self.fusions = nn.ModuleList(
             _Fusion(ours, mid_channels, theirs, deepest=not index)
@@ -101,6 +105,8 @@ class ReviewKD(nn.Module):
         Returns:
             The loss, 0-dim, float32 (float64 for float64 stages).
         """
+        if self.before_fusion is not None:
+            student = student._replace(stages=tuple(map(self.before_fusion, student.stages)))
         theirs = _deepest_first(teacher)
         fused: Tensor | None = None
         reviewed = []

@@ -59,8 +59,8 @@ def build_model(
 
     Returns:
         A module whose ``forward(images)`` gives an `Output`, with the attributes ``dim`` (D),
-        ``stage_channels`` (C of each stage; empty where it has none) and ``classifier``, an
-        nn.Linear from D to K.
+        ``stage_channels`` (C of each stage; empty where it has none), ``before_fusion`` (see
+        `Network`) and ``classifier``, an nn.Linear from D to K.
 
     Raises:
         ConfigError: the name is unknown, it does not take such images, or it has no such weights.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from torch import nn
+from torch.nn.functional import silu
 
 from ndfast.train.errors import ConfigError
 from ndfast.train.models.network import Network
@@ -39,4 +40,4 @@ def build_convnet(name: str, num_classes: int, image_shape: tuple[int, ...], wid
                 normalisation(outputs),
             )
         )
-    return Network(nn.Identity(), stages, channels, nn.SiLU(), channels[-1], num_classes)
+    return Network(nn.Identity(), stages, channels, nn.SiLU(), channels[-1], num_classes, silu)

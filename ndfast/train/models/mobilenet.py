@@ -56,7 +56,7 @@ def build_mobilenet_v2(name: str, num_classes: int, image_shape: tuple[int, ...]
                 inputs = channels
         stages.append(stage)
     head = nn.Sequential(*_convolution(inputs, 1280, 1))
-    network = Network(stem, stages, (12, 16, 48, 160), head, 1280, num_classes)
+    network = Network(stem, stages, (12, 16, 48, 160), head, 1280, num_classes, None)
     initialise_convolutions(network)
     return network
 

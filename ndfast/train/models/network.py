@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -16,8 +16,8 @@ class Output(NamedTuple):
     Args:
         features: [N, D], the penultimate ones, pooled.
         logits: [N, K], the classifier's answer to the features.
-        stages: a [N, C, H, W] each ([N, C, L] for 1-D data), from high to low resolution, as
-            ReviewKD takes them: before the activation that ends a stage.
+        stages: a [N, C, H, W] each ([N, C, L] for 1-D data), from high to low resolution, before
+            the activation that ends a stage, as ReviewKD takes a teacher's.
     """
 
     features: Tensor
@@ -29,7 +29,7 @@ class Network(nn.Module):
     """A classifier of images (or of 1-D signals).
 
     Every stage leaves out the activation that ends it, and whatever follows begins with it; so what
-    passes from stage to stage is what ReviewKD compares.
+    passes from stage to stage is what ReviewKD takes of a teacher.
 
     Args:
         stem: from the images to the first stage.
@@ -39,6 +39,8 @@ class Network(nn.Module):
             features.
         dim: D.
         num_classes: K.
+        before_fusion: what a student's stages go through before ReviewKD fuses them: the activation
+            of those networks whose stages its authors take after it, of a student only.
         aliases: patterns and replacements (`re.sub`) that lead from the parameter names of
             RepDistiller's and mdistiller's checkpoints to these; the first that matches holds.
 
@@ -54,6 +56,7 @@ class Network(nn.Module):
         head: nn.Module,
         dim: int,
         num_classes: int,
+        before_fusion: Callable[[Tensor], Tensor] | None,
         aliases: tuple[tuple[str, str], ...] = (),
     ) -> None:
         super().__init__()
@@ -63,6 +66,7 @@ class Network(nn.Module):
         self.classifier = nn.Linear(dim, num_classes)
         self.dim = dim
         self.stage_channels = stage_channels
+        self.before_fusion = before_fusion
         self.aliases = aliases
 
     def forward(self, images: Tensor) -> Output:

@@ -100,7 +100,7 @@ def build_resnet(
             inputs = block.expansion * width
         stages.append(nn.Sequential(*layers))
     stage_channels = tuple(block.expansion * width for width in channels[1:])
-    network = Network(stem, stages, stage_channels, nn.ReLU(), inputs, num_classes, _ALIASES)
+    network = Network(stem, stages, stage_channels, nn.ReLU(), inputs, num_classes, relu, _ALIASES)
     initialise_convolutions(network)
     return network
 

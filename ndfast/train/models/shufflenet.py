@@ -101,6 +101,7 @@ def build_shufflenet_v1(name: str, num_classes: int, image_shape: tuple[int, ...
         nn.ReLU(),
         inputs,
         num_classes,
+        relu,
     )
 
 
@@ -125,6 +126,7 @@ def build_shufflenet_v2(name: str, num_classes: int, image_shape: tuple[int, ...
         nn.Sequential(nn.ReLU(), *_pointwise(inputs, 1024), nn.ReLU()),
         1024,
         num_classes,
+        relu,
     )
 
 

@@ -28,6 +28,7 @@ class TimmNetwork(nn.Module):
     Attributes:
         dim: D, the width of what the classifier reads, which may differ from timm's num_features.
         stage_channels: C of each stage; empty where timm gives no intermediate maps of the model.
+        before_fusion: nothing, the stages are what ReviewKD fuses; see `Network`.
         aliases: lead from timm's parameter names to these; see `Network`.
 
     Raises:
@@ -35,6 +36,7 @@ class TimmNetwork(nn.Module):
     """
 
     aliases = ((r"^", "timm_model."),)
+    before_fusion = None
 
     def __init__(self, timm_model: nn.Module, image_shape: tuple[int, ...]) -> None:
         super().__init__()

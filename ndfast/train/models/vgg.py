@@ -7,6 +7,7 @@ place of the last two poolings, so that 32x32 images come to 4x4.
 from __future__ import annotations
 
 from torch import nn
+from torch.nn.functional import relu
 
 from ndfast.train.models.network import Network, check_images, initialise_convolutions
 
@@ -39,7 +40,7 @@ def build_vgg(
             stage.append(nn.MaxPool2d(2))
         stage.add_module("convolutions", part)
         stages.append(stage)
-    network = Network(stem, stages, _CHANNELS[1:], nn.ReLU(), inputs, num_classes, _ALIASES)
+    network = Network(stem, stages, _CHANNELS[1:], nn.ReLU(), inputs, num_classes, relu, _ALIASES)
     initialise_convolutions(network)
     return network
 

@@ -60,6 +60,7 @@ def build_wide_resnet(
         nn.ReLU(),
         inputs,
         num_classes,
+        None,
         _aliases(depth, width),
     )
     initialise_convolutions(network)

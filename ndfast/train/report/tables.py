@@ -232,15 +232,16 @@ def _trajectories_grid(trajectories: dict[str, Any]) -> Grid:
             f"{found['steps']:,}",
             f"{found['max_loss_difference']:.1e}",
             f"{found['parameter_difference']:.1e}",
+            f"{100 * found['accuracy_difference']:+.2f}",
             f"{found['tolerance']:g}",
             "agree" if found["agrees"] else "DISAGREE",
         )
         for method, found in trajectories.items()
     ]
-    head = ("", "backend", "steps", "loss", "parameters", "tolerance", "verdict")
+    head = ("", "backend", "steps", "loss", "parameters", "accuracy", "tolerance", "verdict")
     caption = (
         "Relative differences of two trainings from the same seed: the largest of a step's loss, "
-        "and that of the final parameters."
+        "and that of the final parameters; accuracy: in points, of the last epoch."
     )
     for method, found in trajectories.items():
         rounding = found["rounding"]

@@ -1,0 +1,30 @@
+"""A million wide features come to class means in under a gigabyte."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+FEATURES, WIDTH, CLASSES, BATCH = 1_000_000, 2048, 1000, 4096
+
+# In a process of its own, whose peak it prints in bytes: packages, batch and all.
+PROGRAM = f"""
+import resource, torch, ndfast
+torch.set_num_threads(1)  # two wait for each other where other work runs
+class_means = ndfast.ClassMeans({CLASSES}, {WIDTH})
+features, labels = torch.ones({BATCH}, {WIDTH}), torch.arange({BATCH}) % {CLASSES}
+for left in range({FEATURES}, 0, -{BATCH}):
+    class_means.update(features[:left], labels[:left])
+assert class_means.counts.sum() == {FEATURES}
+assert (class_means.compute() == 1).all()
+print(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere ru_maxrss has another unit")
+def test_a_million_features_take_less_than_a_gigabyte() -> None:
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 1e9
