@@ -262,10 +262,7 @@ def _centres_of_probabilities(
     _check_constant("target", probabilities)
     dtype = accumulation_dtype(student)
     device = student.device.type
-    with torch.autocast(device, enabled=False) if _has_autocast(device) else nullcontext():
+    # Not torch.amp.is_autocast_available: torch.compile before 2.12 cannot trace it.
+    has_autocast = device != "meta"
+    with torch.autocast(device, enabled=False) if has_autocast else nullcontext():
         return flatten(probabilities).to(dtype) @ class_means.to(dtype)
-
-
-@torch.compiler.assume_constant_result  # before torch 2.12 it cannot be traced
-def _has_autocast(device: str) -> bool:
-    return torch.amp.is_autocast_available(device)  # meta tensors have none

@@ -11,7 +11,7 @@ from torch import Tensor
 _LABELS = frozenset((torch.int64, torch.int32, torch.uint8))
 _CPU = torch.device("cpu")
 _MAX_LISTED = 100
-_CHUNK = 1024  # rows that are widened at a time on the CPU
+_CHUNK = 1024  # rows in float64 at a time, beside the sums
 
 
 class ClassMeans:
@@ -162,8 +162,13 @@ class ClassMeans:
             unseen = counts[:, 0] == 0
             if unseen.any():
                 raise ValueError(f"classes never seen, of {K}: {_list_classes(unseen)}")
-            means = (sums / counts).to(dtype)
-            bad = ~means.isfinite().all(dim=1)
+            means = sums.new_empty(K, self.dim, dtype=dtype)
+            bad = torch.zeros_like(unseen)
+            # In float64 and at once they would take as much memory again as the sums.
+            for first in range(0, K, _CHUNK):
+                some = slice(first, first + _CHUNK)
+                means[some] = sums[some] / counts[some]
+                bad[some] = ~means[some].isfinite().all(dim=1)
             if bad.any():
                 raise ValueError(
                     f"classes whose mean is not finite in {dtype}: {_list_classes(bad)}; their "

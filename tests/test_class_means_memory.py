@@ -1,4 +1,4 @@
-"""A million wide features come to class means in under a gigabyte."""
+"""A million wide features, of ImageNet-21k's classes, come to class means in under a gigabyte."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import sys
 
 import pytest
 
-FEATURES, WIDTH, CLASSES, BATCH = 1_000_000, 2048, 1000, 4096
+FEATURES, WIDTH, CLASSES, BATCH = 1_000_000, 2048, 21_841, 4096
 
 # In a process of its own, whose peak it prints in bytes: packages, batch and all.
 PROGRAM = f"""
 import resource, torch, ndfast
 torch.set_num_threads(1)  # two wait for each other where other work runs
 class_means = ndfast.ClassMeans({CLASSES}, {WIDTH})
-features, labels = torch.ones({BATCH}, {WIDTH}), torch.arange({BATCH}) % {CLASSES}
+features, rows = torch.ones({BATCH}, {WIDTH}), torch.arange({BATCH})
 for left in range({FEATURES}, 0, -{BATCH}):
-    class_means.update(features[:left], labels[:left])
+    class_means.update(features[:left], (rows[:left] + left) % {CLASSES})
 assert class_means.counts.sum() == {FEATURES}
 assert (class_means.compute() == 1).all()
 print(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)

@@ -27,6 +27,23 @@ from ndfast.cli import main
 main(["env", "--json"])
 """
 
+# torch itself first: the rest of it (torch.compile's takes a second) waits until it is needed.
+PACKAGES_THAT_COME_WITH_NDFAST = """
+import sys, torch, numpy
+before = set(sys.modules)
+import ndfast
+packages = {name.partition(".")[0] for name in set(sys.modules) - before}
+print(*sorted(packages - sys.stdlib_module_names))
+"""
+
+
+def test_to_import_it_is_cheap() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PACKAGES_THAT_COME_WITH_NDFAST],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.split() == ["ndfast", "safetensors"]
+
 
 def test_the_changelogs_newest_entry_is_that_of_the_version() -> None:
     newest, *older = re.findall(r"^## (.+)$", CHANGELOG.read_text(encoding="utf-8"), re.M)
