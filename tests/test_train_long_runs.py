@@ -17,9 +17,11 @@ pytest.importorskip("accelerate", reason="needs the extra [train]")
 from small_runs import events, quiet_run, run_in_two_processes
 
 from ndfast.cli import main
+from ndfast.train.errors import ConfigError
 from ndfast.train.loop import Trainer
 
 TESTS = Path(__file__).parent
+STEPS = 11  # of an epoch
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +61,35 @@ def test_a_resumed_run_ends_bit_for_bit(
         assert ours["train"] == pytest.approx(theirs["train"], rel=1e-12)
         assert ours["test"] == theirs["test"]
     assert [record["step"] for record in events(tmp_path / "broken", "resume")] == [stop]
+
+
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_an_evaluation_that_fails_loses_no_step(
+    epoch: int, teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fields = {"teacher_weights": teacher, "ema": 0.9}
+    unbroken = quiet_run(tmp_path / "unbroken", **fields)
+    broken = tmp_path / "broken"
+
+    evaluate = Trainer.evaluate
+
+    def evaluate_until(trainer: Trainer) -> Any:
+        if trainer.position.step == STEPS * epoch:
+            raise ConfigError("data_dir: a test image cannot be read")
+        return evaluate(trainer)
+
+    with monkeypatch.context() as failing:
+        failing.setattr(Trainer, "evaluate", evaluate_until)
+        with pytest.raises(ConfigError, match="a test image"):
+            quiet_run(broken, **fields)
+    resumed = quiet_run(broken, **fields, resume=True)
+    assert resumed["sha256"] == unbroken["sha256"]
+    assert [record["step"] for record in events(broken, "resume")] == [STEPS * epoch]
+    assert [record["epoch"] for record in resumed["epochs"]] == [1, 2]
+    for ours, theirs in zip(resumed["epochs"], unbroken["epochs"], strict=True):
+        assert (ours["images_per_s"] is None) == (ours["epoch"] == epoch)
+        assert ours["train"] == pytest.approx(theirs["train"], rel=1e-12)
+        assert (ours["test"], ours["ema"]) == (theirs["test"], theirs["ema"])
 
 
 def test_a_run_that_is_over_is_only_read(teacher: str, tmp_path: Path) -> None:

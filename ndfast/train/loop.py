@@ -111,25 +111,29 @@ class Trainer:
         Args:
             log: is told what happens.
             bar: shows it.
-            after: is called after each step with whether it ended an epoch; the place for
-                checkpoints.
+            after: is called after each step with whether it is an epoch's last, before the
+                student is evaluated; the place for checkpoints.
 
         Raises:
             FloatingPointError: too many batches in a row had a loss or a gradient of NaN or Inf.
         """
         position, config = self.position, self.config
         self.log, self.bar = log, bar
-        while position.epoch < config.epochs and not self._finished():
-            start, first = perf_counter(), position.step % self.steps_per_epoch
+        while position.epoch < config.epochs:
+            # All of them where it goes on from a checkpoint of the epoch's last step.
+            done = first = position.step - position.epoch * self.steps_per_epoch
+            if done < self.steps_per_epoch and self._finished():
+                break
+            start, seconds = perf_counter(), 0.0
             for step_batches in self.steps_of_epoch(first):
                 self.step(step_batches)
-                epoch_ends = position.step % self.steps_per_epoch == 0
-                if epoch_ends:
-                    seconds = perf_counter() - start
-                    self._end_epoch(config.batch_size * (self.steps_per_epoch - first), seconds)
-                after(epoch_ends)
+                done += 1
+                seconds = perf_counter() - start
+                after(done == self.steps_per_epoch)
                 if self._finished():
                     break
+            if done == self.steps_per_epoch:
+                self._end_epoch(config.batch_size * (done - first), seconds)
 
     def _finished(self) -> bool:
         return self.config.max_steps is not None and self.position.step >= self.config.max_steps
@@ -255,6 +259,8 @@ class Trainer:
             test=test,
             ema=average,
             parts_ms=self.stopwatch.medians_ms(),
-            images_per_s=images * self.accelerator.num_processes * self.config.accumulate / seconds,
+            images_per_s=images * self.accelerator.num_processes * self.config.accumulate / seconds
+            if images
+            else None,
             skipped=position.skipped,
         )

@@ -7,8 +7,8 @@ Every line has "event" and "time" (UTC, ISO 8601), and besides:
   unweighted; of a detector weighted), "lr", "images_per_s"
 - "skip", a batch whose loss or gradient was NaN or Inf: "step", "epoch", "in_a_row"
 - "epoch": "epoch", "step", "train" (means over its steps), "test", "ema" ("test" of the averaged
-  weights, or null), "parts_ms" (the median step's), "images_per_s", "skipped" (so far); of a
-  detector without "test" and "ema"
+  weights, or null), "parts_ms" (the median step's), "images_per_s" (null where it only had to be
+  evaluated, after a resume), "skipped" (so far); of a detector without "test" and "ema"
 - "checkpoint": "step", "name"
 - "end": "step", "sha256" (of the weights)
 
@@ -37,8 +37,8 @@ class RunLog:
     Args:
         folder: of the run.
         tensorboard: write TensorBoard's files too.
-        resumed_step: what a resumed run starts from; later lines are of steps that it makes again,
-            and go. None: the log starts anew.
+        resumed_step: what a resumed run starts from; what came after that checkpoint it does again,
+            and those lines go. None: the log starts anew.
         is_main_process: the other processes write nothing.
 
     Raises:
@@ -58,7 +58,7 @@ class RunLog:
             self._writer = _build_writer(folder / files.TENSORBOARD, last)
         kept = []
         if resumed_step is not None and self._path.exists():
-            kept = [record for record in read_log(self._path) if record["step"] <= last]
+            kept = _until_checkpoint(read_log(self._path), last)
         write_whole(self._path, b"".join(map(_line, kept)))
 
     def __enter__(self) -> RunLog:
@@ -113,6 +113,17 @@ def read_log(path: Path) -> list[dict[str, Any]]:
         except ValueError as error:
             raise ConfigError(f"{path}: line {number} is broken: {error}") from error
     return records
+
+
+def _until_checkpoint(records: list[dict[str, Any]], step: int) -> list[dict[str, Any]]:
+    """The lines of what a checkpoint holds; a kill may have come before the line that names it."""
+    kept = [record for record in records if record["step"] <= step]
+    named = [
+        number
+        for number, record in enumerate(kept, start=1)
+        if record["event"] == "checkpoint" and record["step"] == step
+    ]
+    return kept[: named[-1]] if named else kept
 
 
 def _line(record: dict[str, Any]) -> bytes:

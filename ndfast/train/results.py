@@ -33,7 +33,7 @@ def summarise(
     else:  # it ended amid an epoch
         test, average = trainer.evaluate()
     distiller = trainer.accelerator.unwrap_model(trainer.model)
-    speeds = [record["images_per_s"] for record in epochs]
+    speeds = [speed for record in epochs if (speed := record["images_per_s"]) is not None]
     return {
         "config": asdict(config),
         "environment": environment,
