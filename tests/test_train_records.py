@@ -85,6 +85,21 @@ def test_replayed_steps_stand_once(tmp_path: Path) -> None:
     assert [record["name"] for record in records if "name" in record] == ["step-2", "step-4"]
 
 
+@pytest.mark.parametrize("told", [True, False])  # a kill may come between
+def test_what_came_after_the_checkpoint_goes(told: bool, tmp_path: Path) -> None:
+    with open_log(tmp_path) as log:
+        for step in (1, 2):
+            tell_step(log, step, 1.0)
+        if told:
+            log.write("checkpoint", step=2, name="step-2")
+            tell_epoch(log, 2, 0.5)
+            tell_step(log, 3, 1.0)
+    with open_log(tmp_path, resumed_step=2):
+        pass
+    kept = [(record["event"], record["step"]) for record in read_log(tmp_path / "log.jsonl")]
+    assert kept == [("step", 1), ("step", 2), ("checkpoint", 2)][: 2 + told]
+
+
 def test_a_run_that_starts_anew_has_a_new_log(tmp_path: Path) -> None:
     for _ in range(2):
         with open_log(tmp_path) as log:
