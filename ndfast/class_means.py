@@ -11,15 +11,15 @@ from torch import Tensor
 _LABELS = frozenset((torch.int64, torch.int32, torch.uint8))
 _CPU = torch.device("cpu")
 _MAX_LISTED = 100
-_CHUNK = 1024  # rows in float64 at a time, beside the sums
+_CHUNK = 2**20  # numbers in float64 at a time, beside the sums
 
 
 class ClassMeans:
     """Streams batches of features and labels into the mean feature of each class.
 
     Sums and counts are kept in float64, so that the order and the size of the batches do not matter
-    beyond rounding; memory is (K + 2)·(D + 1) float64 numbers and a few rows, however many batches
-    come. `update` never waits for a GPU.
+    beyond rounding; memory is (K + 2)·(D + 1) float64 numbers and 8 MB, however many batches come.
+    `update` never waits for a GPU.
 
     KD++ (arXiv 2305.17007) takes the teacher's penultimate features, in evaluation mode, over the
     training images.
@@ -59,6 +59,7 @@ class ClassMeans:
         self.num_classes = int(num_classes)
         self.dim = int(dim)
         self.ignore_index = int(ignore_index)
+        self._chunk_rows = max(1, _CHUNK // self.dim)
         self._device = None if device is None else torch.device(device)
         # Each flat: sums [K + 2, D] and then counts [K + 2], so that one collective carries both.
         # Row K takes labels that are no class and row K + 1 ignored ones: choosing rows by a mask
@@ -165,8 +166,8 @@ class ClassMeans:
             means = sums.new_empty(K, self.dim, dtype=dtype)
             bad = torch.zeros_like(unseen)
             # In float64 and at once they would take as much memory again as the sums.
-            for first in range(0, K, _CHUNK):
-                some = slice(first, first + _CHUNK)
+            for first in range(0, K, self._chunk_rows):
+                some = slice(first, first + self._chunk_rows)
                 means[some] = sums[some] / counts[some]
                 bad[some] = ~means[some].isfinite().all(dim=1)
             if bad.any():
@@ -208,14 +209,16 @@ class ClassMeans:
         return flat[: rows * self.dim].view(rows, self.dim), flat[rows * self.dim :]
 
     def _add_in_chunks(self, sums: Tensor, features: Tensor, rows: Tensor) -> None:
-        """Adds on the CPU, by way of one small buffer: a fresh one a batch costs its page faults.
+        """Adds on the CPU, by way of one buffer that stays in the caches.
 
-        4,096 rows of 2,048 features took 58 ms with one and take 9 with this.
+        4,096 rows of 2,048 features take 3.5 ms on one thread, and 4.4 by way of twice as much. A
+        fresh one a batch would cost its page faults.
         """
         if self._wide is None:
             with torch.inference_mode(False):
-                self._wide = torch.empty(_CHUNK, self.dim, dtype=torch.float64)
-        for some, of_rows in zip(features.split(_CHUNK), rows.split(_CHUNK), strict=True):
+                self._wide = torch.empty(self._chunk_rows, self.dim, dtype=torch.float64)
+        parts = features.split(self._chunk_rows), rows.split(self._chunk_rows)
+        for some, of_rows in zip(*parts, strict=True):
             wide = self._wide[: len(some)]
             wide.copy_(some)
             sums.index_add_(0, of_rows, wide)

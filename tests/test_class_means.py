@@ -7,9 +7,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ndfast import class_means
 from ndfast.class_means import ClassMeans
 
 K, D = 7, 5
+
+
+@pytest.fixture(params=[1, 2, None], ids="{} rows at once".format)
+def rows_at_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How many are in float64 at a time; by default more than a test has."""
+    if request.param is not None:
+        monkeypatch.setattr(class_means, "_CHUNK", request.param * D)
 
 
 def draw(N: int) -> tuple[Tensor, Tensor, int]:
@@ -36,6 +44,7 @@ def test_worked_by_hand() -> None:
     assert means.counts.dtype == torch.int64
 
 
+@pytest.mark.usefixtures("rows_at_once")
 @pytest.mark.parametrize("label_dtype", [torch.int64, torch.int32, torch.uint8])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("pooled", [False, True], ids=["[N, D]", "[N, D, 1, 1]"])
@@ -145,6 +154,7 @@ def test_unseen_classes_are_listed() -> None:
         ClassMeans(num_classes=120, dim=1).compute()
 
 
+@pytest.mark.usefixtures("rows_at_once")
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 def test_features_that_are_not_finite_are_reported(value: float) -> None:
     means = ClassMeans(num_classes=3, dim=2)
