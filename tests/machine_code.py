@@ -1,0 +1,105 @@
+"""The CUDA kernels in a library's machine code, as cuobjdump shows them."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import triton
+
+CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+BYTES = {"float": 4, "double": 8, "__nv_bfloat16": 2, "__half": 2, "AnyType": 0}
+
+
+@dataclass(repr=False)
+class Kernel:
+    """One kernel's code for one GPU.
+
+    Attributes:
+        gpu: "sm_90".
+        name: forward_kernel, forward_loop_kernel, backward_kernel, class_means_kernel or
+            add_parts_kernel.
+        types: its template arguments.
+        usage: of resources, REG and so on.
+        code: its instructions.
+    """
+
+    gpu: str
+    name: str
+    types: list[str]
+    usage: dict[str, int]
+    code: list[str] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        return f"{self.name}<{', '.join(self.types)}> for {self.gpu}"
+
+    @property
+    def is_plain(self) -> bool:
+        return "AnyType" in self.types
+
+    @property
+    def is_mixed(self) -> bool:
+        return self.types[-1] == "true"
+
+    @property
+    def row_bytes(self) -> int:
+        return BYTES[self.types[1]]
+
+    @property
+    def centre_bytes(self) -> int:
+        """Of as many elements as 16 bytes of the student's row hold."""
+        return 16 * BYTES[self.types[2]] // self.row_bytes
+
+    @property
+    def teacher_bytes(self) -> int:
+        """Of as many elements as 16 bytes of the student's row hold; of a forward kernel."""
+        return 16 * BYTES[self.types[-2]] // self.row_bytes
+
+    def places(self, pattern: str) -> list[int]:
+        """Where instructions stand that the pattern matches from their beginning."""
+        return [i for i, name in enumerate(self.code) if re.match(pattern, name)]
+
+
+def cuobjdump(*arguments: str) -> Iterator[str]:
+    """What it prints, by line."""
+    with subprocess.Popen([str(CUOBJDUMP), *arguments], stdout=subprocess.PIPE, text=True) as tool:
+        assert tool.stdout is not None
+        yield from tool.stdout
+    assert tool.returncode == 0
+
+
+def read(library: Path) -> list[Kernel]:
+    """All kernels of a library or an object file."""
+    kernels: dict[tuple[str, str], Kernel] = {}
+    symbols, gpu = [], ""
+    for line in cuobjdump("-res-usage", str(library)):
+        if found := re.match(r"arch = (sm_\d+)", line):
+            gpu = found[1]
+        elif found := re.match(r"\s*Function (\S+):", line):
+            symbols.append((gpu, found[1]))
+        elif "REG:" in line:
+            usage = {name: int(value) for name, value in re.findall(r"([A-Z]+):(\d+)", line)}
+            kernels[symbols[-1]] = Kernel(gpu, "", [], usage)
+    names = subprocess.run(
+        ["c++filt"], input="\n".join(symbol for _, symbol in symbols),
+        capture_output=True, text=True, check=True,
+    ).stdout.splitlines()  # fmt: skip
+    for symbol, name in zip(symbols, names, strict=True):
+        found = re.match(r"void (\w+)<(.*)>\(", name.replace("ndfast::cuda::", ""))
+        assert found, name
+        kernels[symbol].name, kernels[symbol].types = found[1], found[2].split(", ")
+
+    instruction = re.compile(r"\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)")
+    code: list[str] = []
+    for line in cuobjdump("-sass", str(library)):
+        if found := re.match(r"\s*code for (sm_\d+)", line):
+            gpu = found[1]
+        elif found := re.match(r"\s*Function : (\S+)", line):
+            code = kernels[gpu, found[1]].code
+        elif found := instruction.match(line):
+            code.append(found[1])
+    assert all(kernel.code for kernel in kernels.values())
+    return list(kernels.values())
