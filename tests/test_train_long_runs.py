@@ -156,6 +156,14 @@ def test_a_broken_checkpoint_is_passed_over(
     assert [record["step"] for record in events(broken, "resume")] == [6]
 
 
+def test_what_the_system_leaves_in_a_checkpoint_is_no_damage(teacher: str, tmp_path: Path) -> None:
+    quiet_run(tmp_path, teacher_weights=teacher, max_steps=3)
+    (checkpoint,) = (tmp_path / "checkpoints").iterdir()
+    (checkpoint / ".nfs0001").touch()
+    quiet_run(tmp_path, teacher_weights=teacher, max_steps=4, resume=True)
+    assert [record["step"] for record in events(tmp_path, "resume")] == [3]
+
+
 def test_checkpoints_are_a_ring(teacher: str, tmp_path: Path) -> None:
     fields = {"checkpoint_every": 2, "keep_checkpoints": 3, "max_steps": 9}
     quiet_run(tmp_path, teacher_weights=teacher, **fields)

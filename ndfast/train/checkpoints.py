@@ -122,7 +122,7 @@ def _newest_first(folder: Path) -> list[Path]:
 
 def _seal(folder: Path) -> None:
     """Writes the files' SHA-256, with each synced to the disk."""
-    sums = _sums(folder)
+    sums = {name: _digest(folder / name) for name in _names(folder)}
     for name in sums:
         _sync(folder / name)
     manifest = folder / _MANIFEST
@@ -134,15 +134,19 @@ def _seal(folder: Path) -> None:
 def _is_whole(folder: Path) -> bool:
     try:
         sums = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
-        return bool(sums) and sums == _sums(folder)
-    except (OSError, ValueError):
+        # Systems leave hidden files of their own in a folder: .nfs..., .DS_Store.
+        names = {name for name in _names(folder) if not Path(name).name.startswith(".")}
+        return bool(sums) and all(
+            sums[name] == _digest(folder / name) for name in names | sums.keys()
+        )
+    except (OSError, ValueError, AttributeError, LookupError, TypeError):
         return False
 
 
-def _sums(folder: Path) -> dict[str, str]:
-    """The SHA-256 of each of a checkpoint's files, by its name."""
+def _names(folder: Path) -> list[str]:
+    """A checkpoint's files, without the manifest."""
     files = [path for path in folder.rglob("*") if path.is_file() and path.name != _MANIFEST]
-    return {str(path.relative_to(folder)): _digest(path) for path in sorted(files)}
+    return sorted(str(path.relative_to(folder)) for path in files)
 
 
 def _digest(path: Path) -> str:
