@@ -9,19 +9,23 @@ import subprocess
 import sys
 import weakref
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 pytest.importorskip("accelerate", reason="needs the extra [train]")
 
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from small_runs import quiet_run, small_config
 
 from ndfast.cli import main
+from ndfast.train import run as train_run
 from ndfast.train.errors import ConfigError
 from ndfast.train.processes import build_accelerator
+from ndfast.train.records import RunLog
 from ndfast.train.run import leave_together
 
 
@@ -145,6 +149,27 @@ def test_what_else_the_environment_asks_for_is_refused(
     )
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_all_processes_wait_for_the_log_before_they_read_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    happened: list[str] = []
+
+    def seen(owner: type | ModuleType, name: str) -> None:
+        inner = getattr(owner, name)
+
+        def outer(*arguments: Any, **named: Any) -> Any:
+            happened.append(arguments[1] if name == "write" else name)
+            return inner(*arguments, **named)
+
+        monkeypatch.setattr(owner, name, outer)
+
+    seen(RunLog, "write")
+    seen(Accelerator, "wait_for_everyone")
+    seen(train_run, "read_log")
+    quiet_run(tmp_path, method="ce", max_steps=1)
+    assert happened[happened.index("end") :][:3] == ["end", "wait_for_everyone", "read_log"]
 
 
 def test_what_trainings_leave_goes_before_the_processes_group() -> None:

@@ -260,6 +260,7 @@ def _train(trainer: Trainer, backend: str | None, bars: Bars) -> Results:
         weights = gather_weights(accelerator.unwrap_model(trainer.model))
         digest = weights_digest(weights)
         log.write("end", step=position.step, sha256=digest)
+    accelerator.wait_for_everyone()  # all read the same log, which the main one has written
     records = read_log(out / files.LOG)
     results = summarise(trainer, backend, environment, digest, records)
     if accelerator.is_main_process:
