@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import re
 import xml.etree.ElementTree as ElementTree
-from base64 import b64decode
 from collections.abc import Callable
-from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +21,7 @@ from made_up_results import (
     run_records,
     run_results,
 )
-from rich.console import Console, Group
+from shown import Page, in_terminal, not_held, of_a_step
 
 from ndfast.train.report import (
     build_comparison_table,
@@ -43,47 +40,6 @@ HOSTILE = "<script>alert('1')</script> \"$\\frac{[bold]&"
 pytestmark = pytest.mark.usefixtures("seed")
 
 
-def in_terminal(table: Group, width: int = 100) -> str:
-    console = Console(width=width, color_system=None)
-    with console.capture() as capture:
-        console.print(table)
-    return capture.get()
-
-
-def numbers(value: Any) -> list[float]:
-    if isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, (list, tuple)):
-        return [number for part in value for number in numbers(part)]
-    return [value] if isinstance(value, (int, float)) else []
-
-
-def not_held(shown: str, results: dict[str, Any]) -> list[str]:
-    """The figures that are shown and are not in the results."""
-    figures = re.findall(r"(?<![\w.])\d+(?:,\d{3})*(?:\.\d+)?(?:e-\d+)?", shown)
-    assert len(figures) > 20
-    formats: list[Callable[[float], str]] = [
-        "{:,}".format,
-        "{:,.0f}".format,
-        "{:g}".format,
-        "{:.2f}".format,
-        "{:.3f}".format,
-        "{:.4f}".format,
-        "{:.1e}".format,
-        lambda value: f"{100 * value:.2f}",
-    ]
-    held = {format(number) for number in [1.0, *numbers(results)] for format in formats}
-    return [figure for figure in figures if figure not in held]
-
-
-def of_a_step(results: dict[str, Any]) -> dict[str, Any]:
-    """The time of a run's step and the shares of its parts, of which the ND loss is in forward."""
-    parts = results["parts_ms"]
-    names = ("data", "teacher", "forward", "backward", "optimizer")
-    step = sum(parts[name] for name in names)
-    return {"step": step, "shares": {name: time / step for name, time in parts.items()}}
-
-
 def test_the_time_of_a_step_by_hand() -> None:
     parts = {"nd": 0.5, "data": 1.0, "forward": 10.0, "backward": 20.0, "optimizer": 4.0}
     _, step = run_grids(run_results(parts_ms={**parts, "teacher": 15.0}))
@@ -96,44 +52,6 @@ def test_the_time_of_a_step_by_hand() -> None:
     _, step = run_grids(run_results(parts_ms={"forward": 3.0, "backward": 1.0}, backend=None))
     assert step.rows[1] == ("% of the step", "75.00", "25.00", "100.00")
     assert "nd" not in step.caption.split()
-
-
-class Page(HTMLParser):
-    """A page's elements, with every tag closed in order; its text; its pictures, decoded."""
-
-    VOID = ("meta", "img", "br", "link")
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self.source = path.read_text(encoding="utf-8")
-        self.feed(self.source)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attributes)))
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-        self.text += " "
-
-    def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] != "style":
-            self.text += data
-
-    def find(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.elements if name == tag]
-
-    def pictures(self) -> list[str]:
-        prefix = "data:image/svg+xml;base64,"
-        sources = [attributes["src"] or "" for attributes in self.find("img")]
-        assert all(source.startswith(prefix) for source in sources)
-        return [b64decode(source.removeprefix(prefix)).decode() for source in sources]
 
 
 def run_page(path: Path) -> Page:
