@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scipy.stats import t as student_t
+
+pytest.importorskip("accelerate", reason="needs the extra [train]")
+
+from ndfast.train.comparison import pair_differences
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -19,25 +22,30 @@ FOUND: dict[str, dict[str, Any]] = {
 }
 
 
-def interval(differences: list[float]) -> str:
-    """Mean and 95 % interval of Student's t, in points, as the README writes them."""
-    points, count = [100 * difference for difference in differences], len(differences)
-    mean = sum(points) / count
-    variance = sum((point - mean) ** 2 for point in points) / (count - 1)
-    half = student_t.ppf(0.975, count - 1) * (variance / count) ** 0.5
-    return f"{mean:+.2f} ({mean - half:+.2f} to {mean + half:+.2f})".replace("-", "−")
-
-
-@pytest.mark.parametrize("pair", PAIRS)
-def test_the_table_of_pairs(pair: str) -> None:
+@pytest.mark.parametrize("name", PAIRS)
+def test_the_table_of_pairs(name: str) -> None:
     cells = []
     for found in FOUND.values():
-        (differences,) = (
-            one["differences"] for one in found["pairs"] if one["base"] == pair.lower()
-        )
-        assert len(differences) == found["config"]["seeds"] == 10
-        cells.append(interval(differences))
-    assert f"| {pair}++ − {pair} | {' | '.join(cells)} |\n" in README
+        (pair,) = (pair for pair in found["pairs"] if pair["base"] == name.lower())
+        with_nd, without = (found["accuracy"][pair[key]] for key in ("plus", "base"))
+        assert len(with_nd) == found["config"]["seeds"] == 10
+        of_these = pair_of(pair["base"], with_nd, without)
+        for key in ("differences", "mean", "interval", "p_value"):
+            assert pair[key] == pytest.approx(of_these[key], rel=1e-9), key
+        mean, low, high = (f"{100 * end:+.2f}" for end in (pair["mean"], *pair["interval"]))
+        cells.append(f"{mean} ({low} to {high})".replace("-", "−"))
+    assert f"| {name}++ − {name} | {' | '.join(cells)} |\n" in README
+
+
+def pair_of(base: str, with_nd: list[float], without: list[float]) -> dict[str, Any]:
+    """What `ndfast compare` makes of such accuracies."""
+    methods = {base: without, f"{base}++": with_nd}
+    runs = {
+        method: [{"test": {"accuracy": accuracy}} for accuracy in found]
+        for method, found in methods.items()
+    }
+    (pair,) = pair_differences(runs)
+    return pair
 
 
 def test_the_head_of_the_table_and_its_command() -> None:

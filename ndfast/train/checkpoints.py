@@ -139,7 +139,7 @@ def _is_whole(folder: Path) -> bool:
         return bool(sums) and all(
             sums[name] == _digest(folder / name) for name in names | sums.keys()
         )
-    except (OSError, ValueError, AttributeError, LookupError, TypeError):
+    except (OSError, ValueError, AttributeError, KeyError):
         return False
 
 
