@@ -7,6 +7,7 @@ import os
 import platform
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -21,6 +22,7 @@ if not torch.cuda.is_available():
     # Before ndfast is imported: Triton decides when a kernel is defined.
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+import compiled_ptx
 from emulated_cuda import compile_and_load, on_the_cpu
 
 import ndfast
@@ -74,13 +76,33 @@ def no_precision_stays() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def emulator(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Compiled once for all tests that run the CUDA kernels on the CPU."""
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One for all workers of pytest-xdist."""
     folder = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        folder = folder.parent  # which the workers share; one compiles, torch has the others wait
-    (folder / "emulated_cuda").mkdir(exist_ok=True)
-    compile_and_load(folder / "emulated_cuda")
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+
+@pytest.fixture(scope="session")
+def emulator(shared_folder: Path) -> None:
+    """Compiled once for all tests that run the CUDA kernels on the CPU."""
+    folder = shared_folder / "emulated_cuda"
+    folder.mkdir(exist_ok=True)
+    compile_and_load(folder)
+
+
+@pytest.fixture(scope="session")
+def ptx_machine(shared_folder: Path) -> compiled_ptx.Machine:
+    """Compiled once for all tests that run PTX."""
+    folder = shared_folder / "ptx_machine"
+    folder.mkdir(exist_ok=True)
+    return compiled_ptx.Machine(compiled_ptx.build(folder))
+
+
+@pytest.fixture(scope="session")
+def kernels_in_ptx(ptx_machine: compiled_ptx.Machine) -> compiled_ptx.Machine:
+    """The kernels of the library, ready to be run."""
+    ptx_machine.load_library()
+    return ptx_machine
 
 
 @pytest.fixture
@@ -88,6 +110,17 @@ def emulated_cuda(emulator: None) -> Iterator[None]:
     """Backend "cuda" on CPU tensors."""
     with on_the_cpu():
         yield
+
+
+@pytest.fixture(params=["C++", "PTX"])
+def cuda_code(request: pytest.FixtureRequest, emulated_cuda: None, seed: int) -> Iterator[str]:
+    """The emulated kernels as the C++ compiler made them, and as nvcc did."""
+    if request.param == "PTX":
+        machine = request.getfixturevalue("kernels_in_ptx")
+        torch.ops.ndfast_emulator.run_compiled_by(str(machine.path), seed)
+    yield request.param
+    if request.param == "PTX":
+        torch.ops.ndfast_emulator.run_compiled_by("", 0)
 
 
 @pytest.fixture(params=["reference", "native", "cuda", "triton"])

@@ -15,7 +15,7 @@ from spreads import SPREADS, with_rows_of_class
 
 from ndfast.backends import cuda
 
-pytestmark = pytest.mark.usefixtures("emulated_cuda")
+pytestmark = pytest.mark.usefixtures("cuda_code")
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 PART = 256

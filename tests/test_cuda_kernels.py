@@ -13,7 +13,7 @@ from gpu_backends import check_finished_gradient, check_labels_out_of_range
 import ndfast
 from ndfast.backends import cuda, reference
 
-pytestmark = pytest.mark.usefixtures("emulated_cuda")
+pytestmark = pytest.mark.usefixtures("cuda_code")
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 

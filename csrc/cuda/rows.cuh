@@ -63,10 +63,12 @@ class CentrePiece {
       second_.template load<Keep::kInL1>(centres.class_means, labels.second, col, valid);
     }
   }
-  // Its i-th element.
+  // Its i-th element. One rounding is left out here, not where the compiler likes: forward and
+  // backward must have the same centre, for where two class means all but cancel another rounding
+  // is another direction.
   __device__ __forceinline__ T get(int i, T share) const {
     if constexpr (kMix) {
-      return share * first_[i] + (T(1) - share) * second_[i];
+      return fma(share, first_[i], (T(1) - share) * second_[i]);
     } else {
       return first_[i];
     }

@@ -3,17 +3,20 @@
 
 #include <cuda_runtime.h>
 
-using __half = _Float16;
+// A struct, as the toolkit has it: kernels' names are the same as nvcc's.
+struct __half {
+  _Float16 value;
+};
 
-inline float __half2float(__half value) { return float(value); }
-inline __half __float2half_rn(float value) { return __half(value); }
+inline float __half2float(__half half) { return float(half.value); }
+inline __half __float2half_rn(float value) { return {_Float16(value)}; }
 inline __half __ushort_as_half(unsigned short bits) {
-  __half value;
-  std::memcpy(&value, &bits, 2);
-  return value;
+  __half half;
+  std::memcpy(&half, &bits, 2);
+  return half;
 }
-inline unsigned short __half_as_ushort(__half value) {
+inline unsigned short __half_as_ushort(__half half) {
   unsigned short bits;
-  std::memcpy(&bits, &value, 2);
+  std::memcpy(&bits, &half, 2);
   return bits;
 }

@@ -1,0 +1,97 @@
+"""Runs the Triton backend on CPU tensors with its kernels compiled, their PTX run by ptx_machine/.
+
+`tests/test_triton_ptx.py` runs this as a program, because Triton decides at import whether kernels
+are interpreted. stdin: JSON, the machine's library, a seed and a list of calls, each a capability
+and arguments of `cases.draw`; stdout: JSON, the names of the kernels that ran. The first result
+that is not as defined ends it, and so does the first thing that no kernel may do.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+import triton
+from cases import assert_as_defined, draw
+from compiled_ptx import Machine
+from made_up_gpu import Driver
+from triton.compiler import CompiledKernel
+
+from ndfast.backends import triton as backend
+from ndfast.backends.triton import launcher
+
+C_TYPES = {"i32": ctypes.c_int32, "i64": ctypes.c_int64, "fp64": ctypes.c_double}
+
+
+class RunningDriver(Driver):
+    """Launches run, one after the other, in the machine.
+
+    Attributes:
+        names: the kernels that have run.
+    """
+
+    def __init__(self, capability: int, machine: Machine, seed: int) -> None:
+        super().__init__(capability)
+        self.machine, self.seed = machine, seed
+        self.names: set[str] = set()
+
+    def launcher_cls(self, source: Any, metadata: Any) -> Callable[..., None]:
+        module = self.machine.load(self.ptx)
+        types = list(source.signature.values())
+
+        def launch(
+            x: int, y: int, z: int, stream: int, function: Any, packed_metadata: Any,
+            launch_metadata: Any, enter_hook: Any, exit_hook: Any, *arguments: Any,
+        ) -> None:  # fmt: skip
+            parameters = [
+                ctypes.c_void_p(argument if isinstance(argument, int) else argument.data_ptr())
+                if kind.startswith("*") else C_TYPES[kind](argument)
+                for kind, argument in zip(types, arguments, strict=True) if kind != "constexpr"
+            ]  # fmt: skip
+            # Two more pointers, to memory that Triton's own tools ask for.
+            parameters += [ctypes.c_void_p(0), ctypes.c_void_p(0)]
+            self.machine.launch(
+                module, metadata.name, (x, y, z), 32 * metadata.num_warps, parameters,
+                metadata.shared, self.seed,
+            )  # fmt: skip
+            self.names.add(metadata.name)
+
+        return launch
+
+
+def main() -> None:
+    given = json.load(sys.stdin)
+    machine = Machine(Path(given["machine"]))
+    init_handles = CompiledKernel._init_handles
+
+    def with_ptx(self: Any) -> None:
+        triton.runtime.driver.active.ptx = self.asm["ptx"]
+        init_handles(self)
+
+    drivers = {
+        capability: RunningDriver(capability, machine, given["seed"])
+        for capability in {capability for capability, _ in given["calls"]}
+    }
+    torch.manual_seed(given["seed"])
+    with (
+        patch.object(CompiledKernel, "_init_handles", with_ptx),
+        patch.object(backend, "unusable", lambda device: None),
+        patch.object(launcher, "num_sms", lambda device: 2),
+    ):
+        for capability, arguments in given["calls"]:
+            triton.runtime.driver.set_active(drivers[capability])
+            dtypes = {name: getattr(torch, value) for name, value in arguments.items()
+                      if name.endswith("dtype")}  # fmt: skip
+            case = draw(**{**arguments, **dtypes})
+            assert_as_defined(case, "triton", (capability, arguments))
+    json.dump(sorted(set().union(*(driver.names for driver in drivers.values()))), sys.stdout)
+
+
+if __name__ == "__main__":
+    main()
