@@ -47,8 +47,16 @@ class Machine:
         """The number of a module."""
         return self._checked(self._library.ptx_load(text.encode()))
 
-    def load_library(self) -> None:
-        """All kernels of the library as it is built; skips where it has no PTX."""
+    def unload(self, module: int) -> None:
+        """Kernels of its names are again those of the module before it."""
+        self._library.ptx_unload(ctypes.c_int64(module))
+
+    def load_library(self) -> list[str]:
+        """All kernels of the library as it is built; skips where it has no PTX.
+
+        Returns:
+            The texts of its modules.
+        """
         if cuda.missing is not None:
             pytest.skip(cuda.missing)
         pytest.importorskip("triton", reason="its wheel brings the disassembler")
@@ -60,6 +68,7 @@ class Machine:
             pytest.skip("the library was built without PTX")
         for module in modules:
             self.load(module)
+        return modules
 
     def launch(
         self,

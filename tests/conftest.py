@@ -99,10 +99,9 @@ def ptx_machine(shared_folder: Path) -> compiled_ptx.Machine:
 
 
 @pytest.fixture(scope="session")
-def kernels_in_ptx(ptx_machine: compiled_ptx.Machine) -> compiled_ptx.Machine:
-    """The kernels of the library, ready to be run."""
-    ptx_machine.load_library()
-    return ptx_machine
+def library_in_ptx(ptx_machine: compiled_ptx.Machine) -> list[str]:
+    """The library's modules, whose kernels the machine can run."""
+    return ptx_machine.load_library()
 
 
 @pytest.fixture
@@ -112,15 +111,21 @@ def emulated_cuda(emulator: None) -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def cuda_in_ptx(
+    ptx_machine: compiled_ptx.Machine, library_in_ptx: list[str], emulated_cuda: None, seed: int
+) -> Iterator[None]:
+    """The kernels are nvcc's: threads and blocks take turns in an order of the seed's."""
+    torch.ops.ndfast_emulator.run_compiled_by(str(ptx_machine.path), seed)
+    yield
+    torch.ops.ndfast_emulator.run_compiled_by("", 0)
+
+
 @pytest.fixture(params=["C++", "PTX"])
-def cuda_code(request: pytest.FixtureRequest, emulated_cuda: None, seed: int) -> Iterator[str]:
-    """The emulated kernels as the C++ compiler made them, and as nvcc did."""
-    if request.param == "PTX":
-        machine = request.getfixturevalue("kernels_in_ptx")
-        torch.ops.ndfast_emulator.run_compiled_by(str(machine.path), seed)
-    yield request.param
-    if request.param == "PTX":
-        torch.ops.ndfast_emulator.run_compiled_by("", 0)
+def cuda_code(request: pytest.FixtureRequest) -> str:
+    """Backend "cuda" on CPU tensors, its kernels compiled by the C++ compiler and by nvcc."""
+    request.getfixturevalue("emulated_cuda" if request.param == "C++" else "cuda_in_ptx")
+    return request.param
 
 
 @pytest.fixture(params=["reference", "native", "cuda", "triton"])

@@ -21,7 +21,12 @@ struct GroupTotals {
 
   __device__ __forceinline__ void clear() {
     if (threadIdx.x < kGroups) loss[threadIdx.x] = weight[threadIdx.x] = 0;
-    __syncthreads();
+    meet();
+  }
+  // Before another thread than the one that has written them reads or writes them. With one group
+  // all of that is the first thread's.
+  __device__ __forceinline__ static void meet() {
+    if constexpr (kGroups > 1) __syncthreads();
   }
   __device__ __forceinline__ void add(int group, double loss_of_row, double weight_of_row) {
     loss[group] += loss_of_row;
@@ -87,7 +92,7 @@ __device__ inline void finish_loss(const ForwardArguments<T>& p, const Group& gr
     return;
   }
   __shared__ bool is_last;
-  __syncthreads();  // all groups have added theirs
+  totals.meet();  // all groups have added theirs
   if (threadIdx.x == 0) {
     LossSums sums{totals.loss[0], totals.weight[0]};
 #pragma unroll

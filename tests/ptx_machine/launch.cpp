@@ -22,8 +22,8 @@ int64_t or_error(const F& f) {
 }
 
 Module& module_with(const char* kernel) {
-  for (const auto& module : modules) {
-    if (module->has(kernel)) return *module;
+  for (auto module = modules.rbegin(); module != modules.rend(); ++module) {
+    if (*module && (*module)->has(kernel)) return **module;
   }
   fail(std::string("no module has ") + kernel);
 }
@@ -43,9 +43,11 @@ int64_t ptx_load(const char* text) {
   });
 }
 
-// Runs a kernel to its end: of one module, or with -1 of the first that has it. The parameters are
-// given by their addresses and sizes. Returns how many blocks came to a place where threads meet,
-// or -1.
+void ptx_unload(int64_t module) { modules.at(module) = nullptr; }
+
+// Runs a kernel to its end: of one module, or with -1 of the last loaded that has it. The
+// parameters are given by their addresses and sizes. Returns how many blocks came to a place where
+// threads meet, or -1.
 int64_t ptx_launch(int64_t module, const char* name, const unsigned* blocks,
                    const unsigned* threads, size_t shared_bytes, size_t num_parameters,
                    const void* const* parameters, const size_t* bytes, uint64_t seed) {

@@ -35,11 +35,14 @@ class Thread {
 
   template <class T>
   T get(const Operand& operand) const {
-    const bool is_known = operand.kind == Operand::kRegister && is_set_[operand.number];
-    const uint64_t bits = is_known ? registers_[operand.number] : bits_of(operand);
+    const bool is_register = operand.kind == Operand::kRegister && is_set_[operand.number];
+    const uint64_t bits = is_register ? registers_[operand.number] : bits_of(operand);
     T value;
     std::memcpy(&value, &bits, sizeof(T));
     return value;
+  }
+  bool is_set(const Operand& operand) const {
+    return operand.kind != Operand::kRegister || is_set_[operand.number];
   }
   // Integers with a sign to the register's whole width: a load may widen.
   template <class T>

@@ -10,21 +10,21 @@ void choose(Thread& t, const Instruction& i) {
   t.set(i.out[0], t.get<uint64_t>(i.in[t.is_on(i.in[2]) ? 0 : 1]));
 }
 
-// One register of several, or several of one: the first is the lowest.
+// Of several registers one, or of one several; the first is the lowest. Triton packs registers that
+// nothing was written to, and does not look at that half: it is NaN.
 void pack(Thread& t, const Instruction& i) {
   const size_t many = std::max(i.in.size(), i.out.size());
   const unsigned bits = 8 * i.bytes / many;
+  const uint64_t mask = (uint64_t(1) << bits) - 1;
   if (i.out.size() > 1) {
     const auto all = t.get<uint64_t>(i.in[0]);
-    for (size_t k = 0; k < many; ++k) {
-      t.set<uint64_t>(i.out[k], all >> (k * bits) & ((uint64_t(1) << bits) - 1));
-    }
+    for (size_t k = 0; k < many; ++k) t.set(i.out[k], all >> (k * bits) & mask);
   } else {
     uint64_t all = 0;
     for (size_t k = 0; k < many; ++k) {
-      all |= (t.get<uint64_t>(i.in[k]) & ((uint64_t(1) << bits) - 1)) << (k * bits);
+      all |= ((t.is_set(i.in[k]) ? t.get<uint64_t>(i.in[k]) : mask) & mask) << (k * bits);
     }
-    t.set<uint64_t>(i.out[0], all);
+    t.set(i.out[0], all);
   }
 }
 
