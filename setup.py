@@ -146,6 +146,8 @@ def arguments() -> dict[str, Any]:
     toolkit = find_toolkit()
     if toolkit is not None:
         cpp_extension.CUDA_HOME = toolkit.home  # a torch without CUDA has not looked for it
+        # Its own CUDA may be another: the library brings a runtime and links nothing of torch's.
+        cpp_extension._check_cuda_version = lambda *_: None
         os.environ.setdefault("TORCH_CUDA_ARCH_LIST", toolkit.gpus())
 
     class Build(cpp_extension.BuildExtension):

@@ -15,11 +15,12 @@ import torch
 
 import ndfast
 from bench import results
+from bench.cases import grid
 from bench.report import table
 
 RECORDS = pytest.StashKey[list[dict[str, Any]]]()
 ALLOCATOR = pytest.StashKey[str]()
-TABLE_WIDTH = 200  # more than a row needs: the table is as wide as its figures
+TABLE_WIDTH = 400  # more than a row needs: the table is as wide as its figures
 
 FULL = "ndfast: time the whole grid, and torch.compile's max-autotune in each case, not in four"
 
@@ -67,6 +68,7 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
         name if reason is None else f"{name} (not timed: {reason})"
         for name, reason in ndfast.available_backends().items()
     )
+    full = config.getoption("full")
     threads = f"{torch.get_num_threads()} CPU threads"
     if hasattr(os, "getloadavg"):
         # Where others use the cores too, a parallel loop waits for the scheduler, not for memory:
@@ -76,6 +78,8 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
         f"ndfast: torch {torch.__version__}, {threads}, {cpu}, {gpu}",
         f"backends: {', '.join(backends)}",
         f"allocator: {config.stash[ALLOCATOR]}",
+        f"cases of a GPU: {len(grid('cuda', full))} of the grid's {len(grid('cuda', full=True)):,}"
+        + ("" if full else " (--full times all)"),
     ]
 
 

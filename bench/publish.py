@@ -74,13 +74,28 @@ def markdown(measured: list[tuple[str, list[Record]]]) -> str:
 def _of_gpu(command: str, records: list[Record]) -> str:
     r, chosen = records[0], choose(records)
     versions = f"torch {r['torch']}, Triton {r['triton']}, driver {r['driver']}"
-    parts = [f"{r['gpu']}; {versions}; `{command}`", _table(STEP_COLUMNS, chosen)]
+    parts = [
+        f"{r['gpu']}; {versions}; `{command}`",
+        _what_is_missing(chosen),
+        _table(STEP_COLUMNS, chosen),
+    ]
     if with_kernels := [r for r in chosen if r["kernels"]]:
         parts += [
             "The forward and the backward of the same calls, each beside `torch.add(s, t, out=g)`:",
             _table(KERNEL_COLUMNS, with_kernels),
         ]
     return "\n\n".join(parts)
+
+
+def _what_is_missing(chosen: list[Record]) -> str:
+    """How many cases of the full grid these are, and of torch.compile's modes."""
+    cases = {r["case"] for r in chosen}
+    autotuned = {r["case"] for r in chosen if "median_us" in r["others"].get("autotune", {})}
+    whole = len(grid("cuda", full=True))
+    return (
+        f"{len(cases)} of the grid's {whole:,} cases (`--full` times all). `compile` is "
+        f"torch.compile's fastest mode; max-autotune took part in {len(autotuned)} cases."
+    )
 
 
 def choose(records: list[Record]) -> list[Record]:

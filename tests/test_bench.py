@@ -33,6 +33,9 @@ def test_grids_hold_what_they_promise() -> None:
     assert {case.way for case in quick} == {"a", "b", "c"}
     assert {case.kind for case in quick} == {"loss", "attached", "norms"}
     assert {(case.N, case.D) for case in quick} >= {(256, 512), (4096, 2048)}
+    for axis in ("N", "D", "K", "dtype", "means_dtype"):
+        values = [{getattr(case, axis) for case in cases} for cases in (full, quick)]
+        assert values[0] == values[1], axis
     full, quick = grid("cpu", full=True), grid("cpu", full=False)
     assert set(quick) <= set(full)
     assert {case.kind for case in full} == {*KINDS}

@@ -11,6 +11,7 @@ import torch
 
 from bench import publish, report, results
 from bench.cases import Case
+from bench.conftest import TABLE_WIDTH
 from bench.report import Times, record
 from bench.timing import EagerTimes
 
@@ -77,13 +78,29 @@ def test_a_record_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_table_has_a_row_a_record(monkeypatch: pytest.MonkeyPatch) -> None:
     rich = pytest.importorskip("rich.console", reason="the table needs rich")
     rows = [made_up_record(A_CASE, backend, monkeypatch) for backend in ("cuda", "triton")]
-    console = rich.Console(width=200, force_terminal=False)
+    console = rich.Console(width=TABLE_WIDTH, force_terminal=False)
     with console.capture() as text:
         console.print(report.table(rows))
     lines = [line.split() for line in text.get().splitlines() if line.startswith(" Some GPU")]
     assert [line[5] for line in lines] == ["cuda", "triton"]
     # µs, spread, GB/s; roofline, cross entropy, compile, eager; then ratios
     assert lines[0][6:] == ["4", "50%", "393", "2", "–", "8", "40", "2", "–", "1.5", "2", "10"]
+
+
+def test_the_table_is_never_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    rich = pytest.importorskip("rich.console", reason="the table needs rich")
+    case = Case("cuda", 65_536, 4096, torch.bfloat16, "attached", means_dtype=torch.bfloat16)
+    r = made_up_record(case, "reference", monkeypatch) | {
+        "gpu": "NVIDIA H100 80GB HBM3 MIG 1g.10gb"
+    }
+    for step in ("loop", "accumulate", "cross_entropy", "read_and_add", "eager"):
+        r["others"][step] = {"median_us": 1_234_567.0}
+        r[f"ratio_to_{step}"] = 1e-5
+    r["ratio_to_roofline"] = 123_456.0
+    console = rich.Console(width=TABLE_WIDTH, force_terminal=False)
+    with console.capture() as text:
+        console.print(report.table([r]))
+    assert "…" not in text.get()
 
 
 def test_results_are_kept_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,6 +168,8 @@ def test_results_become_table_and_picture(tmp_path: Path, monkeypatch: pytest.Mo
     body, _, after = rest.partition(publish.END)
     assert (before, after) == ("# Title\n\n", "\n\nend\n")
     assert "Some GPU; torch 9, Triton 8, driver 1.2; `pytest bench/ -m gpu`" in body
+    assert "2 of the grid's 1,296 cases (`--full` times all)" in body
+    assert "max-autotune took part in 2 cases" in body
     cells = [
         [cell.strip() for cell in line.strip("|").split("|")]
         for line in body.splitlines()

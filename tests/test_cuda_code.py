@@ -126,6 +126,17 @@ def test_the_forward_in_rounds_loads_before_it_multiplies(
         assert most_at_once(kernel, ROW_LOADS, "FFMA|FMUL") >= min(loads, 9), kernel
 
 
+def test_the_forward_in_rounds_moves_16_byte_pieces(kernels: list[Kernel]) -> None:
+    for kernel in of_rows(kernels, "forward_loop_kernel"):
+        pieces = pieces_of_round(kernel)
+        s_and_t = pieces * (1 + kernel.teacher_bytes // 16)
+        # s and c are read once more for the gradient
+        assert len(kernel.places(r"LDG\.E\.NA\.128\.CONSTANT")) == s_and_t + pieces, kernel
+        check_centre_loads(kernel, 2 * pieces)
+        block_sums = 1
+        assert len(kernel.places(r"STG\.E\.128")) == pieces + block_sums, kernel
+
+
 def test_elements_of_any_type_are_asked_for_before_one_is_converted(kernels: list[Kernel]) -> None:
     plain = [k for k in kernels if k.is_plain and k.types[0] == "float"]
     plain = [k for k in plain if k.name != "class_means_kernel"]  # an element at a time
@@ -182,6 +193,8 @@ def test_the_backward_asks_for_coefficients_before_the_label(kernels: list[Kerne
 def test_the_class_means_gradient_moves_16_bytes(kernels: list[Kernel]) -> None:
     for kernel in of_rows(kernels, "class_means_kernel"):
         assert kernel.places(r"LDG\.E\.NA\.128\.CONSTANT"), kernel
+        sum_of_part, gradient = 4 // kernel.row_bytes, kernel.centre_bytes // 16
+        assert len(kernel.places(r"STG\.E\.128")) == sum_of_part + gradient, kernel
         assert not kernel.places("RED|ATOM"), kernel  # the same order of additions in every run
         assert bool(kernel.places(r"LDG\.E\.U8")) == kernel.is_mixed, f"{kernel}: labels are known"
 

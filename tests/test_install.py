@@ -204,6 +204,23 @@ def test_kernels_that_do_not_compile_leave_the_cpu_library(sdist: Path, tmp_path
     assert use_wheel(wheel).split()[-2:] == ["True", "None"]
 
 
+@needs_compiler
+@needs_nvcc
+def test_a_torch_of_another_cuda_than_nvcc_is_built_against(tmp_path: Path) -> None:
+    script = (
+        "import runpy, sys, torch; from torch.utils import cpp_extension; "
+        "torch.version.cuda = '1.0'; "
+        "cpp_extension._write_ninja_file_and_compile_objects = lambda *_, **__: sys.exit('built'); "
+        f"sys.argv = ['setup.py', 'build_ext', '-b', {str(tmp_path)!r}, '-t', {str(tmp_path)!r}]; "
+        "runpy.run_path('setup.py', run_name='__main__')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, env={**os.environ, "NDFAST_CUDA": "1"},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.stderr.splitlines()[-1] == "built", done.stderr
+
+
 def test_without_a_compiler(sdist: Path, tmp_path: Path) -> None:
     wheel, printed = build_wheel(sdist, tmp_path, CXX="/nowhere/c++")
     assert "without the compiled CPU library: there is no C++ compiler" in printed

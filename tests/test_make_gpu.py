@@ -1,4 +1,4 @@
-"""`make gpu`: what goes on after a part that failed. A script stands in for Python."""
+"""`make gpu`: which tests it runs, and what goes on after a part that failed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PARTS = ["gpu-build", "gpu-test", "gpu-sanitize", "gpu-bench", "gpu-report"]
     ],
 )
 def test_the_other_parts_go_on(failing: str, parts: list[str], failed: str, tmp_path: Path) -> None:
-    python = tmp_path / "python"
+    python = tmp_path / "python"  # a script in its place
     python.write_text(f'#!/bin/sh\necho "run $*" >&2\ncase "$*" in *{failing!r}*) exit 7;; esac\n')
     python.chmod(0o755)
     command = ["make", "--no-print-directory", "gpu", f"PYTHON={python}"]
@@ -39,3 +39,11 @@ def test_the_other_parts_go_on(failing: str, parts: list[str], failed: str, tmp_
     assert re.findall(r"^failed: (.*)", done.stdout, flags=re.M) == ([failed] if failed else [])
     assert (done.returncode == 0) == (not failed)
     assert ("run -m pytest tests/gpu/test_gpu_repeated.py" in done.stderr) == (len(parts) > 1)
+
+
+def test_every_test_marked_gpu_is_among_those_that_it_runs() -> None:
+    places = re.findall(r"^GPU_TESTS := (.*)", (ROOT / "Makefile").read_text(), flags=re.M)[0]
+    taken = {ROOT / place for place in places.split()}
+    for path in (ROOT / "tests").rglob("*.py"):
+        if re.search(r"^(pytestmark = |@)pytest\.mark\.gpu", path.read_text(), flags=re.M):
+            assert taken & {path, *path.parents}, path

@@ -8,7 +8,7 @@
 
 namespace ndfast::cuda {
 
-// Brings arguments to structs and keeps alive the copies that some of them need.
+// Brings arguments to structs that point into them, and keeps the copies that some of them need.
 class Arguments {
  public:
   explicit Arguments(const Tensor& student)
@@ -20,14 +20,13 @@ class Arguments {
   Matrix matrix(const OptionalTensor& tensor, const char* name) {
     return tensor ? matrix(*tensor, N_, name) : Matrix{};
   }
-  Matrix matrix(Tensor tensor, int64_t rows, const char* name) {
+  Matrix matrix(const Tensor& tensor, int64_t rows, const char* name) {
     STD_TORCH_CHECK(tensor.dim() == 2 && tensor.size(0) == rows && tensor.size(1) == D_ &&
                         tensor.get_device_index() == device_,
                     name, ": expected ", rows, " rows of the student's length and device");
-    if (tensor.stride(1) != 1 && D_ != 1) tensor = torch::stable::contiguous(tensor);
-    const Dtype dtype = dtype_of(tensor);
-    kept_.push_back(tensor);
-    return {static_cast<char*>(tensor.data_ptr()), tensor.stride(0) * bytes_of(dtype), dtype};
+    if (tensor.stride(1) == 1 || D_ == 1) return as_it_lies(tensor);
+    copies_.push_back(torch::stable::contiguous(tensor));
+    return as_it_lies(copies_.back());
   }
 
   // [N], or one for all.
@@ -67,10 +66,15 @@ class Arguments {
   }
 
  private:
+  static Matrix as_it_lies(const Tensor& tensor) {
+    const Dtype dtype = dtype_of(tensor);
+    return {static_cast<char*>(tensor.data_ptr()), tensor.stride(0) * bytes_of(dtype), dtype};
+  }
+
   int64_t device_;
   int64_t N_;
   int64_t D_;
-  std::vector<Tensor> kept_;
+  std::vector<Tensor> copies_;
 };
 
 }  // namespace ndfast::cuda

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import select
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import run_sanitizer
+import torch
 from cases import TARGETS, every_option
-from on_gpu import DTYPES, HALVES
-from sanitize import LENGTHS, SHAPES, calls, make
+from on_gpu import DTYPES
+from sanitize import BAD_LABELS, SHAPES, calls, make
 
 import ndfast
 
 CALLS = list(calls())
+MIXED = ("indices", "mix by row")
 
 
 def test_the_calls_cover_everything() -> None:
@@ -38,16 +42,38 @@ def test_the_calls_cover_everything() -> None:
     assert {(dtype, offset) for _, dtype, offset in met} >= set(
         itertools.product(DTYPES, (0, 1, 3))
     )
-    assert {call.drawn["attached"] for call in CALLS if call.bad_labels} == {False, True}
+    bad = [(call.drawn, call.bad_labels) for call in CALLS if call.bad_labels is not None]
+    for name, values in (("dtype", DTYPES), ("target", MIXED), ("attached", (False, True))):
+        assert {(given[name], labels) for given, labels in bad} == set(
+            itertools.product(values, BAD_LABELS)
+        ), name
     assert max(call.drawn["D"] for call in CALLS) > 16_384
-    beside_float32 = [call.drawn for call in CALLS if "teacher_dtype" in call.drawn]
-    assert {(x["dtype"], x["D"], x["target"]) for x in beside_float32} == set(
-        itertools.product(HALVES, LENGTHS, ("indices", "mix by row"))
-    )
     cut = [call for call in CALLS if max(call.counts, default=0) >= 1024 and 0 in call.counts]
     assert {(call.drawn["dtype"], call.drawn["target"]) for call in cut} == set(
-        itertools.product(DTYPES, ("indices", "mix by row"))
+        itertools.product(DTYPES, MIXED)
     )
+
+
+def kernels_of(library: str) -> set[str]:
+    """The mangled names of all kernels that have been compiled."""
+    if shutil.which("nm") is None:
+        pytest.skip("nm is not there to read the kernels' names")
+    command = ["nm", "--dynamic", "--defined-only", library]
+    symbols = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return set(re.findall(r"_ZN6ndfast4cuda\d+(?!\d|launch_)\w+_kernelI\w+", symbols))
+
+
+@pytest.mark.usefixtures("emulated_cuda")
+def test_the_calls_launch_every_kernel(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    # A GPU's backend does not look at labels.
+    monkeypatch.setattr("ndfast.dispatch.check_label_range", lambda *_: None)
+    take_launched = torch.ops.ndfast_emulator.take_launched
+    take_launched()
+    for call in CALLS:
+        make(call, "cuda", "cpu")
+    launched = {line.split()[0] for line in take_launched().splitlines()}
+    (library,) = (path for path in torch.ops.loaded_libraries if "emulated_cuda" in path)
+    assert kernels_of(library) == launched
 
 
 @pytest.mark.parametrize("backend", ["native", "reference"])
@@ -56,7 +82,7 @@ def test_the_calls_run(backend: str, seed: int) -> None:
     if reason is not None:
         pytest.skip(f"{backend}: {reason}")
     for call in CALLS:
-        if call.bad_labels:  # on a GPU a NaN row, which `make` looks for
+        if call.bad_labels is not None:  # on a GPU a NaN row, which `make` looks for
             with pytest.raises(IndexError):
                 make(call, backend, "cpu")
         else:
