@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SOURCES := $(wildcard csrc/*.* csrc/*/*.*)
-EMULATOR := $(wildcard tests/cuda_emulator/*.*)
+RUN_ON_CPU := $(wildcard tests/cuda_emulator/*.* tests/ptx_machine/*.*)
 
 GPU_ARCH := import torch; print('%d.%d' % torch.cuda.get_device_capability())
 # Where pytest-xdist is there: most of the time goes to compiling Triton's kernels, on the CPU. Not
@@ -90,12 +90,12 @@ lint: setup  ## ruff, mypy and clang-format, nothing is changed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $(SOURCES) $(EMULATOR)
+	$(BIN)/clang-format --dry-run --Werror $(SOURCES) $(RUN_ON_CPU)
 
 format: setup  ## rewrites the sources as lint wants them
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(SOURCES) $(EMULATOR)
+	$(BIN)/clang-format -i $(SOURCES) $(RUN_ON_CPU)
 
 clean:  ## removes what was built and installed here
 	rm -rf $(VENV) build dist site *.egg-info ndfast/*.so runs

@@ -41,8 +41,8 @@ void run_compiled_by(std::string path, int64_t seed) {
   auto* error = reinterpret_cast<decltype(&ptx_error)>(dlsym(library, "ptx_error"));
   emulator::run_compiled = [=](const void* kernel, dim3 blocks, dim3 threads, const void* argument,
                                size_t bytes) {
-    const int64_t at_work = launch(-1, name_of(kernel).c_str(), &blocks.x, &threads.x, 0, 1,
-                                   &argument, &bytes, seed);
+    const int64_t at_work =
+        launch(-1, name_of(kernel).c_str(), &blocks.x, &threads.x, 0, 1, &argument, &bytes, seed);
     if (at_work < 0) throw std::runtime_error(error());
     return at_work;
   };
