@@ -6,10 +6,13 @@ import ctypes
 import os
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 
 import pytest
+from torch import Tensor
 from torch.utils.cpp_extension import get_cxx_compiler, load
 
 from ndfast.backends import cuda
@@ -50,6 +53,20 @@ class Machine:
     def unload(self, module: int) -> None:
         """Kernels of its names are again those of the module before it."""
         self._library.ptx_unload(ctypes.c_int64(module))
+
+    @contextmanager
+    def counting(self, *tensors: Tensor) -> Iterator[list[int]]:
+        """Has, at its end, the bytes that were read of each tensor, and those written in all."""
+        begins = [tensor.data_ptr() for tensor in tensors]
+        ends = [tensor.data_ptr() + tensor.nbytes for tensor in tensors]
+        many = ctypes.c_uint64 * len(tensors)
+        self._library.ptx_count(ctypes.c_size_t(len(tensors)), many(*begins), many(*ends))
+        counts: list[int] = []
+        yield counts
+        found = (ctypes.c_uint64 * (len(tensors) + 1))()
+        self._library.ptx_counted(found)
+        counts.extend(found)
+        self._library.ptx_count(ctypes.c_size_t(0), many(), many())
 
     def load_library(self) -> list[str]:
         """All kernels of the library as it is built; skips where it has no PTX.

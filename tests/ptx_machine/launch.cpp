@@ -10,6 +10,7 @@ namespace {
 
 std::vector<std::unique_ptr<Module>> modules;
 std::string error;
+Traffic traffic;
 
 template <class F>
 int64_t or_error(const F& f) {
@@ -43,6 +44,18 @@ int64_t ptx_load(const char* text) {
   });
 }
 
+// Counts from now on what is read of some ranges of addresses, and what is written in all.
+void ptx_count(size_t num_ranges, const uint64_t* begins, const uint64_t* ends) {
+  traffic = {};
+  for (size_t i = 0; i < num_ranges; ++i) traffic.ranges.push_back({begins[i], ends[i]});
+}
+
+// The bytes counted so far: read of each range, then written.
+void ptx_counted(uint64_t* bytes) {
+  for (const Traffic::Range& range : traffic.ranges) *bytes++ = range.read;
+  *bytes = traffic.written;
+}
+
 void ptx_unload(int64_t module) { modules.at(module) = nullptr; }
 
 // Runs a kernel to its end: of one module, or with -1 of the last loaded that has it. The
@@ -59,7 +72,7 @@ int64_t ptx_launch(int64_t module, const char* name, const unsigned* blocks,
                   shared_bytes,
                   std::vector<char>(kernel.parameter_bytes),
                   std::mt19937_64(seed),
-                  {}};
+                  GlobalMemory(traffic)};
     if (launch.threads.count() > kernel.most_threads) fail("more threads than the kernel is for");
     if (num_parameters != kernel.parameters.size()) fail("another number of parameters");
     for (size_t i = 0; i < num_parameters; ++i) {

@@ -68,6 +68,16 @@ void GlobalMemory::Seen::pass_barrier() {
   of_thread.clear();
 }
 
+void Traffic::count(const Access& access) {
+  if (access.way == Way::kWrite) {
+    written += access.bytes;
+    return;
+  }
+  for (Range& range : ranges) {
+    if (access.address >= range.begin && access.address < range.end) range.read += access.bytes;
+  }
+}
+
 char* GlobalMemory::reach(const Access& access, const Place& place, const Seen& seen) {
   const auto [address, bytes, way, written] = access;
   check_alignment(access);
@@ -76,6 +86,7 @@ char* GlobalMemory::reach(const Access& access, const Place& place, const Seen& 
   if (__asan_region_is_poisoned && __asan_region_is_poisoned(data, bytes) != nullptr) {
     fail("out of bounds of a tensor");
   }
+  traffic_.count(access);
   Page* page = page_with(address, way == Way::kWrite);
   if (page == nullptr) return data;
   const bool is_same = way == Way::kWrite && std::memcmp(data, written, bytes) == 0;

@@ -45,6 +45,19 @@ class SharedMemory {
   std::vector<Byte> bytes_;
 };
 
+// What launches move, in bytes, counted as threads ask for them.
+struct Traffic {
+  struct Range {
+    uint64_t begin;
+    uint64_t end;
+    uint64_t read = 0;
+  };
+  std::vector<Range> ranges;
+  uint64_t written = 0;  // in all
+
+  void count(const Access& access);
+};
+
 // The process's. Throws where AddressSanitizer, if it is there, knows that an access is out of
 // bounds; where what a launch has written is read by a way that need not see it; and where it is
 // read or written by another thread that nothing has put in order with the first: no barrier of
@@ -65,6 +78,7 @@ class GlobalMemory {
     void pass_barrier();
   };
 
+  explicit GlobalMemory(Traffic& traffic) : traffic_(traffic) {}
   char* reach(const Access& access, const Place& place, const Seen& seen);
   // An atomic operation that releases what the thread relies on, and acquires what was released.
   void synchronize(uint64_t address, const Place& place, Seen& seen);
@@ -76,6 +90,7 @@ class GlobalMemory {
   Page* page_with(uint64_t address, bool is_written);
   bool is_in_order(const Place& writer, const Place& place, const Seen& seen) const;
 
+  Traffic& traffic_;
   std::unordered_map<uint64_t, Page> pages_;
   uint64_t last_number_ = 0;  // of the page that was asked for last
   Page* last_ = nullptr;
