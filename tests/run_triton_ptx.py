@@ -1,9 +1,10 @@
 """Runs the Triton backend on CPU tensors with its kernels compiled, their PTX run by ptx_machine/.
 
 `tests/test_triton_ptx.py` runs this as a program, because Triton decides at import whether kernels
-are interpreted. stdin: JSON, the machine's library, a seed and a list of calls, each a capability
-and arguments of `cases.draw`; stdout: JSON, the names of the kernels that ran. The first result
-that is not as defined ends it, and so does the first thing that no kernel may do.
+are interpreted. stdin: JSON, the machine's library, a seed, and calls and batches, each a GPU's
+capability and arguments of `cases.draw`. stdout: JSON, the names of the kernels that ran, and of
+each batch what its ways move, per byte of its student. The first result that is not as defined ends
+it, and so does the first thing that no kernel may do.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from unittest.mock import patch
 
 import torch
 import triton
-from cases import assert_as_defined, draw
+from cases import Case, assert_as_defined, draw, rows_of
 from compiled_ptx import Machine
 from made_up_gpu import Driver
 from triton.compiler import CompiledKernel
@@ -65,6 +66,27 @@ class RunningDriver(Driver):
         return launch
 
 
+def drawn(arguments: dict[str, Any]) -> Case:
+    dtypes = {name: getattr(torch, d) for name, d in arguments.items() if name.endswith("dtype")}
+    return draw(**{**arguments, **dtypes})
+
+
+def moved(machine: Machine, case: Case) -> dict[str, list[float]]:
+    """Read of student, teacher or the classifier's gradient, and written, per byte of student."""
+    rows = rows_of(case)
+    student, teacher, *labels = rows[:7]
+    with machine.counting(student, teacher) as forward:
+        _, scale, coefficients, grad_student = backend.forward(*rows, 2, True)
+    call, one = (scale, coefficients, student), torch.ones(())
+    with machine.counting(student) as finish:
+        backend.finish_gradient_(grad_student, one, *call, *labels)
+    features = torch.randn(student.shape).to(student.dtype)
+    with machine.counting(student, features) as attached:
+        backend.backward(one, *call, teacher, *labels, features, True, False, False)
+    counts = {"forward": forward, "finish": finish, "attached": attached}
+    return {way: [n / student.nbytes for n in count] for way, count in counts.items()}
+
+
 def main() -> None:
     given = json.load(sys.stdin)
     machine = Machine(Path(given["machine"]))
@@ -74,23 +96,22 @@ def main() -> None:
         triton.runtime.driver.active.ptx = self.asm["ptx"]
         init_handles(self)
 
-    drivers = {
-        capability: RunningDriver(capability, machine, given["seed"])
-        for capability in {capability for capability, _ in given["calls"]}
-    }
+    drivers = {gpu: RunningDriver(gpu, machine, given["seed"]) for gpu in (80, 90, 100)}
     torch.manual_seed(given["seed"])
+    batches = []
     with (
         patch.object(CompiledKernel, "_init_handles", with_ptx),
         patch.object(backend, "unusable", lambda device: None),
         patch.object(launcher, "num_sms", lambda device: 2),
     ):
-        for capability, arguments in given["calls"]:
-            triton.runtime.driver.set_active(drivers[capability])
-            dtypes = {name: getattr(torch, value) for name, value in arguments.items()
-                      if name.endswith("dtype")}  # fmt: skip
-            case = draw(**{**arguments, **dtypes})
-            assert_as_defined(case, "triton", (capability, arguments))
-    json.dump(sorted(set().union(*(driver.names for driver in drivers.values()))), sys.stdout)
+        for gpu, arguments in given["calls"]:
+            triton.runtime.driver.set_active(drivers[gpu])
+            assert_as_defined(drawn(arguments), "triton", (gpu, arguments))
+        for gpu, arguments in given["batches"]:
+            triton.runtime.driver.set_active(drivers[gpu])
+            batches.append(moved(machine, drawn(arguments)))
+    names = sorted(set().union(*(driver.names for driver in drivers.values())))
+    json.dump({"names": names, "moved": batches}, sys.stdout)
 
 
 if __name__ == "__main__":

@@ -144,6 +144,25 @@ def test_a_tie_of_norms_belongs_to_the_student(seed: int) -> None:
         assert (coefficients[2] == 0).all()
 
 
+def test_forward_and_backward_round_a_mixed_centre_alike(seed: int) -> None:
+    # Class means that all but cancel: rounded in two ways, they are two directions. With one
+    # feature a centre has only a sign, and no gradient.
+    N = 300
+    means = torch.stack([torch.rand(N) + 1, -torch.rand(N) - 1], 1).view(-1, 1)
+    first = 2 * torch.arange(N)
+    lam = means[1::2, 0] / (means[1::2, 0] - means[::2, 0]) + 0.001
+    student = torch.ones(N, 1, requires_grad=True)
+    loss = ndfast.nd_loss(
+        student, None, means.requires_grad_(), ndfast.Mix(first, first + 1, lam),
+        reduction="none", backend="cuda",
+    )  # fmt: skip
+    loss.sum().backward()
+    centres = lam * means[::2, 0] + (1 - lam) * means[1::2, 0]
+    terms = 1 / centres.detach().abs()  # of a centre's gradient, before they cancel
+    gradient = means.grad.view(N, 2).sum(1)
+    assert (gradient.abs() <= 1e-6 * terms).all(), (gradient.abs() / terms).max()
+
+
 def test_no_rows_and_only_ignored_rows(seed: int) -> None:
     student, class_means = torch.randn(3, 8, requires_grad=True), torch.randn(2, 8)
     for rows, labels in ((0, []), (3, [-100] * 3)):

@@ -57,6 +57,13 @@ def test_cuda_kernels_on_the_cpu(part: int, emulated_cuda: None, call: Call) -> 
     Definition(call).check("cuda", "cuda")
 
 
+@rounds
+@fuzz(0.005)
+@given(call=calls())
+def test_cuda_kernels_as_nvcc_made_them(part: int, cuda_in_ptx: None, call: Call) -> None:
+    Definition(call).check("cuda", "PTX")
+
+
 @pytest.fixture
 def interpreted() -> None:
     """Triton's kernels on CPU tensors."""

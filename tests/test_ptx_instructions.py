@@ -58,12 +58,21 @@ RESULTS = {
     # (1 + 2^-12)^2 - 1 - 2^-11 is 2^-24, which a product that is rounded first does not have.
     "fma.rn.f32 0f3F800800, 0f3F800800, 0fBF801000": f32(2**-24),
     "add.rn.f32.bf16 0x3fc0, 0f3F800000": f32(2.5),
-    "sqrt.approx.f32 0f40800000": f32(2),
+    "sqrt.rn.f32 0f40800000": f32(2),
     "rcp.rn.f64 0d4010000000000000": f64(0.25),
-    "div.full.f32 0f3F800000, 0f40000000": f32(0.5),
+    "div.rn.f64 0d3ff0000000000000, 0d4010000000000000": f64(0.25),
     f"max.f32 {NAN}, {ONE}": f32(1),
     "selp.b32 1, 2, %p1": 2,
     "selp.b32 1, 2, %p2": 1,
+}
+# What a GPU approximates is off by 2 units in the last place, of which 2^23 make a float twice as
+# large; zeros, Inf and NaN are exact.
+APPROXIMATIONS = {
+    "sqrt.approx.f32 0f40800000": (f32(2) - 2, f32(2) + 2),
+    "sqrt.approx.ftz.f32 0f00000000": (f32(0),),
+    "rcp.approx.f32 0f40400000": (f32(1 / 3) - 2, f32(1 / 3) + 2),
+    "rcp.approx.f32 0f00000000": (f32(float("inf")),),
+    "div.full.f32 0f3F800000, 0f40400000": (f32(1 / 3) - 2, f32(1 / 3) + 2),
 }
 COMPARISONS = {  # of 1 and 2, of 1 and 1, of NaN and 1
     "eq": (False, True, False), "ne": (True, False, False), "lt": (True, False, False),
@@ -74,8 +83,7 @@ COMPARISONS = {  # of 1 and 2, of 1 and 1, of NaN and 1
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("instruction", RESULTS)
-def test_results(ptx_machine: Machine, instruction: str) -> None:
+def bits_of(instruction: str, machine: Machine) -> int:
     name, operands = instruction.split(" ", 1)
     result = torch.full((1,), -1)
     body = f"""
@@ -83,9 +91,19 @@ def test_results(ptx_machine: Machine, instruction: str) -> None:
   not.pred %p2, %p1;
   {name} %rd3, {operands};
   st.global.u64 [%rd1], %rd3;"""
-    run(ptx_machine, body, result, threads=1)
-    bits = result.item() % 2**64
-    assert bits == RESULTS[instruction] or bits % 2**32 == RESULTS[instruction], hex(int(bits))
+    run(machine, body, result, threads=1)
+    return int(result.item()) % 2**64
+
+
+@pytest.mark.parametrize("instruction", RESULTS)
+def test_results(ptx_machine: Machine, instruction: str) -> None:
+    bits = bits_of(instruction, ptx_machine)
+    assert RESULTS[instruction] in (bits, bits % 2**32), hex(bits)
+
+
+@pytest.mark.parametrize("instruction", APPROXIMATIONS)
+def test_approximations(ptx_machine: Machine, instruction: str) -> None:
+    assert bits_of(instruction, ptx_machine) in APPROXIMATIONS[instruction]
 
 
 @pytest.mark.parametrize("name", COMPARISONS)

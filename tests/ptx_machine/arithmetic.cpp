@@ -1,4 +1,4 @@
-// Arithmetic. Rounding is to nearest; what a GPU only approximates is exact here.
+// Arithmetic. Rounding is to nearest; what a GPU approximates is off by as much as it may be.
 #include <cmath>
 
 #include "machine.h"
@@ -118,6 +118,25 @@ Step of_integers(const std::string& name) {
         t.set<uint64_t>(i.out[0], uint64_t(product) + t.get<uint64_t>(i.in[2]));
       };
   }
+  return nullptr;
+}
+
+// As far from the exact value as it may be, 2 units in the last place: up or down, the same for the
+// same value.
+float off(float exact) {
+  uint32_t bits;
+  std::memcpy(&bits, &exact, 4);
+  if (exact == 0 || (bits >> 23 & 0xff) >= 0xfe) return exact;
+  bits += (bits * 2654435761u) >> 31 ? 2 : -2;
+  std::memcpy(&exact, &bits, 4);
+  return exact;
+}
+
+Step of_approximations(const std::string& name) {
+  using T = float;
+  if (name == "rcp") return unary<T, [](T a) { return off(1 / a); }>;
+  if (name == "sqrt") return unary<T, [](T a) { return off(std::sqrt(a)); }>;
+  if (name == "div") return binary<T, [](T a, T b) { return off(a / b); }>;
   return nullptr;
 }
 
@@ -275,6 +294,7 @@ Step arithmetic(const Instruction& instruction) {
   if (parts[parts.size() - 2] == "f32") {
     return type == "f16" ? of_mixed<float16>(name) : of_mixed<bfloat16>(name);
   }
+  if (instruction.has("approx") || instruction.has("full")) return of_approximations(name);
   return with_type(type, [&](auto value) -> Step {
     using T = decltype(value);
     if constexpr (kIsHalf<T>)
