@@ -75,6 +75,22 @@ def test_registers_are_within_their_bound(kernels: list[Kernel]) -> None:
         assert kernel.usage["REG"] <= most_registers(kernel), kernel
 
 
+S_AND_T = r"LDG\.E\.NA\.(128|64)\.CONSTANT"  # not kept in L1
+ROW_LOADS = r"LDG\.E\.(NA\.)?(128|64)\.CONSTANT"
+
+
+def loads_of(piece_bytes: int) -> int:
+    return max(1, piece_bytes // 16)
+
+
+def check_row_loads(kernel: Kernel, pieces: int, again: int = 0) -> None:
+    """Of s and t, and of s once more for the gradient."""
+    wide, narrow = divmod(kernel.teacher_bytes, 16)
+    s_and_t = pieces * (1 + wide)
+    assert len(kernel.places(r"LDG\.E\.NA\.128\.CONSTANT")) == s_and_t + again, kernel
+    assert len(kernel.places(r"LDG\.E\.NA\.64\.CONSTANT")) == pieces * (narrow // 8), kernel
+
+
 def check_centre_loads(kernel: Kernel, pieces: int) -> None:
     wide, narrow = divmod(kernel.centre_bytes, 16)
     means = 2 if kernel.is_mixed else 1
@@ -82,14 +98,10 @@ def check_centre_loads(kernel: Kernel, pieces: int) -> None:
     assert len(kernel.places(r"LDG\.E\.64\.CONSTANT")) == pieces * (narrow // 8) * means, kernel
 
 
-ROW_LOADS = r"LDG\.E\.(NA\.128|128|64)\.CONSTANT"
-
-
 def test_the_forward_moves_rows_in_16_byte_pieces(kernels: list[Kernel]) -> None:
     for kernel in of_rows(kernels, "forward_kernel"):
         pieces = int(kernel.types[3])
-        s_and_t = pieces * (1 + kernel.teacher_bytes // 16)
-        assert len(kernel.places(r"LDG\.E\.NA\.128\.CONSTANT")) == s_and_t, kernel
+        check_row_loads(kernel, pieces)
         check_centre_loads(kernel, pieces)
         block_sums = 1
         assert len(kernel.places(r"STG\.E\.128")) == pieces + block_sums, kernel
@@ -119,9 +131,9 @@ def test_the_forward_in_rounds_loads_before_it_multiplies(
     kernels: list[Kernel],
 ) -> None:
     for kernel in of_rows(kernels, "forward_loop_kernel"):
-        centre = max(1, kernel.centre_bytes // 16) * (1 + kernel.is_mixed)
+        centre = loads_of(kernel.centre_bytes) * (1 + kernel.is_mixed)
         pieces = 1 if kernel.is_mixed else 2  # with the means of two labels that is as much
-        loads = pieces * (1 + kernel.teacher_bytes // 16 + centre)
+        loads = pieces * (1 + loads_of(kernel.teacher_bytes) + centre)
         # Of the longest round, ten loads of a thread, registers hold all but one on their way.
         assert most_at_once(kernel, ROW_LOADS, "FFMA|FMUL") >= min(loads, 9), kernel
 
@@ -129,10 +141,8 @@ def test_the_forward_in_rounds_loads_before_it_multiplies(
 def test_the_forward_in_rounds_moves_16_byte_pieces(kernels: list[Kernel]) -> None:
     for kernel in of_rows(kernels, "forward_loop_kernel"):
         pieces = pieces_of_round(kernel)
-        s_and_t = pieces * (1 + kernel.teacher_bytes // 16)
-        # s and c are read once more for the gradient
-        assert len(kernel.places(r"LDG\.E\.NA\.128\.CONSTANT")) == s_and_t + pieces, kernel
-        check_centre_loads(kernel, 2 * pieces)
+        check_row_loads(kernel, pieces, again=pieces)
+        check_centre_loads(kernel, 2 * pieces)  # c is read once more too
         block_sums = 1
         assert len(kernel.places(r"STG\.E\.128")) == pieces + block_sums, kernel
 
@@ -170,8 +180,8 @@ def test_the_forward_asks_for_s_and_t_before_the_first_label(kernels: list[Kerne
     in_rounds = of_rows(kernels, "forward_loop_kernel")
     for kernel in [*of_rows(kernels, "forward_kernel"), *in_rounds]:
         pieces = pieces_of_round(kernel) if kernel in in_rounds else int(kernel.types[3])
-        s_and_t = pieces * (1 + kernel.teacher_bytes // 16)
-        loads = kernel.places(r"LDG\.E\.NA\.128\.CONSTANT")
+        s_and_t = pieces * (1 + loads_of(kernel.teacher_bytes))
+        loads = kernel.places(S_AND_T)
         assert loads[s_and_t - 1] < kernel.places(r"LDG\.E\.U8")[0], kernel
 
 

@@ -48,24 +48,48 @@ def test_every_layout(dtype: torch.dtype, pieces: int, seed: int) -> None:
             assert_as_defined(case, "cuda", (D, means_dtype, attached, option))
 
 
+# One is float32, as a LayerNorm's features are under autocast, and the other is not.
+APART = [pair for half in FLOATS[1:3] for pair in ((half, torch.float32), (torch.float32, half))]
+
+
 @pytest.mark.parametrize("pieces", PIECES)
-@pytest.mark.parametrize("dtype", FLOATS[1:3], ids=str)
-def test_every_layout_beside_a_teacher_of_float32(
-    dtype: torch.dtype, pieces: int, seed: int
+@pytest.mark.parametrize(("dtype", "teacher_dtype"), APART, ids=str)
+def test_every_layout_beside_a_teacher_of_another_type(
+    dtype: torch.dtype, teacher_dtype: torch.dtype, pieces: int, seed: int
 ) -> None:
     rows, take_launched = 70 if pieces < 64 else 9, torch.ops.ndfast_emulator.take_launched
+    D = pieces * 16 // dtype.itemsize
     for target in ("indices", "mix by row"):
-        for means_dtype in (torch.float32, dtype):
+        for means_dtype in (torch.float32, torch.bfloat16):
             case = draw(
-                rows, pieces * 8, 4, dtype, means_dtype=means_dtype, target=target,
-                teacher_dtype=torch.float32,
+                rows, D, 4, dtype, means_dtype=means_dtype, target=target,
+                teacher_dtype=teacher_dtype,
             )  # fmt: skip
             take_launched()
             assert_as_defined(case, "cuda", (pieces, means_dtype, target))
             forward, *backward = take_launched().splitlines()
             assert "forward" in forward
             assert ("AnyType" in forward) == (means_dtype != torch.float32), forward
-            assert not [kernel for kernel in backward if "AnyType" in kernel]
+            # The teacher's gradient is last, in pieces of its own type.
+            *others, of_teacher = ["AnyType" in kernel for kernel in backward]
+            assert not any(others)
+            assert of_teacher == (D * teacher_dtype.itemsize % 16 != 0)
+
+
+@pytest.mark.parametrize(("offset", "is_plain"), [(4, False), (8, False), (2, True), (1, True)])
+@pytest.mark.parametrize("teacher_dtype", FLOATS[1:3], ids=str)
+def test_a_half_precision_teacher_is_read_where_8_bytes_are_aligned(
+    teacher_dtype: torch.dtype, offset: int, is_plain: bool, seed: int
+) -> None:
+    rows = rows_of(draw(6, 48, 4, torch.float32, teacher_dtype=teacher_dtype))
+    wider = torch.full((6, 48 + 12), torch.nan, dtype=teacher_dtype)
+    wider[:, offset : offset + 48] = rows.teacher
+    torch.ops.ndfast_emulator.take_launched()
+    found = cuda.forward(*rows._replace(teacher=wider[:, offset : offset + 48]), 4, True)
+    (kernel,) = torch.ops.ndfast_emulator.take_launched().splitlines()
+    assert ("AnyType" in kernel) == is_plain, kernel
+    for got, expected in zip(found, cuda.forward(*rows, 4, True), strict=True):
+        torch.testing.assert_close(got, expected)
 
 
 @pytest.mark.parametrize("attached", [False, True])

@@ -71,12 +71,15 @@ compile_and_load(Path(emulated))
 torch.ops.ndfast_emulator.run_compiled_by(library, seed)
 torch.manual_seed(seed)
 with on_the_cpu():
-    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+    halves = (torch.bfloat16, torch.float16)
+    together = [(x, x) for x in (torch.float32, *halves)]
+    for dtype, teacher in [*together, *((torch.float32, x) for x in halves)]:
         for D in (1, 24, 37, 104, 232, 480, 1000, 2056, 8240):
             for N, target in ((1, "indices"), (9, "mix by row"), (9, "a centre a row")):
                 for attached in (False, True):
-                    case = draw(N, D, 3, dtype, target=target, attached=attached, weighted=True)
-                    assert_as_defined(case, "cuda", (dtype, D, target))
+                    options = dict(target=target, attached=attached, weighted=True)
+                    case = draw(N, D, 3, dtype, teacher_dtype=teacher, **options)
+                    assert_as_defined(case, "cuda", (dtype, teacher, D, target))
 print("within bounds")
 """
 

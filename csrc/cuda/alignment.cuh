@@ -1,12 +1,19 @@
-// Which rows can be read in pieces of 16 bytes, and of which types class means may be then.
+// Which rows can be read in pieces, and of which types class means may be then.
 #pragma once
+
+#include <algorithm>
 
 #include "pieces.cuh"
 
 namespace ndfast::cuda {
 
-inline bool is_aligned(const Matrix& matrix, int64_t bytes) {
-  return !matrix.data || (reinterpret_cast<uintptr_t>(matrix.data) | matrix.row_bytes) % bytes == 0;
+// For pieces of type Q, of as many elements as a student's of type S; at most 16 bytes are read at
+// once.
+template <class S, class Q>
+bool is_aligned(const Matrix& matrix) {
+  constexpr int64_t kBytes = std::min<int64_t>(kElements<S> * sizeof(Q), 16);
+  const auto begins = reinterpret_cast<uintptr_t>(matrix.data) | matrix.row_bytes;
+  return !matrix.data || begins % kBytes == 0;
 }
 
 template <class S>
@@ -16,11 +23,12 @@ inline constexpr Dtype kDtypeOf<__half> = Dtype::float16;
 template <>
 inline constexpr Dtype kDtypeOf<__nv_bfloat16> = Dtype::bfloat16;
 
-// [N, D] of type S, D of them in whole pieces. No row and an absent matrix have no data, but a D.
-template <class S>
+// [N, D] of type Q, D of them in whole pieces of a student of type S. No row and an absent matrix
+// have no data, but a D.
+template <class S, class Q = S>
 bool is_in_pieces(const Matrix& matrix, int64_t D) {
   if (D % kElements<S> != 0) return false;
-  return !matrix.data || (matrix.dtype == kDtypeOf<S> && is_aligned(matrix, 16));
+  return !matrix.data || (matrix.dtype == kDtypeOf<Q> && is_aligned<S, Q>(matrix));
 }
 
 // Calls f with a null pointer to the class means' type; false where it is none of those that the
@@ -29,8 +37,7 @@ template <class S, class F>
 bool with_class_mean_type(const Matrix& class_means, const F& f) {
   const auto call = [&](auto* type) {
     using C = std::remove_pointer_t<decltype(type)>;
-    constexpr int64_t kBytes = kElements<S> * sizeof(C);
-    if (!is_aligned(class_means, kBytes < 16 ? kBytes : 16)) return false;
+    if (!is_aligned<S, C>(class_means)) return false;
     f(type);
     return true;
   };

@@ -41,24 +41,29 @@ void launch_forward(const ForwardArguments<float>& p, const Launch& launch) {
   run(p, launch);
 }
 
+// Beside a teacher of another type: under autocast a LayerNorm's features are float32, a pooled
+// convolution's are not. Compiled for float32 class means alone.
+template <class S, class Q>
+bool forward_beside(const ForwardArguments<float>& p, const Launch& launch) {
+  if (!is_in_pieces<S, float>(p.centres.class_means, p.D)) return false;
+  if (!is_in_pieces<S, Q>(p.teacher, p.D)) return false;
+  launch_forward<S, float, Q>(p, launch);
+  return true;
+}
+
 template <class S>
 bool forward_rows(const ForwardArguments<float>& p, const Launch& launch) {
   if (!is_in_pieces<S>(p.student, p.D)) return false;
-  const Matrix& class_means = p.centres.class_means;
   if (is_in_pieces<S>(p.teacher, p.D)) {
-    return with_class_mean_type<S>(class_means, [&](auto* type) {
+    return with_class_mean_type<S>(p.centres.class_means, [&](auto* type) {
       launch_forward<S, std::remove_pointer_t<decltype(type)>, S>(p, launch);
     });
   }
-  // Beside a student of half precision also a teacher of float32: under autocast a LayerNorm's
-  // features are, and so are the class means that were taken of them.
   if constexpr (sizeof(S) == 2) {
-    if (is_in_pieces<float>(p.teacher, p.D) && is_in_pieces<float>(class_means, p.D)) {
-      launch_forward<S, float, float>(p, launch);
-      return true;
-    }
+    return forward_beside<S, float>(p, launch);
+  } else {
+    return forward_beside<S, __nv_bfloat16>(p, launch) || forward_beside<S, __half>(p, launch);
   }
-  return false;
 }
 
 template <class T>

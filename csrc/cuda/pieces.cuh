@@ -57,15 +57,24 @@ __device__ __forceinline__ uint4 read16(const char* p, bool valid) {
 #endif
 }
 
-// A float32 student's piece of bfloat16 class means.
+// The same for half precision beside a float32 student: of class means, or a teacher.
+template <Keep keep>
 __device__ __forceinline__ uint2 read8(const char* p, bool valid) {
 #ifdef __CUDA_ARCH__
   uint2 v;
-  asm volatile(
-      "{\n .reg .pred q;\n setp.ne.b32 q, %3, 0;\n mov.b32 %0, 0;\n mov.b32 %1, 0;\n"
-      " @q ld.global.nc.v2.b32 {%0, %1}, [%2];\n}"
-      : "=r"(v.x), "=r"(v.y)
-      : "l"(p), "r"(int(valid)));
+  if constexpr (keep == Keep::kInL1) {
+    asm volatile(
+        "{\n .reg .pred q;\n setp.ne.b32 q, %3, 0;\n mov.b32 %0, 0;\n mov.b32 %1, 0;\n"
+        " @q ld.global.nc.v2.b32 {%0, %1}, [%2];\n}"
+        : "=r"(v.x), "=r"(v.y)
+        : "l"(p), "r"(int(valid)));
+  } else {
+    asm volatile(
+        "{\n .reg .pred q;\n setp.ne.b32 q, %3, 0;\n mov.b32 %0, 0;\n mov.b32 %1, 0;\n"
+        " @q ld.global.nc.L1::no_allocate.v2.b32 {%0, %1}, [%2];\n}"
+        : "=r"(v.x), "=r"(v.y)
+        : "l"(p), "r"(int(valid)));
+  }
   return v;
 #else
   return valid ? *reinterpret_cast<const uint2*>(p) : uint2{0, 0};
@@ -76,7 +85,7 @@ template <Keep keep, int kBytes>
 __device__ __forceinline__ Raw<kBytes> read(const char* p, bool valid) {
   Raw<kBytes> raw;
   if constexpr (kBytes == 8) {
-    const uint2 v = read8(p, valid);
+    const uint2 v = read8<keep>(p, valid);
     raw.words[0] = v.x;
     raw.words[1] = v.y;
   } else {

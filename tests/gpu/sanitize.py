@@ -39,7 +39,8 @@ TOGETHER = [
     for dtype in (torch.float32, *HALVES)
     for means in dict.fromkeys((torch.float32, torch.bfloat16, dtype))
 ]
-TOGETHER += [(half, torch.float32, torch.float32) for half in HALVES]  # as under autocast
+for half in HALVES:  # as under autocast
+    TOGETHER += [(half, torch.float32, torch.float32), (torch.float32, torch.float32, half)]
 BAD_LABELS = {
     torch.int64: (4, -1, 2**40, -(2**63)),
     torch.int32: (4, -1, 2**31 - 1, -(2**31)),

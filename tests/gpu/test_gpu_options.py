@@ -63,13 +63,15 @@ def test_row_lengths(dtype: torch.dtype, backend: str, seed: int) -> None:
                 assert_as_defined(to_gpu(case), backend, (seed, D, means_dtype, option))
 
 
-@pytest.mark.parametrize("dtype", HALVES, ids=str)
-def test_a_teacher_of_float32_beside_half_precision(
-    dtype: torch.dtype, backend: str, seed: int
+@pytest.mark.parametrize("half", HALVES, ids=str)
+@pytest.mark.parametrize("is_student", [True, False])
+def test_float32_beside_half_precision(
+    half: torch.dtype, is_student: bool, backend: str, seed: int
 ) -> None:
+    dtype, teacher_dtype = (half, torch.float32) if is_student else (torch.float32, half)
     for D in some(backend, (64, 512, 2048, 9000), 3):
         for target in ("indices", "mix by row"):
-            case = draw(70, D, 4, dtype, target=target, teacher_dtype=torch.float32)
+            case = draw(70, D, 4, dtype, target=target, teacher_dtype=teacher_dtype)
             assert_as_defined(to_gpu(case), backend, (seed, D, target))
 
 
