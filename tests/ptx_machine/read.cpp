@@ -119,6 +119,7 @@ class KernelReader {
   }
 
  private:
+  // Scopes, labels and statements.
   void read_body() {
     while (true) {
       at_ = text_.find_first_not_of(" \t\n;", at_);
@@ -130,13 +131,12 @@ class KernelReader {
         ++at_;
         if (scopes_.empty()) return;
       } else {
-        const size_t end = text_.find_first_of(":;", text_.find_first_of(" \t\n:;", at_));
-        const size_t label = text_.find_first_of(" \t\n:;", at_);
-        if (text_[label] == ':' && text_[label + 1] != ':') {
-          labels_[text_.substr(at_, label - at_)] = int(kernel_.code.size());
-          at_ = label + 1;
+        const size_t end = text_.find_first_of(" \t\n:;", at_);
+        if (text_[end] == ':' && text_[end + 1] != ':') {
+          labels_[text_.substr(at_, end - at_)] = int(kernel_.code.size());
+          at_ = end + 1;
         } else {
-          const size_t stop = text_.find(';', end == text_.npos ? at_ : at_);
+          const size_t stop = text_.find(';', at_);
           read_statement(text_.substr(at_, stop - at_));
           at_ = stop + 1;
         }
