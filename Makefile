@@ -80,7 +80,7 @@ gpu-test:  ## the tests marked gpu; those that look at the GPU's memory have it 
 gpu-sanitize:  ## compute-sanitizer's four tools over every option (ARGS="--backend triton")
 	$(PYTHON) tests/gpu/run_sanitizer.py $(ARGS)
 
-gpu-bench:  ## the loss against its peers, into bench/results/ (ARGS=--full for the whole grid)
+gpu-bench:  ## the loss against its peers, into bench/results/ (ARGS=--full: the whole grid)
 	$(PYTHON) -m pytest bench/ -m gpu --results bench/results $(ARGS)
 
 gpu-report:  ## the README's GPU table and docs/roofline.png from bench/results/

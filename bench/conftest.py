@@ -19,10 +19,17 @@ from bench.cases import grid
 from bench.report import table
 
 RECORDS = pytest.StashKey[list[dict[str, Any]]]()
+# What --add has found in the results files.
+EARLIER = pytest.StashKey[dict[Path, tuple[str, list[dict[str, Any]]]]]()
 ALLOCATOR = pytest.StashKey[str]()
 TABLE_WIDTH = 400  # more than a row needs: the table is as wide as its figures
 
 FULL = "ndfast: time the whole grid, and torch.compile's max-autotune in each case, not in four"
+
+ADD = (
+    "ndfast: with --results, keep the file's records of cases that are not timed now, where GPU, "
+    "torch, Triton and driver are the same"
+)
 
 # From glibc's malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
@@ -36,12 +43,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="FOLDER",
         help="ndfast: write the GPU's records to FOLDER/<gpu name>.json, after each of them anew",
     )
+    parser.addoption("--add", action="store_true", help=ADD)
 
 
 def pytest_configure(config: pytest.Config) -> None:
     if not config.pluginmanager.hasplugin("benchmark"):
         raise pytest.UsageError("bench/ needs the package pytest-benchmark")
+    if config.getoption("add") and config.getoption("results") is None:
+        raise pytest.UsageError("--add needs --results, whose file it adds to")
     config.stash[RECORDS] = []
+    config.stash[EARLIER] = {}
     config.stash[ALLOCATOR] = hold_allocator()
     config.option.benchmark_quiet = True  # the table at the end takes the place of its tables
 
@@ -86,17 +97,29 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 @pytest.fixture
 def keep_record(request: pytest.FixtureRequest) -> Callable[[dict[str, Any]], None]:
     """Takes a row of the table; a GPU's is in the results file before the next is timed."""
-    config = request.config
-    folder: Path | None = config.getoption("results")
 
     def keep(record: dict[str, Any]) -> None:
-        config.stash[RECORDS].append(record)
-        if folder is not None and record["gpu"] is not None:
-            of_gpu = [r for r in config.stash[RECORDS] if r["gpu"] == record["gpu"]]
-            command = shlex.join(["pytest", *config.invocation_params.args])
-            results.save(results.path_of(folder, record["gpu"]), command, of_gpu)
+        request.config.stash[RECORDS].append(record)
+        if record["gpu"] is not None:
+            save_records(request.config, record["gpu"])
 
     return keep
+
+
+def save_records(config: pytest.Config, gpu: str) -> None:
+    """Writes the GPU's results file, where --results asks for it."""
+    folder: Path | None = config.getoption("results")
+    if folder is None:
+        return
+    path = results.path_of(folder, gpu)
+    records = [r for r in config.stash[RECORDS] if r["gpu"] == gpu]
+    command = shlex.join(["pytest", *config.invocation_params.args])
+    earlier = config.stash[EARLIER]
+    if path not in earlier and config.getoption("add") and path.exists():
+        earlier[path] = results.load(path)
+    if path in earlier:
+        command, records = results.added_to(earlier[path], command, records)
+    results.save(path, command, records)
 
 
 def pytest_terminal_summary(

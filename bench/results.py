@@ -17,6 +17,10 @@ KEYS = {
 }  # fmt: skip
 
 
+# With the same of these, records of two runs may stand in one table.
+VERSIONS = ("gpu", "torch", "triton", "driver")
+
+
 def path_of(folder: Path, gpu: str) -> Path:
     """The file of a GPU by its name: "NVIDIA H200" has nvidia-h200.json."""
     return folder / (re.sub(r"[^a-z0-9]+", "-", gpu.lower()).strip("-") + ".json")
@@ -35,6 +39,26 @@ def save(path: Path, command: str, records: list[dict[str, Any]]) -> None:
     text = json.dumps({"command": command, "records": records}, indent=1, allow_nan=False)
     unfinished.write_text(text + "\n", encoding="utf-8")
     os.replace(unfinished, path)
+
+
+def added_to(
+    earlier: tuple[str, list[dict[str, Any]]], command: str, records: list[dict[str, Any]]
+) -> tuple[str, list[dict[str, Any]]]:
+    """Command and records of two runs, of which the later one replaces what both have timed.
+
+    Args:
+        earlier: as `load` returns it. Records of another GPU, or with other versions, are left out.
+        command: what gave the later records.
+        records: the later ones, at least one.
+    """
+    timed = {(r["case"], r["backend"]) for r in records}
+    kept = [
+        r
+        for r in earlier[1]
+        if (r["case"], r["backend"]) not in timed
+        and all(r[name] == records[0][name] for name in VERSIONS)
+    ]
+    return (f"{earlier[0]}; {command}" if kept else command), kept + records
 
 
 def load(path: Path) -> tuple[str, list[dict[str, Any]]]:

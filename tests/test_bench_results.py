@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +14,7 @@ import torch
 
 from bench import publish, report, results
 from bench.cases import Case
-from bench.conftest import TABLE_WIDTH
+from bench.conftest import EARLIER, RECORDS, TABLE_WIDTH, save_records
 from bench.report import Times, record
 from bench.timing import EagerTimes
 
@@ -114,6 +117,46 @@ def test_results_are_kept_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(ValueError, match="JSON compliant"):
         results.save(path, "pytest", [rows[0] | {"spread": float("nan")}])
     assert results.load(path) == ("pytest bench/ -m gpu", rows)
+
+
+def test_a_benchmark_in_two_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def timed(N: int, backend: str, median_us: float = 4.0, **versions: str) -> dict[str, Any]:
+        case = Case("cuda", N, 512, torch.float32)
+        return made_up_record(case, backend, monkeypatch) | versions | {"median_us": median_us}
+
+    def run(arguments: list[str], *records: dict[str, Any], add: bool = False) -> None:
+        options = {"results": tmp_path, "add": add}
+        config: Any = SimpleNamespace(
+            stash={RECORDS: [], EARLIER: {}},
+            getoption=options.get,
+            invocation_params=SimpleNamespace(args=arguments),
+        )
+        for one in records:  # as they are timed
+            config.stash[RECORDS].append(one)
+            save_records(config, "Some GPU")
+
+    def found() -> tuple[str, list[tuple[int, str, float]]]:
+        command, records = results.load(results.path_of(tmp_path, "Some GPU"))
+        return command, [(r["N"], r["backend"], r["median_us"]) for r in records]
+
+    run(["bench/"], timed(64, "cuda"), timed(256, "cuda"), timed(256, "triton"), add=True)
+    run(["-k", "x"], timed(256, "cuda", 5.0), timed(512, "cuda"), add=True)
+    first = [(64, "cuda", 4.0), (256, "triton", 4.0)]
+    both = ("pytest bench/; pytest -k x", [*first, (256, "cuda", 5.0), (512, "cuda", 4.0)])
+    assert found() == both
+    # With another torch they are not to be compared; nor without --add.
+    run(["-k", "y"], timed(64, "cuda", 3.0, torch="10"), add=True)
+    assert found() == ("pytest -k y", [(64, "cuda", 3.0)])
+    run(["-k", "z"], timed(64, "triton", torch="10"))
+    assert found() == ("pytest -k z", [(64, "triton", 4.0)])
+
+
+def test_adding_needs_results() -> None:
+    program = [sys.executable, "-m", "pytest", "bench/", "--add", "--collect-only"]
+    root = Path(results.__file__).parents[1]
+    done = subprocess.run(program, cwd=root, capture_output=True, text=True)
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR
+    assert "--add needs --results, whose file it adds to" in done.stderr
 
 
 @pytest.mark.parametrize(
