@@ -59,9 +59,11 @@ struct Traffic {
 };
 
 // The process's. Throws where AddressSanitizer, if it is there, knows that an access is out of
-// bounds; where what a launch has written is read by a way that need not see it; and where it is
-// read or written by another thread that nothing has put in order with the first: no barrier of
-// their block, no release and acquire between two blocks.
+// bounds; where what a launch has written is read by a way that need not see it; and where another
+// thread reads or writes it that nothing has put in order with the first: no barrier of their
+// block, no release and acquire between two blocks. Two may write the same. A read that comes
+// before such a write is not seen: in another order of the threads, which each seed has, it comes
+// after.
 class GlobalMemory {
  public:
   // How much of other blocks' work one may rely on: of each, what came before so many barriers, and
