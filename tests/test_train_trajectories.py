@@ -56,21 +56,22 @@ def test_compare_trajectories_by_hand(
 @pytest.mark.parametrize(
     ("losses", "weights", "agrees"),
     [
-        ([10.0, 10.9, 10.5], [3.0, 4.9], True),  # of a loss 0.1 are allowed from step 2 on, of
-        ([10.0, 10.0, 11.1], [3.0, 4.0], False),  # parameters 0.2
-        ([10.0, 10.0, 10.0], [3.0, 5.1], False),
-        ([10.02, 10.0, 10.0], [3.0, 4.0], False),  # by step 1 the rounding has done nothing
-        ([float("nan"), 10.0, 10.0], [3.0, 4.0], False),
+        ([10.0, 10.9, 10.5, 10.0], [3.0, 4.9], True),  # of a loss 0.1 are allowed from step 2 on,
+        ([10.0, 10.0, 11.1, 10.0], [3.0, 4.0], False),  # of parameters 0.2
+        ([10.0, 10.0, 10.0, 11.1], [3.0, 4.0], False),
+        ([10.0, 10.0, 10.0, 10.0], [3.0, 5.1], False),
+        ([10.02, 10.0, 10.0, 10.0], [3.0, 4.0], False),  # by step 3 the rounding has done nothing
+        ([float("nan"), 10.0, 10.0, 10.0], [3.0, 4.0], False),
     ],
 )
 def test_as_far_apart_as_roundings_by_hand(
     losses: list[float], weights: list[float], agrees: bool, tmp_path: Path
 ) -> None:
     fused = write_run(tmp_path / "fused", losses, weights)
-    reference = write_run(tmp_path / "reference", [10.0] * 3, [3.0, 4.0])
+    reference = write_run(tmp_path / "reference", [10.0] * 4, [3.0, 4.0])
     rounded = tmp_path / "rounded"
     found = compare_trajectories(
-        fused, reference, lambda: write_run(rounded, [10.0, 10.1, 10.0], [3.0, 4.1])
+        fused, reference, lambda: write_run(rounded, [10.0, 10.0, 10.0, 10.1], [3.0, 4.1])
     )
     assert found["agrees"] is agrees
     assert not compare_trajectories(fused, reference)["agrees"]

@@ -24,6 +24,10 @@ TOLERANCE = 1e-3
 # Of ResNet-56 to ResNet-20 at a rate of 0.1 a step's loss was 2.6e-2 apart after 40 steps, and at
 # any step at most 1.4 times as far as by then with the class means rounded otherwise.
 TIMES_A_ROUNDING = 10
+# Two roundings need not begin to grow at the same step, and in a step they can grow a hundred
+# times: of ResNet-20 on another processor a step's loss was 74 times as far apart as by then, 0.7
+# times as far as by the step after.
+STEPS_LATER = 2
 
 
 def compare_trajectories(
@@ -43,7 +47,7 @@ def compare_trajectories(
         of the reference's; "steps"; "tolerance"; "rounding": None, or the same two differences of
         the third run and "times", how many times them is allowed; and "agrees": whether no loss
         and not the parameters are further apart than the tolerance, or than so many times the
-        third run's by the same step.
+        third run's by two steps later.
     """
     losses, parameters = _differences(fused, reference)
     allowed, allowed_of_parameters = torch.full_like(losses, TOLERANCE), TOLERANCE
@@ -57,7 +61,9 @@ def compare_trajectories(
     if rounded is not None and not _within(losses, parameters, allowed, allowed_of_parameters):
         of_losses, of_parameters = _differences(rounded(), reference)
         so_far = of_losses.cummax(dim=0).values
-        allowed = (TIMES_A_ROUNDING * so_far).clamp(min=TOLERANCE)
+        last = len(so_far) - 1
+        later = (torch.arange(len(so_far)) + STEPS_LATER).clamp(max=last)
+        allowed = (TIMES_A_ROUNDING * so_far[later]).clamp(min=TOLERANCE)
         allowed_of_parameters = max(TIMES_A_ROUNDING * of_parameters, TOLERANCE)
         found["rounding"] = {
             "max_loss_difference": so_far[-1].item(),
