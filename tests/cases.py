@@ -159,8 +159,7 @@ def natural_scales(case: Case) -> dict[str, Tensor]:
     """How large each row's gradient is before its terms cancel, in float64.
 
     An error is compared with this where cancellation makes the gradient itself a poor measure: few
-    features (D = 1 has gradient 0), the teacher, whose gradient is a multiple of <s, c>, and class
-    means that all but cancel in a row's centre, whose rounding is then large beside it.
+    features (D = 1 has gradient 0), and the teacher, whose gradient is a multiple of <s, c>.
     """
     exact = case.to(torch.float64)
     rows = rows_of(exact)
@@ -169,21 +168,17 @@ def natural_scales(case: Case) -> dict[str, Tensor]:
     alpha = (coefficients[0] * exact.upstream)[:, None]
     norm = torch.linalg.vector_norm
     n_s, n_c = norm(rows[0], dim=1, keepdim=True), norm(centres, dim=1, keepdim=True)
-    summands = norm(
-        reference.gather_centres(rows[2].abs(), *rows[3:7], torch.float64), dim=1, keepdim=True
-    )
-    cancelled = torch.where(n_c > 0, summands / n_c, 1.0)  # 1 where nothing is
-    student = alpha.abs() * n_c * cancelled
+    student = alpha.abs() * n_c
     # p is at most ‖s‖: |gamma|·‖t‖ = p/m² is at most |alpha|·n_c·‖s‖/m, of which ‖s‖/m is at most 1
     teacher = student
     if rows.teacher is not None:
         n_t = norm(rows.teacher, dim=-1, keepdim=True).reshape(-1, 1)
         teacher = student * n_s / torch.maximum(n_s, n_t)
     return {
-        "loss": cancelled.max() if len(cancelled) else torch.ones((), dtype=torch.float64),
+        "loss": torch.tensor(1.0, dtype=torch.float64),
         "student": student,
         "teacher": teacher,
-        "class_means": (alpha.abs() * n_s * cancelled).sum(),
+        "class_means": (alpha.abs() * n_s).sum(),
     }
 
 

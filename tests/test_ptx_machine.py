@@ -105,6 +105,9 @@ PLANTED = {
     "an unknown instruction": (
         "min.u32 %r3, %r1, 1;", "vmin.u32 %r3, %r1, 1;", 1, "not known: vmin",
     ),
+    "an address of any space": (
+        "ld.global.u32 %r3, [%rd1];", "ld.u32 %r3, [%rd1];", 1, "an address of any space: ld.u32",
+    ),
     "an unknown part of a name": (
         "cvt.rn.f32.f64 %r3, 0d3FF8000000000000;", "cvt.rn.sat.f32.f64 %r3, 0d3FF8000000000000;",
         1, r"not known: \.sat",

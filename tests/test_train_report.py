@@ -136,11 +136,12 @@ def test_what_a_rounding_does_is_told() -> None:
     results["trajectories"]["kd++"]["rounding"] = {
         "max_loss_difference": 0.019,
         "parameter_difference": 0.37,
+        "runs": 2,
         "times": 10,
     }
     shown = " ".join(in_terminal(build_comparison_table(results)).split())
     assert "For kd++ the tolerance is 10 times what another rounding" in shown
-    assert "up to 1.9e-02 to the loss, 3.7e-01 to the parameters." in shown
+    assert "(the most of 2): up to 1.9e-02 to the loss, 3.7e-01 to the parameters." in shown
 
 
 def test_the_tables_fit_a_terminal() -> None:

@@ -28,7 +28,7 @@ from ndfast.train.trajectories import compare_trajectories, write_rounded_otherw
 
 METRIC = "accuracy"
 PICTURE = "curves.png"
-ROUNDED_MEANS = "class_means-rounded.safetensors"
+ROUNDED_MEANS = "class_means-rounded{seed}.safetensors"
 
 
 def compare(configs: Mapping[str, TrainConfig], seeds: int, console: Console) -> dict[str, Any]:
@@ -148,12 +148,12 @@ def _compare_with_reference(
     reference = replace(config, backend="reference", out=f"{config.out}-reference")
     of_reference = run_once(reference, bars)
 
-    def train_rounded() -> Path:
-        means = Path(config.out).with_name(ROUNDED_MEANS)
+    def train_rounded(seed: int) -> Path:
+        means = Path(config.out).with_name(ROUNDED_MEANS.format(seed=seed))
         if accelerator.is_main_process:
-            write_rounded_otherwise(Path(config.class_means), means)
+            write_rounded_otherwise(Path(config.class_means), means, seed)
         accelerator.wait_for_everyone()
-        rounded = replace(reference, class_means=str(means), out=f"{reference.out}-rounded")
+        rounded = replace(reference, class_means=str(means), out=f"{reference.out}-rounded{seed}")
         run_once(rounded, bars)
         return Path(rounded.out)
 

@@ -81,6 +81,13 @@ void check_parts(const Instruction& instruction, std::initializer_list<const cha
   }
 }
 
+Space space_of(const Instruction& instruction) {
+  if (instruction.has("global")) return Space::kGlobal;
+  if (instruction.has("param")) return Space::kParameter;
+  if (instruction.has("shared") || instruction.has("shared::cta")) return Space::kShared;
+  fail("an address of any space: " + instruction.text);
+}
+
 }  // namespace
 
 void shuffle(const Instruction& instruction, Thread* lanes) {
@@ -142,9 +149,7 @@ void set_step(Instruction& instruction) {
                 {"global", "shared", "shared::cta", "param", "nc", "cg", "L1::no_allocate", "v2",
                  "v4", "acq_rel", "gpu", "inc", "add"},
                 1);
-    instruction.space = instruction.has("global")  ? Space::kGlobal
-                        : instruction.has("param") ? Space::kParameter
-                                                   : Space::kShared;
+    instruction.space = space_of(instruction);
     instruction.bytes = std::stoul(type.substr(1)) / 8;
     instruction.is_signed = type[0] == 's';
     instruction.is_read_only = instruction.has("nc");

@@ -248,7 +248,8 @@ def _trajectories_grid(trajectories: dict[str, Any]) -> Grid:
         if rounding is not None:
             caption += (
                 f" For {method} the tolerance is {rounding['times']} times what another rounding "
-                "of the class means does to the reference by two steps later: up to "
+                "of the class means does to the reference by each step "
+                f"(the most of {rounding['runs']}): up to "
                 f"{rounding['max_loss_difference']:.1e} to the loss, "
                 f"{rounding['parameter_difference']:.1e} to the parameters."
             )
