@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -12,26 +13,36 @@ from ndfast.train.data.batches import (
     Batch,
     EvaluationBatches,
     TrainingBatches,
+    draw_views,
     load,
     mix_seeds,
 )
 
 
 class Recorder:
-    """A dataset whose images are what it was asked for: row and seed, in float64's exact range."""
+    """A dataset whose images are what it was asked for: row and view."""
 
-    augmented = True
+    num_views = None
 
     def __len__(self) -> int:
         return 23
 
     def __getitems__(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        images = torch.tensor([[row, batch.seed or 0] for row in batch.indices])
+        assert batch.views is not None
+        images = torch.tensor([*zip(batch.indices, batch.views, strict=True)])
         return images, torch.tensor(batch.indices)
 
 
-def epoch_of(seed: int, epoch: int, rank: int = 0, processes: int = 1) -> list[Batch]:
-    batches = TrainingBatches(23, 4, seed, rank, processes)
+def epoch_of(
+    seed: int,
+    epoch: int,
+    rank: int = 0,
+    processes: int = 1,
+    *,
+    batch_size: int = 4,
+    data_seed: int = 5,
+) -> list[Batch]:
+    batches = TrainingBatches(23, batch_size, seed, data_seed, rank, processes)
     batches.epoch = epoch
     return list(batches)
 
@@ -41,7 +52,7 @@ def test_an_epoch_takes_each_row_at_most_once(processes: int, seed: int) -> None
     shares = [epoch_of(seed, 0, rank, processes) for rank in range(processes)]
     steps = 23 // (4 * processes)
     for rank, share in enumerate(shares):
-        assert len(share) == len(TrainingBatches(23, 4, seed, rank, processes)) == steps
+        assert len(share) == len(TrainingBatches(23, 4, seed, 5, rank, processes)) == steps
         assert all(len(batch.indices) == 4 for batch in share)
     rows = [row for share in shares for batch in share for row in batch.indices]
     assert len(rows) == len(set(rows)) == 4 * processes * steps
@@ -64,22 +75,54 @@ def test_epochs_and_seeds_differ_and_come_again() -> None:
     assert epoch_of(3, 2) == epoch_of(3, 2)
 
 
-def test_augmentation_seeds_differ_across_seeds_epochs_steps_and_ranks() -> None:
-    seeds = [
-        batch.seed
-        for seed in range(3)
-        for epoch in range(3)
-        for rank in range(2)
-        for batch in epoch_of(seed, epoch, rank, 2)
+def views_by_row(batches: list[Batch]) -> dict[int, int]:
+    assert all(batch.views is not None for batch in batches)
+    return {
+        row: view
+        for batch in batches
+        for row, view in zip(batch.indices, batch.views or (), strict=True)
+    }
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+@pytest.mark.parametrize("batch_size", [1, 3, 7])
+def test_a_view_is_a_function_of_data_seed_epoch_and_row(
+    processes: int, batch_size: int, seed: int
+) -> None:
+    for epoch in (0, 3):
+        expected = dict(enumerate(draw_views(9, epoch, [*range(23)])))
+        for rank in range(processes):
+            batches = epoch_of(seed, epoch, rank, processes, batch_size=batch_size, data_seed=9)
+            found = views_by_row(batches)
+            assert found == {row: expected[row] for row in found}
+
+
+def test_views_differ_across_data_seeds_epochs_and_rows() -> None:
+    views = [
+        view
+        for data_seed in range(4)
+        for epoch in range(4)
+        for view in draw_views(data_seed, epoch, [*range(100)])
     ]
-    assert len(seeds) == len(set(seeds)) == 3 * 3 * 2 * 2
-    assert all(seed is not None and 0 <= seed < 2**63 for seed in seeds)
+    assert len(views) == len(set(views)) == 1600
+    assert all(0 <= view < 2**63 for view in views)
+    assert draw_views(3, 2, []) == []
+
+
+def test_the_remainders_of_views_are_even() -> None:
+    """By 162 and by 2, as crops and flips take them: chi-squared of 162,000 of them."""
+    views = np.array([draw_views(0, epoch, [*range(1620)]) for epoch in range(100)]).ravel()
+    for count in (162, 2):
+        observed = np.bincount(views % count, minlength=count)
+        expected = len(views) / count
+        chi_squared = ((observed - expected) ** 2 / expected).sum()
+        assert chi_squared < count - 1 + 5 * (2 * (count - 1)) ** 0.5
 
 
 def test_an_interrupted_epoch_goes_on_with_the_batches_it_would_have_had(seed: int) -> None:
     for rank in range(2):
         whole = epoch_of(seed, 5, rank, 2)
-        batches = TrainingBatches(23, 4, seed, rank, 2)
+        batches = TrainingBatches(23, 4, seed, 5, rank, 2)
         batches.epoch, batches.start = 5, 1
         assert list(batches) == whole[1:]
         assert len(batches) == len(whole)
@@ -95,7 +138,7 @@ def test_evaluation_counts_each_row_once(rows: int, processes: int) -> None:
     for share in shares:
         assert len(list(share)) == len(share)
         for step, batch in enumerate(share):
-            assert batch.seed is None
+            assert batch.views is None
             counted.update(batch.indices[: share.counted(step)])
             assert set(batch.indices[share.counted(step) :]) <= {0}
     assert counted == Counter(range(rows))
@@ -107,39 +150,23 @@ def test_evaluation_wastes_no_batch() -> None:
     assert [[batch.indices for batch in share] for share in batches] == [[[0, 1, 2]], [[3, 4, 0]]]
 
 
-def test_augmented_evaluation_has_its_own_seed_for_each_batch() -> None:
-    seeds = [
-        batch.seed
-        for seed in range(2)
-        for rank in range(2)
-        for batch in EvaluationBatches(23, 4, rank, 2, seed)
-    ]
-    assert len(seeds) == len(set(seeds)) == 2 * 2 * 3
-
-
-@pytest.mark.parametrize("rows", [3, 23])
-def test_a_row_is_augmented_alike_in_however_many_processes(rows: int) -> None:
-    def augmented_rows(processes: int) -> dict[int, tuple[Batch, int]]:
-        shares = [EvaluationBatches(rows, 4, rank, processes, 7) for rank in range(processes)]
-        return {
-            row: (batch, place)
-            for share in shares
-            for step, batch in enumerate(share)
-            for place, row in enumerate(batch.indices[: share.counted(step)])
-        }
-
-    alone = augmented_rows(1)
-    assert sorted(alone) == list(range(rows))
-    assert augmented_rows(2) == augmented_rows(3) == alone
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_augmented_evaluation_has_the_views_of_epoch_0(processes: int, seed: int) -> None:
+    shares = [EvaluationBatches(23, 4, rank, processes, seed) for rank in range(processes)]
+    found = views_by_row([batch for share in shares for batch in share])
+    assert found == dict(enumerate(draw_views(seed, 0, [*range(23)])))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_loader_gives_what_the_sampler_asks_for(workers: int, seed: int) -> None:
-    batches = TrainingBatches(23, 4, seed, 0, 1)
+    batches = TrainingBatches(23, 4, seed, 5, 0, 1)
     state = torch.get_rng_state()
     loaded = load(Recorder(), batches, workers, torch.device("cpu"))
     found = [(images.tolist(), labels.tolist()) for images, labels in loaded]
-    expected = [([[row, batch.seed] for row in batch.indices], batch.indices) for batch in batches]
+    expected = [
+        ([[row, view] for row, view in views_by_row([batch]).items()], batch.indices)
+        for batch in batches
+    ]
     assert found == expected
     assert torch.equal(torch.get_rng_state(), state)
 
@@ -150,3 +177,12 @@ def test_mix_seeds_tells_order_and_length_apart() -> None:
     assert mix_seeds(0) == 0xE220A8397B1DCDAF % 2**63
     tuples = [(), (0,), (1,), (0, 0), (0, 1), (1, 0), (1, 1), (0, 0, 0), (2**63 - 1,)]
     assert len({mix_seeds(*numbers) for numbers in tuples}) == len(tuples)
+
+
+def test_views_stay_what_they_are() -> None:
+    """What has been kept of a view is of use only as long as its number stays the same."""
+    assert draw_views(7, 3, [0, 1, 49_999]) == [
+        243800836748209808,
+        944075450463690038,
+        4077130720660612302,
+    ]

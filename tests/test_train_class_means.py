@@ -22,7 +22,7 @@ from whole_dataset import all_rows
 import ndfast
 from ndfast.cli import main
 from ndfast.train.data import build_data
-from ndfast.train.data.batches import Batch, mix_seeds
+from ndfast.train.data.batches import Batch
 from ndfast.train.errors import ConfigError
 from ndfast.train.models import build_model
 from ndfast.train.models.weights import load_weights, save_weights, weights_digest
@@ -90,12 +90,7 @@ def augmented(tmp_path: Path, seed: int) -> Augmented:
     network = build_model("convnet32", K, (3, 8, 8)).eval()
     save_weights(network, tmp_path / "teacher.safetensors")
     train = build_data(f"npz:{path}").train
-    # Two batches of 256, of which the second is filled up with row 0.
-    batches = [
-        Batch([*range(256)], mix_seeds(0, 0)),
-        Batch([*range(256, rows), *[0] * (512 - rows)], mix_seeds(0, 1)),
-    ]
-    found = torch.cat([train.__getitems__(batch)[0] for batch in batches])[:rows]
+    found, _ = all_rows(train, seed=0)
     plain, labels = all_rows(train)
     with torch.no_grad():
         means = [

@@ -15,7 +15,7 @@ from whole_dataset import all_rows
 
 from ndfast.train.data import DATA, build_data
 from ndfast.train.data.archives import Arrays
-from ndfast.train.data.arrays import ArrayDataset, crop_and_flip
+from ndfast.train.data.arrays import NUM_VIEWS, ArrayDataset, crop_and_flip
 from ndfast.train.data.batches import Batch, TrainingBatches, load
 from ndfast.train.errors import ConfigError
 
@@ -57,31 +57,15 @@ def test_what_needs_no_files_needs_no_network_and_keeps_the_generators(
     assert torch.equal(augmented, images)
 
 
-class StubRng:
-    """Draws what it is told to."""
-
-    def __init__(self, top: list[int], left: list[int], flips: list[float]) -> None:
-        self.offsets = np.array([top, left])
-        self.flips = np.array(flips)
-
-    def integers(self, high: int, size: tuple[int, int]) -> np.ndarray:
-        assert (high, size) == (9, self.offsets.shape)  # 0 to 8: 4 pixels to each side
-        return self.offsets
-
-    def random(self, size: int) -> np.ndarray:
-        assert size == len(self.flips)
-        return self.flips
-
-
 def test_crop_and_flip_by_hand() -> None:
     # Each pixel is its own place, 10·row + column + 1, and in the second channel 100 more.
     place = 10 * np.arange(5)[:, None] + np.arange(6)[None] + 1
     image = np.stack([place, place + 100]).astype(np.uint8)
     images = np.stack([image] * 4)
     # Offset 4 is the image itself; 3 down shows one row of the border on top.
-    rng = StubRng(top=[4, 3, 4, 0], left=[4, 4, 6, 8], flips=[0.5, 0.7, 0.49, 0.9])
+    flipped, top, left = np.array([0, 0, 1, 0]), np.array([4, 3, 4, 0]), np.array([4, 4, 6, 8])
     before = images.copy()
-    found = crop_and_flip(images, rng)  # type: ignore[arg-type]
+    found = crop_and_flip(images, (flipped * 9 + top) * 9 + left)
     assert found.dtype == np.uint8
     assert np.array_equal(images, before)
     assert np.array_equal(found[0], image)
@@ -99,16 +83,17 @@ def test_crop_and_flip_by_hand() -> None:
     assert found[3, 0].tolist() == [[0] * 6] * 4 + [[5, 6, 0, 0, 0, 0]]
 
 
-def test_crops_and_flips_are_drawn_evenly(seed: int) -> None:
+def test_every_view_is_another_image() -> None:
     place = np.arange(1, 26, dtype=np.uint8).reshape(1, 1, 5, 5)
-    found = crop_and_flip(np.repeat(place, 8100, axis=0), np.random.default_rng(seed))
-    # The centre tells the shift: it is pixel (2 + down, 2 + right) of the image, 0 outside of it.
-    centres = np.bincount(found[:, 0, 2, 2], minlength=26)
-    # 25 places of 81 lie within, by 100 draws each; six sigma is 60.
-    assert np.all(np.abs(centres[1:] - 100) < 60)
-    within = found[found[:, 0, 2, 2] == 13]  # not shifted
-    flipped = (within[:, 0, 0, 0] == 5).sum()
-    assert abs(flipped - len(within) / 2) < 3 * len(within) ** 0.5 + 1
+    found = crop_and_flip(np.repeat(place, NUM_VIEWS, axis=0), np.arange(NUM_VIEWS))
+    assert NUM_VIEWS == 2 * 9 * 9
+    assert len({image.tobytes() for image in found}) == NUM_VIEWS
+    # Each is a shift by at most 4 of the image or, in the second half, of its mirror image.
+    padded = np.pad(place[0, 0], 4)
+    shifts = [padded[top : top + 5, left : left + 5] for top in range(9) for left in range(9)]
+    for view, image in enumerate(found[:, 0]):
+        expected = shifts[view % 81]
+        assert np.array_equal(image, expected[:, ::-1] if view >= 81 else expected)
 
 
 def test_normalisation_by_hand() -> None:
@@ -121,24 +106,25 @@ def test_normalisation_by_hand() -> None:
     assert images.tolist() == [[[[0, 255]], [[51, 102]]]]
 
 
-def test_the_batch_seed_alone_decides_the_augmentation(seed: int) -> None:
+def test_a_row_and_its_view_alone_decide_the_image(seed: int) -> None:
     images = np.random.default_rng(seed).integers(256, size=(50, 3, 9, 7), dtype=np.uint8)
     arrays = Arrays(images, np.arange(50))
     train = ArrayDataset(arrays, np.zeros(3), np.ones(3), augmented=True)
     states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
-    batches = TrainingBatches(len(train), 8, seed, 0, 1)
-    asked = list(batches)
-    here = [train.__getitems__(batch) for batch in reversed(asked)][::-1]
+    batches = TrainingBatches(len(train), 8, seed, seed, 0, 1)
+    expected = all_rows(train, seed)[0]
+    for workers in (0, 2):
+        for found, labels in load(train, batches, workers, torch.device("cpu")):
+            torch.testing.assert_close(found, expected[labels], rtol=0, atol=0)
     assert states == (
         random.getstate(),
         np.random.get_state()[1].tolist(),
         torch.get_rng_state().tolist(),
     )
-    for workers in (0, 2):
-        loaded = load(train, batches, workers, torch.device("cpu"))
-        torch.testing.assert_close([*map(tuple, loaded)], here, rtol=0, atol=0)
-    other = train.__getitems__(Batch(asked[0].indices, seed))[0]
-    assert not torch.equal(other, here[0][0])
+    for row in (0, 49):
+        alone = [train.__getitems__(Batch([row], [view]))[0] for view in (7, NUM_VIEWS + 7, 8)]
+        assert torch.equal(alone[0], alone[1])
+        assert not torch.equal(alone[0], alone[2])
 
 
 def test_synthetic_rows_are_the_same_in_any_batch() -> None:
@@ -148,7 +134,7 @@ def test_synthetic_rows_are_the_same_in_any_batch() -> None:
     images, labels = all_rows(data.train)
     assert (images.shape, images.dtype) == ((2000, 3, 8, 10), torch.float32)
     assert labels.tolist() == [row % 30 for row in range(2000)]
-    found, found_labels = data.train.__getitems__(Batch([1999, 3, 3], seed=5))
+    found, found_labels = data.train.__getitems__(Batch([1999, 3, 3], [5, 5, 6]))
     assert torch.equal(found, images[[1999, 3, 3]])
     assert found_labels.tolist() == [19, 3, 3]
     assert len({hashlib.sha256(image.numpy().tobytes()).digest() for image in images}) == 2000

@@ -91,20 +91,15 @@ def test_what_is_written_is_what_is_read(folder: Path) -> None:
     assert ((image * 255).round().permute(1, 2, 0).numpy() == draw(3, 40).pixels).all()
 
 
-def test_a_batch_seed_flips_images_with_their_boxes(folder: Path) -> None:
+def test_odd_views_flip_images_with_their_boxes(folder: Path) -> None:
     train = read_coco(folder).train
     plain = train.__getitems__(Batch([*range(40)], None))
-    flipped = train.__getitems__(Batch([*range(40)], 7))
-    again = train.__getitems__(Batch([*range(40)], 7))
-    turned = 0
-    for image, target, found, found_target, same in zip(*plain, *flipped, again[0], strict=True):
-        assert torch.equal(found, same)
-        if not torch.equal(found, image):
-            turned += 1
+    flipped = train.__getitems__(Batch([*range(40)], [*range(2**62, 2**62 + 40)]))
+    for row, (image, target, found, found_target) in enumerate(zip(*plain, *flipped, strict=True)):
+        if row % 2:
             image, target = flip(image, target)
         assert torch.equal(found, image)
         assert torch.equal(found_target.boxes, target.boxes)
-    assert 8 <= turned <= 32
     target = Target(torch.tensor([[1.0, 2, 5, 4]]), torch.tensor([0]))
     image, mirrored = flip(torch.arange(8.0).expand(3, 5, 8), target)
     assert image[0, 0].tolist() == [7, 6, 5, 4, 3, 2, 1, 0]

@@ -105,7 +105,7 @@ def test_training_images_are_cropped_and_flipped(folder: Path, pipeline: str) ->
     ramp = np.repeat(np.arange(64, dtype=np.uint8)[None, :, None] * 3 + 30, 64, axis=0)
     write_image(folder / "train" / "a" / "0.png", ramp.repeat(3, axis=2))
     train = build_data("folder", str(folder), 16).train
-    images, _ = train.__getitems__(Batch([0] * 200, seed=1))
+    images, _ = train.__getitems__(Batch([0] * 200, [*range(200)]))
     rises = images[:, 1, 8, 15] - images[:, 1, 8, 0]
     assert 60 < (rises > 0).sum() < 140
     assert (rises != 0).all()
@@ -118,14 +118,16 @@ def test_training_images_are_cropped_and_flipped(folder: Path, pipeline: str) ->
 def test_colours_are_left_as_they_are(folder: Path, pipeline: str) -> None:
     pixels = np.full((20, 20, 3), (200, 100, 50), np.uint8)
     write_image(folder / "train" / "a" / "0.png", pixels)
-    images, _ = build_data("folder", str(folder), 16).train.__getitems__(Batch([0] * 20, seed=1))
+    images, _ = build_data("folder", str(folder), 16).train.__getitems__(
+        Batch([0] * 20, [*range(20)])
+    )
     expected = (torch.tensor([200, 100, 50]) / 255 - MEAN) / STD
     torch.testing.assert_close(images, expected.reshape(1, 3, 1, 1).expand_as(images))
 
 
-def test_the_batch_seed_alone_decides(folder: Path, pipeline: str, seed: int) -> None:
+def test_the_views_alone_decide(folder: Path, pipeline: str, seed: int) -> None:
     train = build_data("folder", str(folder), 16).train
-    asked = [*TrainingBatches(7, 2, seed, 0, 1), Batch([0, 6], None)]
+    asked = [*TrainingBatches(7, 2, seed, seed, 0, 1), Batch([0, 6], None)]
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
@@ -140,8 +142,10 @@ def test_the_batch_seed_alone_decides(folder: Path, pipeline: str, seed: int) ->
     for workers in (0, 2):
         loaded = load(train, asked, workers, torch.device("cpu"))  # type: ignore[arg-type]
         torch.testing.assert_close([*map(tuple, loaded)], found, rtol=0, atol=0)
-    other = train.__getitems__(Batch(asked[0].indices, seed))
-    assert not torch.equal(other[0], found[0][0])
+    (one, other), (one_view, other_view) = asked[0].indices, asked[0].views or ()
+    swapped = train.__getitems__(Batch([other, one], [other_view, one_view]))[0]
+    assert torch.equal(swapped.flip(0), found[0][0])
+    assert not torch.equal(train.__getitems__(Batch([one], [other_view]))[0][0], found[0][0][0])
 
 
 def test_whichever_generator_a_transform_draws_from_is_seeded(folder: Path) -> None:
@@ -150,10 +154,11 @@ def test_whichever_generator_a_transform_draws_from_is_seeded(folder: Path) -> N
         [random.random(), np.random.random(), torch.rand(()).item()]
     )
     first, again, other = (
-        train.__getitems__(Batch([0, 1], batch_seed))[0].tolist() for batch_seed in (5, 5, 2**40)
+        train.__getitems__(Batch([0, 1], [view, 7]))[0].tolist() for view in (5, 5, 2**40)
     )
     assert first == again
     assert all(drawn != drawn_other for drawn, drawn_other in zip(first[0], other[0], strict=True))
+    assert first[1] == other[1]
 
 
 def test_the_generators_come_back_after_an_error(folder: Path) -> None:
@@ -161,7 +166,7 @@ def test_the_generators_come_back_after_an_error(folder: Path) -> None:
     (folder / "train" / "a" / "1.png").unlink()
     states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
     with pytest.raises(ConfigError, match=r"1\.png is no image that can be read \(FileNotFound"):
-        train.__getitems__(Batch([0, 1], seed=3))
+        train.__getitems__(Batch([0, 1], [3, 4]))
     assert states == (
         random.getstate(),
         np.random.get_state()[1].tolist(),
@@ -174,9 +179,9 @@ def test_a_broken_image_is_named(kept: int, folder: Path) -> None:
     file = folder / "train" / "b" / "2.png"
     file.write_bytes(file.read_bytes()[:kept])
     train = build_data("folder", str(folder), 16).train
-    for seed in (None, 1):
+    for views in (None, [1, 2]):
         with pytest.raises(ConfigError) as raised:
-            train.__getitems__(Batch([0, 6], seed))
+            train.__getitems__(Batch([0, 6], views))
         assert str(raised.value).startswith(f"data_dir: {file} is no image that can be read (")
         assert "\n" not in str(raised.value)
 

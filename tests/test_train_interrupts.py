@@ -40,7 +40,7 @@ class Pressing:
 def loaded() -> Iterator[tuple[Tensor, Tensor]]:
     """Ten batches, by two workers."""
     train = build_data("synthetic:40,10,1x2x2").train
-    return load(train, TrainingBatches(40, 4, 0, 0, 1), 2, torch.device("cpu"))
+    return load(train, TrainingBatches(40, 4, 0, 0, 0, 1), 2, torch.device("cpu"))
 
 
 def test_one_that_python_drops_comes_again() -> None:

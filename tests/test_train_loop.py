@@ -104,6 +104,21 @@ def test_the_total_of_the_losses_grows_by_epoch(
         torch.testing.assert_close(total.detach(), expected)
 
 
+def test_the_data_seed_alone_decides_the_views(tmp_path: Path) -> None:
+    def views(seed: int, data_seed: int | None, batch_size: int) -> dict[int, int]:
+        fields = {"seed": seed, "data_seed": data_seed, "batch_size": batch_size}
+        batches = list(toy_trainer(tmp_path, toy_rows(), **fields).batches)
+        assert [row for batch in batches for row in batch.indices] != [*range(24)]
+        return {
+            row: view
+            for batch in batches
+            for row, view in zip(batch.indices, batch.views or (), strict=True)
+        }
+
+    assert views(0, 4, 8) == views(1, 4, 6) == views(4, None, 2)
+    assert views(1, 4, 8) != views(1, None, 8)
+
+
 def test_the_average_of_the_weights_by_hand(tmp_path: Path) -> None:
     trainer = toy_trainer(tmp_path, toy_rows(), batch_size=8, ema=0.75)
     seen = []

@@ -57,6 +57,9 @@ class TrainConfig:
     )
     learnable_class_means: bool = _option(False, WHAT, "train the class means with the student")
     seed: int = _option(0, WHAT, "of the parameters, the order, the augmentation", metavar="N")
+    data_seed: int | None = _option(
+        None, WHAT, "of the augmentation alone (default: the seed)", metavar="N"
+    )
     probe: bool = _option(
         False,
         WHAT,
@@ -173,7 +176,7 @@ class TrainConfig:
         check_values(
             self,
             _LEAST,
-            below={"label_smoothing": 1, "ema": 1, "seed": SEEDS},
+            below={"label_smoothing": 1, "ema": 1, "seed": SEEDS, "data_seed": SEEDS},
             above_zero=("lr", "teacher_lr", "nd_weight", "temperature"),
         )
         if not self.out:
@@ -201,6 +204,7 @@ _LEAST: dict[str, float] = {
     "log_every": 1,
     "clip_norm": 0,
     "seed": 0,
+    "data_seed": 0,
     "workers": 0,
     "lr_warmup": 0,
     "distill_warmup": 0,

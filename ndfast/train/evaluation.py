@@ -23,7 +23,10 @@ IGNORED = -100
 
 
 def rows_once(
-    accelerator: Accelerator, dataset: BatchDataset, config: TrainConfig, seed: int | None = None
+    accelerator: Accelerator,
+    dataset: BatchDataset,
+    config: TrainConfig,
+    data_seed: int | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """This process's share of a data set, in batches of as many rows in every process.
 
@@ -31,13 +34,13 @@ def rows_once(
         accelerator: the device and the processes.
         dataset: images and labels.
         config: batch size, workers and memory format.
-        seed: augments the images; None leaves them as they are.
+        data_seed: augments the images as in epoch 0; None leaves them as they are.
 
     Yields:
         Images [N, C, ...] and labels [N] on the device; rows that only fill a batch up are labelled
         `IGNORED`.
     """
-    batches = _batches(accelerator, dataset, seed)
+    batches = _batches(accelerator, dataset, data_seed)
     loaded = load(dataset, batches, config.workers, accelerator.device)
     for step, (images, labels) in enumerate(loaded):
         counted = torch.arange(len(labels)) < batches.counted(step)
@@ -54,10 +57,10 @@ def count_batches(accelerator: Accelerator, dataset: BatchDataset) -> int:
 
 
 def _batches(
-    accelerator: Accelerator, dataset: BatchDataset, seed: int | None
+    accelerator: Accelerator, dataset: BatchDataset, data_seed: int | None
 ) -> EvaluationBatches:
     rank, processes = accelerator.process_index, accelerator.num_processes
-    return EvaluationBatches(len(dataset), BATCH, rank, processes, seed)
+    return EvaluationBatches(len(dataset), BATCH, rank, processes, data_seed)
 
 
 def move(images: Tensor, device: torch.device, config: TrainConfig) -> Tensor:
@@ -135,7 +138,7 @@ def take_class_means(
     dataset: BatchDataset,
     num_classes: int,
     config: TrainConfig,
-    seed: int | None = None,
+    data_seed: int | None = None,
     after_batch: Callable[[], None] = lambda: None,
 ) -> tuple[Tensor, Tensor]:
     """The class means of a network over a data set, in one pass shared by all processes.
@@ -146,7 +149,7 @@ def take_class_means(
         dataset: images and labels.
         num_classes: K.
         config: how it is loaded.
-        seed: augments the images, as KD++'s authors do; None leaves them as they are.
+        data_seed: augments the images, as KD++'s authors do; None leaves them as they are.
         after_batch: is called after each batch.
 
     Returns:
@@ -156,7 +159,7 @@ def take_class_means(
         ValueError: a class has no row, or its mean is not finite.
     """
     means = ndfast.ClassMeans(num_classes, network.dim, ignore_index=IGNORED)
-    for images, labels in rows_once(accelerator, dataset, config, seed):
+    for images, labels in rows_once(accelerator, dataset, config, data_seed):
         with accelerator.autocast():
             output: Output = network(images)
         means.update(output.features, labels)

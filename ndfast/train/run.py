@@ -153,6 +153,7 @@ def teacher_config(config: TrainConfig) -> TrainConfig:
         max_steps=None,
         probe=False,
         seed=0,
+        data_seed=None,
         out=str(out),
         resume=begun,
         overwrite=False,

@@ -85,7 +85,7 @@ def find_class_means(
     }
     means: Tensor
     if config.class_means in (FROM_TEACHER, AUGMENTED):
-        augmented = config.class_means == AUGMENTED and data.train.augmented
+        augmented = config.class_means == AUGMENTED and data.train.num_views != 1
         total = count_batches(accelerator, data.train)
         try:
             with bars.run("class means", total) as bar:
@@ -95,7 +95,7 @@ def find_class_means(
                     data.train,
                     data.num_classes,
                     config,
-                    seed=0 if augmented else None,  # not the run's: they are the teacher's
+                    data_seed=0 if augmented else None,  # not the run's: they are the teacher's
                     after_batch=bar.advance,
                 )
         except ValueError as error:

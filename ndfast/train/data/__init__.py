@@ -26,7 +26,7 @@ class Data(NamedTuple):
     """What a run trains and tests on.
 
     Args:
-        train: its images are augmented where a batch has a seed.
+        train: its images are augmented where a batch has views.
         test: of the same shape and classes.
         num_classes: K; each has a training image.
         image_shape: (C, H, W), or (C, L) for signals.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import random
 from pathlib import Path
 
@@ -20,6 +21,10 @@ _CIFAR_STATISTICS = {
     "cifar100": ([0.5071, 0.4867, 0.4408], [0.2675, 0.2565, 0.2761]),
 }
 
+_PADDING = 4
+_VIEWS = (2, 2 * _PADDING + 1, 2 * _PADDING + 1)
+NUM_VIEWS = math.prod(_VIEWS)
+
 
 class ArrayDataset:
     """Images and labels in memory; a batch is augmented and normalised at once.
@@ -28,14 +33,17 @@ class ArrayDataset:
         arrays: images uint8 or float32 [N, C, ...] and labels int64 [N].
         mean: [C], in the unit of the images.
         std: [C], the same.
-        augmented: crop and flip the images [N, C, H, W] of a batch that has a seed.
+        augmented: crop and flip the images [N, C, H, W] of a batch that has views.
+
+    Attributes:
+        num_views: of an image, see `crop_and_flip`; 1 where nothing is augmented.
     """
 
     def __init__(
         self, arrays: Arrays, mean: np.ndarray, std: np.ndarray, augmented: bool = False
     ) -> None:
         self.arrays = arrays
-        self.augmented = augmented
+        self.num_views = NUM_VIEWS if augmented else 1
         per_channel = (-1,) + (1,) * (arrays.images.ndim - 2)
         self._mean, self._std = (
             torch.from_numpy(values.astype(np.float32)).reshape(per_channel)
@@ -48,28 +56,28 @@ class ArrayDataset:
     def __getitems__(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Images float32 [n, C, ...], of zero mean and unit variance in training; labels int64."""
         images = self.arrays.images[batch.indices]
-        if self.augmented and batch.seed is not None:
-            images = crop_and_flip(images, np.random.default_rng(batch.seed))
+        if self.num_views > 1 and batch.views is not None:
+            images = crop_and_flip(images, np.array(batch.views) % self.num_views)
         normalised = torch.from_numpy(images).float().sub_(self._mean).div_(self._std)
         return normalised, torch.from_numpy(self.arrays.labels[batch.indices])
 
 
-def crop_and_flip(images: np.ndarray, rng: np.random.Generator, padding: int = 4) -> np.ndarray:
-    """Pads each image with zeros, crops it to its size at random, and flips half of them.
+def crop_and_flip(images: np.ndarray, views: np.ndarray) -> np.ndarray:
+    """Pads each image by 4 zeros on each side, crops it to its size, and flips it or not.
 
     Args:
         images: [N, C, H, W].
-        rng: draws the crops, then the flips (left to right).
-        padding: pixels on each side.
+        views: int64 [N], from 0 to `NUM_VIEWS` − 1: (flipped · 9 + top) · 9 + left, where the crop
+            begins in the padded image, and whether it is then flipped, left to right.
     """
     N, _, H, W = images.shape
-    edge = (padding, padding)
+    edge = (_PADDING, _PADDING)
     padded = np.pad(images, ((0, 0), (0, 0), edge, edge))
-    # [N, C, 2·padding + 1, 2·padding + 1, H, W], a view
+    # [N, C, 9, 9, H, W], a view
     crops = np.lib.stride_tricks.sliding_window_view(padded, (H, W), axis=(2, 3))
-    top, left = rng.integers(2 * padding + 1, size=(2, N))
+    flipped, top, left = np.unravel_index(views, _VIEWS)
     cropped = crops[np.arange(N), :, top, left]
-    flipped = rng.random(N) < 0.5
+    flipped = flipped.astype(bool)
     cropped[flipped] = cropped[flipped, :, :, ::-1]
     return cropped
 

@@ -1,18 +1,23 @@
-"""Which rows make a batch, and what decides their augmentation: functions of seed and epoch alone.
+"""Which rows make a batch, and how each is augmented: functions of seeds and epoch alone.
 
-A run that was interrupted goes on at any step with the batches that it would have had.
+A run that was interrupted goes on at any step with the batches that it would have had, and an image
+is augmented alike in batches of any size, in any order, and on however many processes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import reduce
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from ndfast.train.interrupts import uninterrupted
+
+_UINT64 = 2**64 - 1
 
 
 class Batch(NamedTuple):
@@ -20,19 +25,23 @@ class Batch(NamedTuple):
 
     Args:
         indices: the rows.
-        seed: decides their augmentation; None for none, as in evaluation.
+        views: a number a row that decides its augmentation, and nothing else does; from 0 to
+            2⁶³ − 1. None for none, as in evaluation.
     """
 
     indices: list[int]
-    seed: int | None
+    views: list[int] | None
 
 
 class BatchDataset(Protocol):
     """A dataset that fetches a whole batch at once."""
 
     @property
-    def augmented(self) -> bool:
-        """Whether a seed changes its images."""
+    def num_views(self) -> int | None:
+        """How many views an image has, of the numbers' remainders; None where each has its own.
+
+        1 where a view does not change it.
+        """
         ...
 
     def __len__(self) -> int: ...
@@ -51,7 +60,8 @@ class TrainingBatches(Sampler[Batch]):
     Args:
         rows: of the data set.
         batch_size: of one process.
-        seed: of the order and the augmentation, together with the epoch.
+        seed: of the order, together with the epoch.
+        data_seed: of the augmentation; see `draw_views`.
         rank: of this process.
         processes: how many there are.
 
@@ -60,10 +70,13 @@ class TrainingBatches(Sampler[Batch]):
         start: the first of the epoch's batches to be given; 0 but after an interruption.
     """
 
-    def __init__(self, rows: int, batch_size: int, seed: int, rank: int, processes: int) -> None:
+    def __init__(
+        self, rows: int, batch_size: int, seed: int, data_seed: int, rank: int, processes: int
+    ) -> None:
         self.rows = rows
         self.batch_size = batch_size
         self.seed = seed
+        self.data_seed = data_seed
         self.rank = rank
         self.processes = processes
         self.epoch = 0
@@ -78,33 +91,32 @@ class TrainingBatches(Sampler[Batch]):
         order = torch.randperm(self.rows, generator=generator)
         for step in range(self.start, len(self)):
             first = (step * self.processes + self.rank) * self.batch_size
-            seed = mix_seeds(self.seed, self.epoch, step, self.rank)
-            yield Batch(order[first : first + self.batch_size].tolist(), seed)
+            indices = order[first : first + self.batch_size].tolist()
+            yield Batch(indices, draw_views(self.data_seed, self.epoch, indices))
 
 
 class EvaluationBatches(Sampler[Batch]):
     """Every row in order, shared out over the processes in batches of as many rows.
 
     Each process has as many batches as any other: those that exceed the rows repeat row 0 and are
-    told by `counted`. A row is augmented alike in however many processes.
+    told by `counted`.
 
     Args:
         rows: of the data set.
         batch_size: of one process.
         rank: of this process.
         processes: how many there are.
-        seed: augments the rows; None leaves them as they are.
+        data_seed: augments the rows as in epoch 0 of a training; None leaves them as they are.
     """
 
     def __init__(
-        self, rows: int, batch_size: int, rank: int, processes: int, seed: int | None = None
+        self, rows: int, batch_size: int, rank: int, processes: int, data_seed: int | None = None
     ) -> None:
         self.rows = rows
-        # A batch is augmented as one: with a seed it has the same rows in however many processes.
-        self.batch_size = batch_size if seed is not None else min(batch_size, -(-rows // processes))
+        self.batch_size = min(batch_size, -(-rows // processes))
         self.rank = rank
         self.processes = processes
-        self.seed = seed
+        self.data_seed = data_seed
 
     def __len__(self) -> int:
         return -(-self.rows // (self.batch_size * self.processes))
@@ -113,9 +125,8 @@ class EvaluationBatches(Sampler[Batch]):
         for step in range(len(self)):
             first, counted = self._share(step)
             indices = [*range(first, first + counted), *([0] * (self.batch_size - counted))]
-            number = step * self.processes + self.rank
-            seed = None if self.seed is None else mix_seeds(self.seed, number)
-            yield Batch(indices, seed)
+            views = None if self.data_seed is None else draw_views(self.data_seed, 0, indices)
+            yield Batch(indices, views)
 
     def counted(self, step: int) -> int:
         """How many rows of this process's batch ``step`` count; the rest fill it up."""
@@ -147,13 +158,20 @@ def _as_fetched(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     return batch
 
 
+def draw_views(data_seed: int, epoch: int, rows: list[int]) -> list[int]:
+    """The number of each row's view in an epoch: a function of these three alone."""
+    views = _mix(mix_seeds(data_seed, epoch), np.array(rows, dtype=np.uint64))
+    return (views >> 1).tolist()
+
+
 def mix_seeds(*numbers: int) -> int:
     """One seed from several, so that none of them being one larger gives another's neighbour."""
-    mixed = 0
-    for number in numbers:
-        # splitmix64's finaliser (Steele, Lea and Flood, OOPSLA 2014)
-        mixed = (mixed + number + 0x9E3779B97F4A7C15) % 2**64
-        mixed = (mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
-        mixed = (mixed ^ (mixed >> 27)) * 0x94D049BB133111EB % 2**64
-        mixed ^= mixed >> 31
-    return mixed % 2**63
+    return reduce(_mix, numbers, 0) % 2**63
+
+
+def _mix(mixed: Any, number: Any) -> Any:
+    """One more number, or a uint64 array of them, by splitmix64 (Steele et al., OOPSLA 2014)."""
+    mixed = (mixed + number + 0x9E3779B97F4A7C15) & _UINT64
+    mixed = (mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9 & _UINT64
+    mixed = (mixed ^ (mixed >> 27)) * 0x94D049BB133111EB & _UINT64
+    return mixed ^ (mixed >> 31)

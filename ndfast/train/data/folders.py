@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ class FolderDataset:
         image_size: side in pixels.
     """
 
-    augmented = True
+    num_views = None  # each its own
 
     def __init__(self, samples: list[tuple[str, int]], image_size: int) -> None:
         self.samples = samples
@@ -43,10 +43,15 @@ class FolderDataset:
         Raises:
             ConfigError: an image cannot be read.
         """
-        transform = self._resize if batch.seed is None else self._augment
-        with nullcontext() if batch.seed is None else _global_generators(batch.seed):
-            images = [transform(read_image(self.samples[row][0])) for row in batch.indices]
-        labels = [self.samples[row][1] for row in batch.indices]
+        files, labels = zip(*(self.samples[row] for row in batch.indices), strict=True)
+        if batch.views is None:
+            images = [self._resize(read_image(file)) for file in files]
+        else:
+            images = []
+            with _global_generators() as seed_them:
+                for file, view in zip(files, batch.views, strict=True):
+                    seed_them(view)
+                    images.append(self._augment(read_image(file)))
         return torch.stack(images), torch.tensor(labels)
 
 
@@ -172,15 +177,18 @@ def _eight_bits(image: Any) -> Any:
 
 
 @contextmanager
-def _global_generators(seed: int) -> Iterator[None]:
-    """Seeds those that transforms draw from, and gives them back as they were."""
+def _global_generators() -> Iterator[Callable[[int], None]]:
+    """Gives what seeds those that transforms draw from, and leaves them as they were."""
+
+    def seed_them(seed: int) -> None:
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed GPUs as well
+
     python_state, numpy_state = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
         try:
-            random.seed(seed)
-            np.random.seed(seed % 2**32)
-            torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed GPUs as well
-            yield
+            yield seed_them
         finally:
             random.setstate(python_state)
             np.random.set_state(numpy_state)

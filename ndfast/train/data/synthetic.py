@@ -28,7 +28,7 @@ class SyntheticDataset:
         seed: of the noise.
     """
 
-    augmented = False
+    num_views = 1
 
     def __init__(
         self, rows: int, num_classes: int, image_shape: tuple[int, ...], seed: int

@@ -94,14 +94,13 @@ class CocoDataset:
         return len(self.files)
 
     def __getitems__(self, batch: Batch) -> tuple[list[Tensor], list[Target]]:
-        """Images float32 [3, H, W] from 0 to 1 and the objects in them; a seed flips half of them.
+        """Images float32 [3, H, W] from 0 to 1 and the objects in them; those of odd views flipped.
 
         Raises:
             ConfigError: an image cannot be read, or has another size than the annotations say.
         """
-        rng = np.random.default_rng(batch.seed)
         images, targets = [], []
-        for row in batch.indices:
+        for row, view in zip(batch.indices, batch.views or [0] * len(batch.indices), strict=True):
             pixels = torch.from_numpy(np.array(read_image(str(self.files[row]))))
             size, expected = tuple(pixels.shape[:2]), self.sizes[row]
             if size != expected:
@@ -110,7 +109,7 @@ class CocoDataset:
                     f"annotations are for {expected[1]} and {expected[0]}"
                 )
             image, target = pixels.permute(2, 0, 1).float() / 255, self.targets[row]
-            if batch.seed is not None and rng.random() < 0.5:
+            if view % 2:
                 image, target = flip(image, target)
             images.append(image)
             targets.append(target)

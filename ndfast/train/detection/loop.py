@@ -98,7 +98,7 @@ class DetectionTrainer:
         self.log, self.bar = log, bar
         rank, processes = accelerator.process_index, accelerator.num_processes
         batches = TrainingBatches(
-            len(self.dataset), config.batch_size, config.seed, rank, processes
+            len(self.dataset), config.batch_size, config.seed, config.seed, rank, processes
         )
         self.model.train()
         while position.epoch < config.epochs:
