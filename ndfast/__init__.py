@@ -12,6 +12,7 @@ from ndfast.functional import attach_nd_loss, nd_loss
 from ndfast.labels import Mix
 from ndfast.module import NDLoss
 from ndfast.stats import NDStats
+from ndfast.teacher_outputs import TeacherOutputs
 
 __version__ = "0.1.0.dev0"
 
@@ -21,6 +22,7 @@ __all__ = [
     "Mix",
     "NDLoss",
     "NDStats",
+    "TeacherOutputs",
     "attach_nd_loss",
     "available_backends",
     "load_class_means",

@@ -1,0 +1,302 @@
+"""A frozen teacher's logits and feature norms on disk, by the row of an image and its view.
+
+A folder holds outputs.json, and the outputs in pieces: some rows of one view, as an array of
+records in NumPy's format. A piece's name ends in its SHA-256, and it appears whole or not at all:
+what is there can be checked, and a kill loses no more than the piece that was being written.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import os
+import re
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ndfast import teacher_outputs_description as descriptions
+from ndfast.files import write_whole
+
+_DESCRIPTION = "outputs.json"
+_NAME = re.compile(r"view(\d+)-row(\d+)\.([0-9a-f]{64})\.npy")
+_PIECE_BYTES = 2**26  # 64 MiB: what a kill loses at most, and what is held in memory to be written
+
+
+class Piece(NamedTuple):
+    """The outputs of one view of the rows from ``start`` to before ``stop``."""
+
+    view: int
+    start: int
+    stop: int
+
+
+class TeacherOutputs:
+    """What a frozen teacher gives for each view of each image: logits and the norm of its features.
+
+    A student needs no more of its teacher: `nd_loss` takes norms in place of the teacher's features
+    beside the class means, and KD, DKD and DIST take logits. So the teacher runs once, for all
+    students.
+
+    A view is a number: of a crop and flip where these are finitely many, or an epoch where each has
+    an augmentation of its own. The student must see the image in that very view.
+
+    Outputs are made piece by piece, by any number of processes, and gone on with after a kill. They
+    are read by memory map, by any number of processes.
+
+    Args:
+        path: a folder that `create` began.
+
+    Attributes:
+        rows: how many images there are.
+        num_views: how many views of each.
+        num_classes: K.
+        dtype: of the logits, float32 or float16; norms are float32.
+        metadata: what `create` was given.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: the folder holds no teacher's outputs, or their description is damaged.
+
+    Examples:
+        >>> outputs = ndfast.TeacherOutputs.create(
+        ...     "outputs", rows=50_000, num_views=162, num_classes=100, teacher="resnet56"
+        ... )
+        >>> for piece in outputs.missing(rank, processes):
+        ...     outputs.write(piece, *run_teacher(piece.view, range(piece.start, piece.stop)))
+        >>> logits, norms = outputs.read(rows, views)
+        >>> loss = kd(student_logits, logits) + ndfast.nd_loss(features, norms, class_means, labels)
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path).expanduser()
+        described = descriptions.read(self.path / _DESCRIPTION)
+        self.rows = described.rows
+        self.num_views = described.num_views
+        self.num_classes = described.num_classes
+        self.dtype = descriptions.DTYPES[described.dtype]
+        self.metadata = described.metadata
+        logits = (described.dtype, (self.num_classes,))
+        self._record = np.dtype([("norm", "<f4"), ("logits", *logits)]).newbyteorder("<")
+        self._piece_rows = max(1, min(self.rows, _PIECE_BYTES // self._record.itemsize))
+        self._names: dict[tuple[int, int], str] = {}  # by view and first row
+        self._maps: dict[tuple[int, int], np.ndarray] = {}
+
+    @classmethod
+    def create(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        rows: int,
+        num_views: int,
+        num_classes: int,
+        dtype: torch.dtype = torch.float32,
+        **metadata: Any,
+    ) -> TeacherOutputs:
+        """Begins a folder, or opens one that was begun alike, by this process or another.
+
+        Args:
+            path: the folder, which need not be there.
+            rows: how many images there are.
+            num_views: how many views of each; a later call may ask for more, such as epochs.
+            num_classes: K.
+            dtype: of the logits: float32, exact to the bit, or float16, half the size.
+            **metadata: what the outputs depend on, such as the teacher's weights and the data by
+                their hashes, the augmentation, the precision: whatever JSON holds.
+
+        Raises:
+            TypeError: an argument has a type that is not taken.
+            ValueError: an argument is not taken, or the folder was begun with another; names it.
+            OSError: the folder cannot be written, or its disk has no room for what is missing.
+        """
+        sizes = {"rows": rows, "num_views": num_views, "num_classes": num_classes}
+        asked = descriptions.describe(sizes, dtype, metadata)
+        folder = Path(path).expanduser()
+        there = None
+        if (folder / _DESCRIPTION).exists():
+            there = descriptions.read(folder / _DESCRIPTION)
+            descriptions.check_same(folder, there, asked)
+        if there is None or asked.num_views > there.num_views:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_whole(folder / _DESCRIPTION, descriptions.encode(asked))
+        outputs = cls(folder)
+        outputs._check_room()
+        return outputs
+
+    def check(self, **expected: Any) -> None:
+        """Compares some of the metadata.
+
+        Raises:
+            ValueError: one is not there, or another; names it.
+        """
+        descriptions.check_metadata(self.path, self.metadata, expected)
+
+    def pieces(self, views: Iterable[int] | None = None) -> list[Piece]:
+        """All that there are to be, of some views or of all.
+
+        Raises:
+            IndexError: a view is none of these outputs'.
+        """
+        chosen = range(self.num_views) if views is None else views
+        return [
+            Piece(view, start, min(start + self._piece_rows, self.rows))
+            for view in map(self._check_view, chosen)
+            for start in range(0, self.rows, self._piece_rows)
+        ]
+
+    def missing(
+        self, rank: int = 0, processes: int = 1, views: Iterable[int] | None = None
+    ) -> list[Piece]:
+        """The pieces that are still to be written, of this process's share.
+
+        Args:
+            rank: of this process, from 0.
+            processes: how many share the work.
+            views: those that are wanted; by default all.
+
+        Raises:
+            ValueError: ``rank`` is none of the processes.
+            IndexError: a view is none of these outputs'.
+        """
+        if not 0 <= rank < processes:
+            raise ValueError(f"rank: got {rank}; expected 0 to {processes - 1}")
+        self._look()
+        share = self.pieces(views)[rank::processes]
+        return [piece for piece in share if (piece.view, piece.start) not in self._names]
+
+    def write(self, piece: Piece, logits: Tensor, norms: Tensor) -> None:
+        """Writes a piece, which appears whole or not at all.
+
+        Args:
+            piece: one of `pieces`.
+            logits: [n, K] for its n rows, on any device; −inf for a class that the teacher lacks.
+            norms: [n], ‖t‖ of the features.
+
+        Raises:
+            ValueError: the piece or a shape does not fit, or a number is NaN or out of range.
+            OSError: it cannot be written; what was there stays.
+        """
+        if piece not in self.pieces([piece.view]):
+            raise ValueError(f"piece: got {tuple(piece)}; expected one of TeacherOutputs.pieces()")
+        n = piece.stop - piece.start
+        for name, value, shape in (
+            ("logits", logits, (n, self.num_classes)),
+            ("norms", norms, (n,)),
+        ):
+            if value.shape != shape:
+                raise ValueError(f"{name}: got shape {list(value.shape)}; expected {list(shape)}")
+        rounded = logits.detach().to(self.dtype)
+        if rounded.isnan().any() or (rounded.isinf() & ~logits.isneginf()).any():
+            raise ValueError(f"logits: got NaN, +Inf, or a number out of the range of {self.dtype}")
+        norms = norms.detach().float()
+        if not (norms.isfinite() & (norms >= 0)).all():
+            raise ValueError("norms: got NaN, Inf or less than 0; expected the norms of features")
+        records = np.empty(n, self._record)
+        records["logits"], records["norm"] = rounded.cpu().numpy(), norms.cpu().numpy()
+        data = io.BytesIO()
+        np.lib.format.write_array(data, records, allow_pickle=False)
+        digest = hashlib.sha256(data.getbuffer()).hexdigest()
+        name = f"view{piece.view:05}-row{piece.start:09}.{digest}.npy"
+        write_whole(self.path / name, data.getvalue())
+
+    def read(
+        self, rows: Sequence[int] | Tensor, views: Sequence[int] | Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The outputs of n images, each in its view.
+
+        Args:
+            rows: of the images.
+            views: one a row.
+
+        Returns:
+            Logits [n, K] of `dtype`, and norms float32 [n], on the CPU.
+
+        Raises:
+            IndexError: a row or a view is none of these outputs'.
+            ValueError: rows and views differ in number, or a piece is not there or cut short.
+        """
+        asked, in_views = np.asarray(rows).tolist(), np.asarray(views).tolist()
+        if len(asked) != len(in_views):
+            raise ValueError(
+                f"views: got {len(in_views)} for {len(asked)} rows; expected one a row"
+            )
+        records = np.empty(len(asked), self._record)
+        for place, (row, view) in enumerate(zip(asked, in_views, strict=True)):
+            if not 0 <= row < self.rows:
+                raise IndexError(f"rows: got {row}; {self.path} holds 0 to {self.rows - 1}")
+            start = row - row % self._piece_rows
+            found = self._maps.get((view, start))
+            records[place] = (self._open(view, start) if found is None else found)[row - start]
+        logits, norms = (
+            torch.from_numpy(np.ascontiguousarray(records[name])) for name in ("logits", "norm")
+        )
+        return logits, norms
+
+    def verify(self, views: Iterable[int] | None = None) -> None:
+        """Reads the pieces of some views, or of all, and compares each with its SHA-256.
+
+        Raises:
+            IndexError: a view is none of these outputs'.
+            ValueError: a piece is not there, or damaged; names it.
+        """
+        for piece in self.pieces(views):
+            name = self._name(piece.view, piece.start)
+            if hashlib.sha256((self.path / name).read_bytes()).hexdigest() not in name:
+                raise _damaged(self.path / name, "its SHA-256 does not fit")
+
+    def _open(self, view: int, start: int) -> np.ndarray:
+        path = self.path / self._name(self._check_view(view), start)
+        expected = min(self._piece_rows, self.rows - start)
+        try:
+            found = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (ValueError, EOFError) as error:  # the header, or too few bytes
+            raise _damaged(path, str(error)) from error
+        if found.dtype != self._record or found.shape != (expected,):
+            raise _damaged(path, "it holds other records")
+        self._maps[view, start] = np.asarray(found)  # a memmap takes ten times as long to index
+        return self._maps[view, start]
+
+    def _name(self, view: int, start: int) -> str:
+        if (view, start) not in self._names:
+            self._look()
+        if (view, start) not in self._names:
+            raise ValueError(
+                f"{self.path}: the outputs of view {view} from row {start} on are not there; they "
+                "have not been made to the end"
+            )
+        return self._names[view, start]
+
+    def _look(self) -> None:
+        """For the pieces that are there; of two of the same rows always the same one."""
+        names = sorted(os.listdir(self.path))
+        found = filter(None, map(_NAME.fullmatch, names))
+        self._names = {(int(name[1]), int(name[2])): name[0] for name in found}
+
+    def _check_view(self, view: int) -> int:
+        if not 0 <= view < self.num_views:
+            raise IndexError(f"views: got {view}; {self.path} holds 0 to {self.num_views - 1}")
+        return view
+
+    def _check_room(self) -> None:
+        """Raises OSError if the disk has not the room for what is missing."""
+        needed = sum(p.stop - p.start for p in self.missing()) * self._record.itemsize
+        free = shutil.disk_usage(self.path).free
+        if needed > free:
+            sizes = f"{needed / 1e9:.1f} GB are still to be written, {free / 1e9:.1f} GB are free"
+            raise OSError(errno.ENOSPC, f"the disk is too small: {sizes}", str(self.path))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For a loader's worker: a memory map would be copied whole."""
+        return self.__dict__ | {"_maps": {}}
+
+
+def _damaged(path: Path, why: str) -> ValueError:
+    return ValueError(
+        f"{path}: is damaged ({why}); remove it and make the outputs again, which makes it alone"
+    )
