@@ -1,4 +1,4 @@
-"""The command `ndfast`: env, class-means, train, compare, detect."""
+"""The command `ndfast`: env, class-means, teacher-outputs, train, compare, detect."""
 
 from __future__ import annotations
 
@@ -78,6 +78,7 @@ def _build_parser() -> argparse.ArgumentParser:
     for name, add_arguments, purpose in (
         ("env", _add_env, "what is installed, and which backends can run"),
         ("class-means", _add_class_means, "show, convert or make a class-mean file"),
+        ("teacher-outputs", _add_teacher_outputs, "run a teacher once, for all its students"),
         ("train", _add_train, "train a student, or students by several methods and seeds"),
         ("compare", _add_compare, "train students by several methods and seeds, in pairs"),
         ("detect", _add_detect, "train a detector by the ND loss on its box-head features"),
@@ -174,6 +175,16 @@ def _convert(
         return
     ndfast.save_class_means(path, means, counts=counts, **metadata)
     print(f"written to {path}")
+
+
+def _add_teacher_outputs(parser: argparse.ArgumentParser) -> None:
+    commands.add_teacher_outputs(parser)
+    parser.set_defaults(command=_teacher_outputs)
+
+
+def _teacher_outputs(given: argparse.Namespace) -> int:
+    commands.make_teacher_outputs(given)
+    return OK
 
 
 def _add_train(parser: argparse.ArgumentParser) -> None:

@@ -129,6 +129,11 @@ class TeacherOutputs:
         outputs._check_room()
         return outputs
 
+    @property
+    def num_bytes(self) -> int:
+        """What all outputs take on the disk."""
+        return self.rows * self.num_views * self._record.itemsize
+
     def check(self, **expected: Any) -> None:
         """Compares some of the metadata.
 
@@ -285,7 +290,7 @@ class TeacherOutputs:
 
     def _check_room(self) -> None:
         """Raises OSError if the disk has not the room for what is missing."""
-        needed = sum(p.stop - p.start for p in self.missing()) * self._record.itemsize
+        needed = self._record.itemsize * sum(p.stop - p.start for p in self.missing())
         free = shutil.disk_usage(self.path).free
         if needed > free:
             sizes = f"{needed / 1e9:.1f} GB are still to be written, {free / 1e9:.1f} GB are free"

@@ -1,4 +1,4 @@
-"""The commands `ndfast train`, `compare`, `detect` and `class-means --teacher`."""
+"""The commands `ndfast train`, `compare`, `detect`, `teacher-outputs`, `class-means --teacher`."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ _OF_CLASS_MEANS = (
     "workers",
     "threads",
 )
+_OF_TEACHER_OUTPUTS = (*_OF_CLASS_MEANS, "class_means", "epochs", "seed", "data_seed", "compile")
 _PROCESSES = (
     "Device and processes are what Hugging Face Accelerate finds: ACCELERATE_USE_CPU=true keeps to "
     "the CPU; torchrun or `accelerate launch -m ndfast` starts several processes."
@@ -99,6 +100,28 @@ def add_make_class_means(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="over images augmented as in training, as KD++'s authors have them",
     )
+
+
+def add_teacher_outputs(parser: argparse.ArgumentParser) -> None:
+    """The flags of `ndfast teacher-outputs`."""
+    words = {
+        "epochs": "to be made, where each has views of its own (folders of images)",
+        "teacher_weights": "its checkpoint, or `pretrained` for timm's weights; needed",
+    }
+    _add_recipe(parser)
+    add_flags(parser, TrainConfig, only=_OF_TEACHER_OUTPUTS, words=words)
+    writing = parser.add_argument_group("what is written")
+    writing.add_argument(
+        "--out", type=Path, metavar="DIR", required=True, help="the folder of the outputs"
+    )
+    writing.add_argument(
+        "--dtype",
+        choices=("float32", "float16"),
+        default="float32",
+        help="of the logits: float32 is exact to the bit, float16 half the size (default: float32)",
+    )
+    parser.usage = "ndfast teacher-outputs --teacher-weights FILE --out DIR [FLAG ...]"
+    parser.epilog = _PROCESSES
 
 
 def add_detect(parser: argparse.ArgumentParser) -> None:
@@ -179,6 +202,22 @@ def make_class_means(given: argparse.Namespace) -> None:
     if "teacher_weights" not in chosen:
         raise ConfigError("teacher_weights: got none; it takes a checkpoint, or `pretrained`")
     make_class_means(TrainConfig(**chosen), given.out, given.augmented, Console())
+
+
+def make_teacher_outputs(given: argparse.Namespace) -> None:
+    """Runs `ndfast teacher-outputs`."""
+    import torch
+    from rich.console import Console
+
+    from ndfast.train.make_teacher_outputs import make_teacher_outputs
+
+    out = given.out
+    del given.out  # a run's is another
+    config = read_config(given)
+    if config.teacher_weights is None:
+        raise ConfigError("teacher_weights: got none; expected a checkpoint, or `pretrained`")
+    dtype = torch.float16 if given.dtype == "float16" else torch.float32
+    make_teacher_outputs(config, out, dtype, Console())
 
 
 def read_config(given: argparse.Namespace, method: str | None = None) -> TrainConfig:

@@ -48,6 +48,13 @@ class TrainConfig:
         "trained first, into OUT/teacher)",
         metavar="FILE",
     )
+    teacher_outputs: str | None = _option(
+        None,
+        WHAT,
+        "the folder that `ndfast teacher-outputs` made: the teacher's logits and norms are read "
+        "there, and its network is not run",
+        metavar="DIR",
+    )
     class_means: str = _option(
         "teacher",
         WHAT,
@@ -184,9 +191,23 @@ class TrainConfig:
             object.__setattr__(self, "out", f"runs/{name}")
         if self.resume and self.overwrite:
             raise ConfigError("resume: got it together with overwrite; it takes one of them")
+        if self.teacher_outputs is not None:
+            self._check_teacher_outputs()
         if METHODS[self.method].distillation == "dkd" and (self.mixup or self.cutmix):
             raise ConfigError(
                 f"mixup and cutmix: {self.method} takes neither, it needs one class for each image"
+            )
+
+    def _check_teacher_outputs(self) -> None:
+        if self.mixup or self.cutmix:
+            raise ConfigError(
+                "teacher_outputs: got it with mixup or cutmix; the teacher must be asked about the "
+                "mixture itself"
+            )
+        if METHODS[self.method].distillation == "reviewkd":
+            raise ConfigError(
+                f"teacher_outputs: got it with {self.method}, which compares feature maps; only "
+                "logits and norms are kept"
             )
 
 

@@ -21,6 +21,7 @@ from ndfast.train.distiller import Distiller
 from ndfast.train.errors import ConfigError
 from ndfast.train.evaluation import evaluate, move, place, share_buffers
 from ndfast.train.finite import FiniteCheck
+from ndfast.train.kept_outputs import as_output
 from ndfast.train.optimizers import build_optimizer, learning_rate, step_at
 from ndfast.train.position import Bar, Log, Position, Silent
 from ndfast.train.skipping import Skipping
@@ -163,8 +164,11 @@ class Trainer:
         projector = distiller.projector
         return distiller.network.dim if projector is None else projector[-1].out_features
 
-    def steps_of_epoch(self, first: int) -> Iterator[list[tuple[Tensor, Tensor]]]:
-        """The images and labels of each step of this epoch, from step ``first`` on, on the CPU."""
+    def steps_of_epoch(self, first: int) -> Iterator[list[tuple[Tensor, ...]]]:
+        """The batches of each step of this epoch, from step ``first`` on, on the CPU.
+
+        Each has images and labels, and logits and norms where a teacher's are kept.
+        """
         accumulate = self.config.accumulate
         self.batches.epoch, self.batches.start = self.position.epoch, first * accumulate
         self.model.train()
@@ -175,15 +179,15 @@ class Trainer:
                 step_batches = [next(loaded) for _ in range(accumulate)]
             yield step_batches
 
-    def step(self, step_batches: list[tuple[Tensor, Tensor]]) -> None:
-        """One step of the optimiser; its images and labels in ``config.accumulate`` batches."""
+    def step(self, step_batches: list[tuple[Tensor, ...]]) -> None:
+        """One step of the optimiser, of ``config.accumulate`` batches."""
         position, accumulate = self.position, len(step_batches)
         self.skipping.begin_step()
         losses: list[dict[str, Tensor]] = []
-        for number, (images, labels) in enumerate(step_batches):
+        for number, batch in enumerate(step_batches):
             last = number == accumulate - 1
             with nullcontext() if last else self.accelerator.no_sync(self.model):
-                total, parts = self.losses(images, labels, number)
+                total, parts = self.losses(batch, number)
                 self.finite.ask(total)
                 losses.append({"loss": total.detach()} | parts)
                 with self.stopwatch.part("backward"):
@@ -202,20 +206,21 @@ class Trainer:
         self.stopwatch.end_step()
         self._tell(losses, rate)
 
-    def losses(
-        self, images: Tensor, labels: Tensor, number: int
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def losses(self, batch: tuple[Tensor, ...], number: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The sum of a batch's losses with factors and warm-ups, and each without."""
         config, position = self.config, self.position
         device = self.accelerator.device
-        images, labels = move(images, device, config), labels.to(device, non_blocking=True)
+        images = move(batch[0], device, config)
+        labels, *kept = (values.to(device, non_blocking=True) for values in batch[1:])
         targets: Tensor | ndfast.Mix = labels
         if self.mixer is not None:
             rank = self.accelerator.process_index
             seed = mix_seeds(MIXING, config.seed, position.step, number, rank)
             images, targets = self.mixer(images, labels, np.random.default_rng(seed))
         teacher = None
-        if self.teacher is not None:
+        if kept:
+            teacher = as_output(*kept)
+        elif self.teacher is not None:
             with self.stopwatch.part("teacher"), self.accelerator.autocast():
                 teacher = self.teacher(images)
         with self.stopwatch.part("forward"):

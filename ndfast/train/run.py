@@ -23,6 +23,7 @@ from ndfast.train.data import Data, build_data
 from ndfast.train.data.batches import mix_seeds
 from ndfast.train.distiller import Distiller
 from ndfast.train.errors import CheckpointError, ConfigError
+from ndfast.train.kept_outputs import open_outputs
 from ndfast.train.loop import Trainer, count_steps
 from ndfast.train.losses import METHODS
 from ndfast.train.models import build_model
@@ -97,7 +98,7 @@ def run_once(config: TrainConfig, bars: Bars) -> Results:
             all_steps = results["all_steps"]
             if results["steps"] >= min(config.max_steps or all_steps, all_steps):
                 return results
-        teacher, about = _find_teacher(config, accelerator, data, bars)
+        teacher, about, data = _find_teacher(config, accelerator, data, bars)
         trainer = build_trainer(config, accelerator, data, teacher)
         if accelerator.is_main_process:
             files.begin(config)
@@ -149,6 +150,7 @@ def teacher_config(config: TrainConfig) -> TrainConfig:
         learnable_class_means=False,
         lr=config.lr if config.teacher_lr is None else config.teacher_lr,
         teacher_lr=None,
+        teacher_outputs=None,
         ema=None,
         max_steps=None,
         probe=False,
@@ -208,17 +210,21 @@ def _needs_teacher(config: TrainConfig) -> bool:
 
 def _find_teacher(
     config: TrainConfig, accelerator: Accelerator, data: Data, bars: Bars
-) -> tuple[Teacher | None, dict[str, Any]]:
-    """The teacher, trained first where none is given, and what is kept beside its class means."""
+) -> tuple[Teacher | None, dict[str, Any], Data]:
+    """The teacher, trained first where none is given, what is kept beside its class means, and the
+    data, which may bring its outputs.
+    """
     if not _needs_teacher(config):
-        return None, {}
+        return None, {}, data
+    if config.teacher_outputs is not None:
+        return open_outputs(accelerator, config, data, bars)
     if config.teacher_weights is None:
         teacher_run = teacher_config(config)
         run_once(teacher_run, bars)
         weights = Path(teacher_run.out) / files.MODEL
         config = replace(config, teacher_weights=str(weights))
     with_means = METHODS[config.method].nd or config.probe
-    return prepare_teacher(accelerator, config, data, bars, with_means)
+    return *prepare_teacher(accelerator, config, data, bars, with_means), data
 
 
 def _train(trainer: Trainer, backend: str | None, bars: Bars) -> Results:

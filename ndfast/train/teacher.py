@@ -184,13 +184,17 @@ def _check_own(
     seen = sums[:, D + 1] > 0
     theirs = means.to(sums)[seen]
     own = sums[seen, :D] / sums[seen, D + 1 :]
+    check_alike(config.class_means, own, theirs)
+
+
+def check_alike(path: str, own: Tensor, theirs: Tensor) -> None:
+    """Raises ConfigError if the means [K, D] of a file do not point where the teacher's own do."""
     cosines = F.cosine_similarity(own - own.mean(dim=0), theirs - theirs.mean(dim=0))
     if cosines.mean() < _LEAST_COSINE:
         raise ConfigError(
-            f"class_means: {config.class_means} does not say whose it is, and is not of this "
-            "teacher, or has its classes in another order: on the test set its cosine to the "
-            f"teacher's own, both less what all classes share, is {float(cosines.mean()):.2f}; it "
-            f"takes {_LEAST_COSINE} or more"
+            f"class_means: {path} does not say whose it is, and is not of this teacher, or has its "
+            "classes in another order: its cosine to the teacher's own, both less what all classes "
+            f"share, is {float(cosines.mean()):.2f}; it takes {_LEAST_COSINE} or more"
         )
 
 

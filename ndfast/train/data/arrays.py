@@ -37,6 +37,7 @@ class ArrayDataset:
 
     Attributes:
         num_views: of an image, see `crop_and_flip`; 1 where nothing is augmented.
+        preprocessing: mean and deviation, and how it is augmented.
     """
 
     def __init__(
@@ -44,6 +45,8 @@ class ArrayDataset:
     ) -> None:
         self.arrays = arrays
         self.num_views = NUM_VIEWS if augmented else 1
+        augmentation = f", crops of ±{_PADDING}, flips" if augmented else ""
+        self.preprocessing = f"mean {mean.tolist()}, std {std.tolist()}{augmentation}"
         per_channel = (-1,) + (1,) * (arrays.images.ndim - 2)
         self._mean, self._std = (
             torch.from_numpy(values.astype(np.float32)).reshape(per_channel)

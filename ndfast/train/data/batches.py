@@ -6,7 +6,7 @@ is augmented alike in batches of any size, in any order, and on however many pro
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import reduce
 from typing import Any, NamedTuple, Protocol
 
@@ -27,10 +27,12 @@ class Batch(NamedTuple):
         indices: the rows.
         views: a number a row that decides its augmentation, and nothing else does; from 0 to
             2⁶³ − 1. None for none, as in evaluation.
+        epoch: from 0, that they are drawn for.
     """
 
     indices: list[int]
     views: list[int] | None
+    epoch: int = 0
 
 
 class BatchDataset(Protocol):
@@ -44,10 +46,15 @@ class BatchDataset(Protocol):
         """
         ...
 
+    @property
+    def preprocessing(self) -> str:
+        """What decides the image of a row and a view, besides the data."""
+        ...
+
     def __len__(self) -> int: ...
 
-    def __getitems__(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Returns images float32 [n, C, ...] and labels int64 [n]."""
+    def __getitems__(self, batch: Batch) -> tuple[Tensor, ...]:
+        """Returns images float32 [n, C, ...] and labels int64 [n], and what else there is."""
         ...
 
 
@@ -92,7 +99,7 @@ class TrainingBatches(Sampler[Batch]):
         for step in range(self.start, len(self)):
             first = (step * self.processes + self.rank) * self.batch_size
             indices = order[first : first + self.batch_size].tolist()
-            yield Batch(indices, draw_views(self.data_seed, self.epoch, indices))
+            yield Batch(indices, draw_views(self.data_seed, self.epoch, indices), self.epoch)
 
 
 class EvaluationBatches(Sampler[Batch]):
@@ -138,7 +145,7 @@ class EvaluationBatches(Sampler[Batch]):
 
 
 def load(
-    dataset: BatchDataset, batches: Sampler[Batch], workers: int, device: torch.device
+    dataset: BatchDataset, batches: Iterable[Batch], workers: int, device: torch.device
 ) -> Iterator[Any]:
     """Loads ``batches`` of ``dataset``, in ``workers`` processes besides this one."""
     loader: DataLoader[Any] = DataLoader(
@@ -154,7 +161,7 @@ def load(
         return iter(loader)
 
 
-def _as_fetched(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+def _as_fetched(batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return batch
 
 

@@ -6,6 +6,7 @@ import hashlib
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,8 @@ class FolderDataset:
 
     def __init__(self, samples: list[tuple[str, int]], image_size: int) -> None:
         self.samples = samples
-        self._augment, self._resize = _transforms(image_size)
+        self._augment, self._resize, package = _transforms(image_size)
+        self.preprocessing = f"{image_size} pixels, transforms of {package} {version(package)}"
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -119,18 +121,23 @@ def _list(folder: Path) -> tuple[list[tuple[str, int]], list[str]]:
     return found.samples, found.classes
 
 
-def _transforms(image_size: int) -> tuple[Callable[[Any], Tensor], Callable[[Any], Tensor]]:
-    """From a PIL image to float32 [3, H, W], augmented and not; timm's where it is installed."""
+def _transforms(
+    image_size: int,
+) -> tuple[Callable[[Any], Tensor], Callable[[Any], Tensor], str]:
+    """From a PIL image to float32 [3, H, W], augmented and not; timm's where it is installed.
+
+    And the name of the package that they are of.
+    """
     try:
         from timm.data import create_transform
     except ModuleNotFoundError:
-        return _torchvision_transforms(image_size)
+        return *_torchvision_transforms(image_size), "torchvision"
     augment = create_transform(
         image_size,
         is_training=True,
         color_jitter=None,  # type: ignore[arg-type]  # it leaves the jitter out
     )
-    return augment, create_transform(image_size, crop_pct=_CROP)
+    return augment, create_transform(image_size, crop_pct=_CROP), "timm"
 
 
 def _torchvision_transforms(

@@ -29,6 +29,7 @@ class SyntheticDataset:
     """
 
     num_views = 1
+    preprocessing = "none"
 
     def __init__(
         self, rows: int, num_classes: int, image_shape: tuple[int, ...], seed: int
