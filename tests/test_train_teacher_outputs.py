@@ -21,8 +21,8 @@ from ndfast import TeacherOutputs
 from ndfast.cli import main
 from ndfast.train import kept_outputs
 from ndfast.train import teacher as teachers
-from ndfast.train.data import build_data
-from ndfast.train.data.arrays import NUM_VIEWS, crop_and_flip
+from ndfast.train.data import arrays, build_data
+from ndfast.train.data.arrays import NUM_VIEWS, ArrayDataset, crop_and_flip
 from ndfast.train.data.batches import Batch
 from ndfast.train.errors import ConfigError
 from ndfast.train.models import AnyNetwork, Output, build_model
@@ -74,9 +74,8 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Kept:
     return Kept(flags, weights, folder / "outputs")
 
 
-@pytest.fixture
-def hands_over_norms(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A teacher that runs in the steps hands over what is kept, by the same function."""
+def hand_over_norms(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes a teacher that runs in the steps hand over what is kept, by the same function."""
     run = teachers.Teacher.__call__
 
     def logits_and_norms(teacher: teachers.Teacher, images: Tensor) -> Output:
@@ -123,8 +122,9 @@ def test_every_view_is_kept(kept: Kept) -> None:
     ids=str,
 )
 def test_a_student_is_the_same_to_the_bit(
-    fields: dict[str, Any], kept: Kept, hands_over_norms: None, tmp_path: Path
+    fields: dict[str, Any], kept: Kept, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    hand_over_norms(monkeypatch)
     with_outputs = kept.config(**fields, teacher_outputs=str(kept.folder))
     with_network = kept.config(**fields, teacher_weights=kept.weights)
     read = quiet_run(tmp_path / "read", **with_outputs)
@@ -289,13 +289,12 @@ def test_making_refuses(kept: Kept, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "teacher_weights: got none; expected a checkpoint" in capsys.readouterr().err
 
 
-def test_a_view_an_epoch(
-    kept: Kept, hands_over_norms: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_view_an_epoch(kept: Kept, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Data whose views are not finitely many: here these, taken for such."""
-    monkeypatch.setattr("ndfast.train.data.arrays.ArrayDataset.__init__", without_views())
+    monkeypatch.setattr(arrays, "ArrayDataset", EpochViews)
     flags = {**kept.flags, "teacher_weights": kept.weights}
     assert make(tmp_path / "made", **flags, epochs=2, data_seed=5) == 0
+    hand_over_norms(monkeypatch)
     outputs = TeacherOutputs(tmp_path / "made")
     assert (outputs.num_views, outputs.metadata["data_seed"]) == (2, 5)
     config = kept.config(teacher_outputs=str(tmp_path / "made"))
@@ -308,17 +307,22 @@ def test_a_view_an_epoch(
         quiet_run(tmp_path / "run", **config, seed=1)
     with pytest.raises(ConfigError, match=r"teacher_outputs: epochs: got 3; .* holds 2"):
         quiet_run(tmp_path / "run", **{**config, "epochs": 3}, data_seed=5)
+    monkeypatch.undo()
+    monkeypatch.setattr(arrays, "ArrayDataset", EpochViews)
     assert make(tmp_path / "made", **flags, epochs=3, data_seed=5) == 0
     quiet_run(tmp_path / "run", **{**config, "epochs": 3}, data_seed=5, max_steps=1)
 
 
-def without_views() -> Any:
-    from ndfast.train.data import arrays
+class EpochViews:
+    """An ArrayDataset that does not say how many views an image has."""
 
-    begin = arrays.ArrayDataset.__init__
+    def __init__(self, *arguments: Any, **more: Any) -> None:
+        self._dataset = ArrayDataset(*arguments, **more)
+        self.num_views = None if self._dataset.num_views > 1 else 1
+        self.preprocessing = self._dataset.preprocessing
 
-    def begin_without(self: Any, *arguments: Any, **more: Any) -> None:
-        begin(self, *arguments, **more)
-        self.num_views = None if self.num_views > 1 else 1
+    def __len__(self) -> int:
+        return len(self._dataset)
 
-    return begin_without
+    def __getitems__(self, batch: Batch) -> tuple[Tensor, ...]:
+        return self._dataset.__getitems__(batch)
