@@ -20,8 +20,8 @@ class ClassMeans:
 
     Sums and counts are kept in float64, so that the order and the size of the batches do not matter
     beyond rounding; memory is (K + 2)·(D + 1) float64 numbers and 8 MB, however many batches come.
-    `update` never waits for a GPU, unless the sums are elsewhere. Pickling and copying take the
-    numbers alone; the copy goes on from there.
+    `update` never waits for a GPU, unless the sums are elsewhere. A pickle, or a copy, is its
+    numbers, on the CPU until they go where the next batch is.
 
     A row that is added twice counts twice. Among several processes let each have a share of its
     own, as below: a DistributedSampler repeats rows until all shares are of one size.
@@ -64,7 +64,8 @@ class ClassMeans:
         self.dim = int(dim)
         self.ignore_index = int(ignore_index)
         self._chunk_rows = max(1, _CHUNK // self.dim)
-        self._device = None if device is None else _with_float64(torch.device(device))
+        self._named = None if device is None else _with_float64(torch.device(device))
+        self._device = self._named
         # Each flat: sums [K + 2, D] and then counts [K + 2], so that one collective carries both.
         # Row K takes labels that are no class and row K + 1 ignored ones: choosing rows by a mask
         # would wait for a GPU.
@@ -102,9 +103,7 @@ class ClassMeans:
         # Moved before they are widened: half the bytes, and not every device has float64.
         features = features.to(device)
         ones = torch.ones_like(rows, dtype=torch.float64)
-        if self._local is None:
-            self._local, self._device = self._zeros(device), device
-        sums, counts = self._split(self._local)
+        sums, counts = self._split(self._settle(device))
         if device.type == "cpu":
             self._add_in_chunks(sums, features, rows)
         else:
@@ -136,10 +135,11 @@ class ClassMeans:
             self._check_rows(self._split(self._total())[1], expected_count)
 
     def _sum_over_processes(self, group: dist.ProcessGroup | None) -> None:
-        if self._device is None:
+        device = self._device
+        if device is None:
             on_gpu = dist.get_backend(group) != "gloo" and torch.cuda.is_available()
-            self._device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else _CPU
-        local = self._zeros(self._device) if self._local is None else self._local
+            device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else _CPU
+        local = self._settle(device)
         dist.all_reduce(local, group=group)
         self._shared = local if self._shared is None else self._shared.add_(local)
         self._local = None
@@ -197,19 +197,21 @@ class ClassMeans:
         return means
 
     def __getstate__(self) -> dict[str, Any]:
-        """All but the scratch. The numbers are copied: torch.multiprocessing would share them, and
-        two processes add to the same sums.
+        """The numbers as bytes: tensors would be shared with a process that they are sent to, which
+        would add to the same sums, and would ask for the very GPU where they are loaded.
         """
-        state = self.__dict__ | {"_wide": None}
-        return {k: v.clone() if isinstance(v, Tensor) else v for k, v in state.items()}
+        state = self.__dict__ | {"_wide": None, "_device": self._named}
+        for name in ("_local", "_shared"):
+            if (kept := state[name]) is not None:
+                state[name] = kept.cpu().numpy().tobytes()
+        return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         with torch.inference_mode(False):  # as in _zeros
             for name in ("_local", "_shared"):
                 if (kept := state[name]) is not None:
-                    self._device = kept.device  # where torch.load's map_location has put it
-                    setattr(self, name, kept.clone() if kept.is_inference() else kept)
+                    setattr(self, name, torch.frombuffer(bytearray(kept), dtype=torch.float64))
 
     def _check_rows(self, counts: Tensor, expected_count: int | None) -> None:
         """Raises if labels were out of range, or the rows are not as many as expected."""
@@ -227,6 +229,15 @@ class ClassMeans:
         with torch.inference_mode(False):  # else later updates outside inference mode would fail
             size = (self.num_classes + 2) * (self.dim + 1)
             return torch.zeros(size, dtype=torch.float64, device=device or _CPU)
+
+    def _settle(self, device: torch.device) -> Tensor:
+        """Has the sums on the device from here on, and returns what this process adds to."""
+        self._device = device
+        with torch.inference_mode(False):
+            if self._shared is not None:
+                self._shared = self._shared.to(device)  # one that was loaded is on the CPU
+            self._local = self._zeros(device) if self._local is None else self._local.to(device)
+        return self._local
 
     def _split(self, flat: Tensor) -> tuple[Tensor, Tensor]:
         """The sums [K + 2, D] and the counts [K + 2] in one of the flat tensors."""

@@ -50,4 +50,4 @@ def flatten_batch(features: Tensor, labels: Tensor, D: int) -> Tensor:
             f"features: got shape {list(features.shape)}; for {N} labels it takes "
             f"[{N}, {D}] or [{N}, {D}, 1, 1]"
         )
-    return features if features.dim() == 2 else features[:, :, 0, 0]
+    return features.reshape(N, D)
