@@ -252,7 +252,8 @@ class ClassMeans:
         """
         if self._wide is None:
             with torch.inference_mode(False):
-                self._wide = torch.empty(self._chunk_rows, self.dim, dtype=torch.float64)
+                size = self._chunk_rows, self.dim
+                self._wide = torch.empty(size, dtype=torch.float64, device=_CPU)
         parts = features.split(self._chunk_rows), rows.split(self._chunk_rows)
         for some, of_rows in zip(*parts, strict=True):
             wide = self._wide[: len(some)]

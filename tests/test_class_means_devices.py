@@ -83,7 +83,7 @@ def test_a_named_device_without_float64_before_the_first_batch(device: str) -> N
     assert ClassMeans(K, D, device=device).counts.tolist() == [0] * K
 
 
-def test_a_default_dtype_of_float64(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_default_dtype_of_float64(device: str) -> None:
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
@@ -92,6 +92,16 @@ def test_a_default_dtype_of_float64(device: str, monkeypatch: pytest.MonkeyPatch
         assert means.compute().item() == 1
     finally:
         torch.set_default_dtype(before)
+
+
+def test_a_default_device_changes_nothing() -> None:
+    features, labels = torch.ones(2, 1), torch.tensor([0, 0])
+    with torch.device("meta"):
+        means = ClassMeans(1, 1)
+        means.update(features, labels)
+        means = copy.deepcopy(means)
+        means.update(features, labels)
+        assert means.compute(expected_count=4).item() == 1
 
 
 def test_a_device_with_float64_keeps_the_sums() -> None:
@@ -195,5 +205,5 @@ def add_as_child(rank: int, means: ClassMeans) -> None:
 def test_processes_that_get_it_share_no_sums() -> None:
     means = ClassMeans(1, 1)
     means.update(torch.ones(1, 1), torch.tensor([0]))
-    torch.multiprocessing.spawn(add_as_child, (means,), nprocs=2)
+    torch.multiprocessing.spawn(add_as_child, (means,))
     assert means.compute(expected_count=1).item() == 1
