@@ -77,7 +77,9 @@ def _names_of_the_readme(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
         "kd": torch.zeros(()),
         "classifier": torch.nn.Linear(D, K),
         "teacher": torch.nn.Identity(),
-        "loader": [(torch.randn(K, D), torch.arange(K))],
+        "dataset": torch.utils.data.TensorDataset(torch.randn(K, D), torch.arange(K)),
+        "rank": 0,
+        "world_size": 1,
     }
 
 

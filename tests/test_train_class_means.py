@@ -22,7 +22,7 @@ from whole_dataset import all_rows
 import ndfast
 from ndfast.cli import main
 from ndfast.train.data import build_data
-from ndfast.train.data.batches import Batch
+from ndfast.train.data.batches import Batch, EvaluationBatches
 from ndfast.train.errors import ConfigError
 from ndfast.train.models import build_model
 from ndfast.train.models.weights import load_weights, save_weights, weights_digest
@@ -66,6 +66,19 @@ def test_the_command_makes_them(suffix: str, teachers: list[str], tmp_path: Path
     assert metadata["counts"].sum() == 359
     assert (metadata["teacher"], metadata["teacher_sha256"]) == ("convnet32", digest)
     assert (metadata["data"], metadata["images"]) == ("digits", "as they are")
+
+
+def test_rows_that_fill_a_batch_up_may_not_count(
+    teachers: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(EvaluationBatches, "counted", lambda self, step: self.batch_size)
+    assert make(teachers[0], tmp_path / "means.npz") == 2
+    sentence = "class_means: expected_count: got 512 rows; expected 359: some came twice"
+    assert sentence in capsys.readouterr().err
+    assert not (tmp_path / "means.npz").exists()
 
 
 class Augmented(NamedTuple):

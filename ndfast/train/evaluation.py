@@ -156,7 +156,7 @@ def take_class_means(
         The means [K, D] and the rows of each class, int64 [K].
 
     Raises:
-        ValueError: a class has no row, or its mean is not finite.
+        ValueError: a class has no row, its mean is not finite, or a row did not count once.
     """
     means = ndfast.ClassMeans(num_classes, network.dim, ignore_index=IGNORED)
     for images, labels in rows_once(accelerator, dataset, config, data_seed):
@@ -165,4 +165,4 @@ def take_class_means(
         means.update(output.features, labels)
         after_batch()
     means.all_reduce()
-    return means.compute(), means.counts
+    return means.compute(expected_count=len(dataset)), means.counts
