@@ -58,7 +58,7 @@ def check_and_flatten(
         The rows, and the shape that the loss of ``reduction="none"`` must be brought back to, None
         where it is right.
     """
-    _check_float_tensor("student", student)
+    check_float_tensor("student", student)
     shape = student.shape
     if len(shape) < 2 or shape[1] == 0:
         raise ValueError(
@@ -69,12 +69,12 @@ def check_and_flatten(
     device = student.device
 
     if teacher is not None:
-        _check_float_tensor("teacher", teacher, device)
+        check_float_tensor("teacher", teacher, device)
         if teacher.shape != shape:
             _check_norms(teacher, student, rows_shape)
-    _check_float_tensor("class_means", class_means, device)
+    check_float_tensor("class_means", class_means, device)
     if sample_weight is not None:
-        _check_float_tensor("sample_weight", sample_weight, device)
+        check_float_tensor("sample_weight", sample_weight, device)
         _check_constant("sample_weight", sample_weight)
         _check_shape("sample_weight", sample_weight, rows_shape, "one weight a row")
 
@@ -147,7 +147,7 @@ def _rows_shape(student: Tensor, target: Any) -> Any:
     return shape
 
 
-def _check_float_tensor(name: str, value: Any, device: torch.device | None = None) -> None:
+def check_float_tensor(name: str, value: Any, device: torch.device | None = None) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: got {type(value).__name__}; it takes a torch.Tensor")
     if value.dtype not in _FLOATS:
@@ -238,16 +238,23 @@ def _check_mix(
     target_a = _check_labels("target.target_a", mix.target_a, rows_shape, device)
     target_b = _check_labels("target.target_b", mix.target_b, rows_shape, device)
     lam = mix.lam
+    check_lam("target.lam", lam, rows_shape, device)
     if not isinstance(lam, Tensor):
-        check_number("target.lam", lam)
-        if not 0 <= lam <= 1:
-            raise ValueError(f"target.lam: got {lam}; it takes a share from 0 to 1")
         return target_a, target_b, None, float(lam)
-    _check_float_tensor("target.lam", lam, device)
-    _check_constant("target.lam", lam)
-    if lam.dim() != 0:
-        _check_shape("target.lam", lam, rows_shape, "one share a row, or a single one")
     return target_a, target_b, lam.expand(rows_shape).reshape(-1), 1.0
+
+
+def check_lam(name: str, lam: Any, rows_shape: Any, device: torch.device) -> None:
+    """That of `Mix`; what a tensor holds is not looked at."""
+    if isinstance(lam, Tensor):
+        check_float_tensor(name, lam, device)
+        _check_constant(name, lam)
+        if lam.dim() != 0:
+            _check_shape(name, lam, rows_shape, "one share a row, or a single one")
+        return
+    check_number(name, lam)
+    if not 0 <= lam <= 1:
+        raise ValueError(f"{name}: got {lam}; it takes a share from 0 to 1")
 
 
 def _centres_of_probabilities(
@@ -258,7 +265,7 @@ def _centres_of_probabilities(
     _check_shape(
         "target", probabilities, torch.Size((N, len(class_means), *rest)), "class probabilities"
     )
-    _check_float_tensor("target", probabilities, student.device)
+    check_float_tensor("target", probabilities, student.device)
     _check_constant("target", probabilities)
     dtype = accumulation_dtype(student)
     device = student.device.type

@@ -178,6 +178,77 @@ def test_dist_of_one_row(seed: int) -> None:
     assert loss == pytest.approx(1 - correlation.item(), abs=1e-4)
 
 
+def dist_as_published(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    p_s, p_t = ((logits.double() / temperature).softmax(dim=1) for logits in (student, teacher))
+    total = torch.zeros((), dtype=torch.float64)
+    for dim in (0, 1):
+        x, y = (p - p.mean(dim, keepdim=True) for p in (p_s, p_t))
+        norms = x.square().sum(dim).sqrt() * y.square().sum(dim).sqrt()
+        total += 1 - ((x * y).sum(dim) / (norms + 1e-8)).mean()
+    return temperature**2 * total
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+@pytest.mark.parametrize(
+    ("N", "K", "scale"), [(16, 10, 5.0), (16, 10, 0.3), (16, 1000, 0.1), (64, 1000, 0.02)]
+)
+def test_dist_is_as_published(temperature: float, N: int, K: int, scale: float, seed: int) -> None:
+    student, teacher = scale * torch.randn(N, K), 3 * torch.randn(N, K)
+    expected = dist_as_published(student, teacher, temperature)
+    loss = dist_loss(student, teacher, temperature=temperature)
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_dist_of_a_nearly_constant_row_by_hand() -> None:
+    # p = 1/2 ± 1/200, centred norm √2/200, of the mean √2/100: q = (√2/2)² = 1/2, weight 3/4.
+    student, teacher = log([101 / 200, 99 / 200]), log([3 / 4, 1 / 4])
+    for sign in (1, -1):
+        loss = dist_loss(sign * student, teacher, gamma=0.0)
+        assert loss.item() == pytest.approx(1 - sign * 3 / 4, abs=1e-5)  # 1e-5: its eps
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize(("N", "K"), [(1, 10), (2, 10), (16, 10), (16, 2), (16, 100)])
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_dist_has_a_bounded_gradient_at_and_near_constant_rows_and_columns(
+    dtype: torch.dtype, N: int, K: int, temperature: float, seed: int
+) -> None:
+    teacher, noise = 3 * torch.randn(N, K), torch.randn(N, K)
+    bound = 77.1 * temperature * (1 / math.sqrt(N) + 1 / math.sqrt(K))
+    for start in (torch.zeros(N, K), torch.full((N, K), 5.0), torch.randn(1, K).expand(N, K)):
+        for size in (0.0, *(10.0**exponent for exponent in range(-12, 1)), 0.003, 0.03):
+            student = (start + size * noise).to(dtype).requires_grad_()
+            loss = dist_loss(student, teacher, temperature=temperature)
+            loss.backward()
+            assert loss.isfinite()
+            assert student.grad.double().norm() < bound
+
+
+def test_gradients_of_dist_near_a_constant_row(seed: int) -> None:
+    student, teacher = torch.randn(2, 4, 5, dtype=torch.float64)
+    student = (0.005 * student).requires_grad_()
+    assert torch.autograd.gradcheck(lambda logits: dist_loss(logits, teacher), student, eps=1e-8)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_dist_trains_a_classifier_that_starts_at_zero(temperature: float, seed: int) -> None:
+    features = torch.randn(64, 192)
+    target = features[:, :10].argmax(dim=1)
+    teacher = 8 * features[:, :10]
+    weight = torch.zeros(192, 10, requires_grad=True)
+    losses = []
+    for _ in range(30):
+        logits = features @ weight
+        ce = cross_entropy(logits, target)
+        distillation = dist_loss(logits, teacher, temperature=temperature)
+        (gradient,) = torch.autograd.grad(ce + distillation, weight)
+        losses.append((ce.item(), distillation.item() / temperature**2))
+        weight = (weight.detach() - 0.01 * gradient).requires_grad_()
+    assert losses[0] == pytest.approx((math.log(10), 2.0))
+    assert max(ce for ce, _ in losses) < 10
+    assert losses[-1][1] < 0.9
+
+
 def test_hcl_by_hand() -> None:
     square = torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]])
     line = torch.tensor([[[[1.0, 3.0]]]])

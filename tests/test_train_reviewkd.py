@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ndfast.train.errors import ConfigError
-from ndfast.train.losses import ReviewKD
+from ndfast.train.losses import ReviewKD, hcl_loss
 from ndfast.train.models import Output
 
 
@@ -114,6 +114,81 @@ def test_is_sized_and_initialised_as_the_authors_have_it(seed: int) -> None:
 def test_wants_equal_numbers_of_stages() -> None:
     with pytest.raises(ConfigError, match="got a network of 2 stages against the teacher's 3;"):
         ReviewKD((1, 2, 2), (1, 2, 3, 3))
+
+
+@pytest.mark.parametrize("name", ["student", "teacher"])
+def test_wants_the_stages_that_it_was_built_for(name: str, seed: int) -> None:
+    given = dict(zip(("student", "teacher"), outputs(), strict=True))
+    given[name] = given[name]._replace(stages=given[name].stages[:1])
+    with pytest.raises(ValueError, match=rf"^{name}: got 1 stages; expected 2$"):
+        review((2, 3, 4), (3, 4, 5))(**given)
+
+
+def test_wants_the_rows_and_channels_of_the_teacher(seed: int) -> None:
+    student, teacher = outputs()
+    one_row = Output(teacher.features[:1], teacher.logits, tuple(s[:1] for s in teacher.stages))
+    with pytest.raises(ValueError, match=r"^teacher_stages\[0\]: got shape \[1, 5, 1, 1\]"):
+        review((2, 3, 4), (3, 4, 5))(student, one_row)
+    with pytest.raises(ValueError, match=r"^teacher_stages\[0\]: got shape \[2, 5, 1, 1\]"):
+        review((2, 3, 4), (3, 4, 6))(student, teacher)
+
+
+MAPS = torch.zeros(2, 3, 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "error", "sentence"),
+    [
+        ([], [], ValueError, r"^teacher_stages: got 0 for 0 of the student; expected as many"),
+        ([MAPS], [MAPS, MAPS], ValueError, r"^teacher_stages: got 2 for 1 of the student"),
+        ([MAPS], [MAPS[:, :1]], ValueError, r"^teacher_stages\[0\]: got shape \[2, 1, 4, 4\]"),
+        ([MAPS, MAPS[0]], [MAPS, MAPS[0]], ValueError, r"^student_stages\[1\]: got shape \[3, 4"),
+        ([MAPS[:, :0]], [MAPS[:, :0]], ValueError, r"^student_stages\[0\]: got shape \[2, 0"),
+        ([MAPS.long()], [MAPS], TypeError, r"^student_stages\[0\]: got dtype torch.int64"),
+        ([MAPS], [MAPS.long()], TypeError, r"^teacher_stages\[0\]: got dtype torch.int64"),
+    ],
+)
+def test_hcl_of_wrong_stages(
+    student: list[Tensor], teacher: list[Tensor], error: type[Exception], sentence: str
+) -> None:
+    with pytest.raises(error, match=sentence):
+        hcl_loss(student, teacher)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_no_row(training: bool, seed: int) -> None:
+    student, teacher = (
+        Output(output.features[:0], output.logits, tuple(s[:0] for s in output.stages))
+        for output in outputs()
+    )
+    model = review((2, 3, 4), (3, 4, 5)).train(training)
+    loss = model(student, teacher)
+    loss.backward()
+    assert loss.item() == 0
+    assert all(parameter.grad.count_nonzero() == 0 for parameter in model.parameters())
+    assert all(buffer.isfinite().all() for buffer in model.buffers())
+
+
+def test_float16_stages_times_50(seed: int) -> None:
+    student, teacher = (50 * torch.randn(2, 2, 3, 8, 8)).half()
+    student.requires_grad_()
+    loss = hcl_loss([student], [teacher])
+    loss.backward()
+    expected = hcl_loss([student.double()], [teacher.double()])
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=0.0)
+    assert student.grad.isfinite().all()
+
+
+def test_a_teacher_of_inference_mode(seed: int) -> None:
+    student, teacher = outputs()
+    with torch.inference_mode():
+        constant = Output(
+            teacher.features.clone(), teacher.logits, tuple(s.clone() for s in teacher.stages)
+        )
+    model = review((2, 3, 4), (3, 4, 5))
+    loss = model(student, constant)
+    loss.backward()
+    torch.testing.assert_close(loss, model(student, teacher))
 
 
 def test_under_autocast(seed: int) -> None:

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ndfast.train.losses.precision import at_least_float32
+from ndfast.backends.reference import rows_that_count
+from ndfast.train.losses.rows import IGNORE_INDEX, kl_divergence, mean_over_rows, softened
 
 
 def dkd_loss(
@@ -27,34 +28,50 @@ def dkd_loss(
     classes. KD is the same with α = 1 and β = 1 - p_y of the teacher, row by row, which is next to
     nothing where the teacher is confident.
 
+    Logits of -inf, +inf and NaN do what they do to `kd_loss`. Where student or teacher has no class
+    beside the label's, p̂ is of nothing: the row's NCKD is 0. So with two classes the loss is αT²
+    times KD's divergence, and with one class 0. With no row, or none that is not ignored, it is 0
+    with zero gradient.
+
     Source: Zhao et al., "Decoupled Knowledge Distillation", CVPR 2022, arXiv 2203.08679, section 3.
 
     Args:
-        student_logits: [N, K] of any floating-point dtype, K of at least 2.
+        student_logits: [N, K] of any floating-point dtype.
         teacher_logits: [N, K]; a constant, no gradient goes to them.
-        target: y, int64 [N].
+        target: y, int64 or uint8 [N]. A row of -100 is ignored, as F.cross_entropy has it: it is
+            not in the mean, and NaN in it does not matter.
         alpha: α.
         beta: β.
-        temperature: T.
+        temperature: T, above 0.
 
     Returns:
-        The loss in nats, 0-dim, float32 (float64 for float64 logits).
+        The loss in nats, 0-dim, float32 (float64 if any logits are).
+
+    Raises:
+        TypeError: logits are no floating-point tensor; the temperature is no number.
+        ValueError: the logits' shapes are not [N, K] and the same; the temperature is out of range.
+        TypeError, ValueError, RuntimeError, IndexError: F.cross_entropy's for a ``target`` of a
+            wrong type, shape, dtype or range. On a GPU one out of range is CUDA's assertion.
     """
-    is_target = F.one_hot(target, student_logits.shape[1]).bool()
-    student = _split(student_logits, is_target, temperature)
-    teacher = _split(teacher_logits.detach(), is_target, temperature)
-    tckd, nckd = (
-        F.kl_div(of_student, of_teacher, reduction="batchmean", log_target=True)
-        for of_student, of_teacher in zip(student, teacher, strict=True)
-    )
-    return temperature**2 * (alpha * tckd + beta * nckd)
+    student, teacher = softened(student_logits, teacher_logits, temperature)
+    of_label = [-F.nll_loss(logits, target, reduction="none") for logits in (student, teacher)]
+    counts = rows_that_count(target, None, IGNORE_INDEX)
+    assert counts is not None
+    classes = torch.arange(student.shape[1], device=target.device)
+    left_out = (classes == target.long()[:, None]) | ~counts[:, None]
+    binary_s, others_s, no_others_s = _split(student, of_label[0], left_out)
+    binary_t, others_t, no_others_t = _split(teacher, of_label[1], left_out)
+    tckd = kl_divergence(binary_s, binary_t)
+    nckd = kl_divergence(others_s, others_t).masked_fill(no_others_s | no_others_t, 0.0)
+    return temperature**2 * mean_over_rows(alpha * tckd + beta * nckd, counts)
 
 
-def _split(logits: Tensor, is_target: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """The logarithms of b [N, 2] and of p̂ [N, K], whose entry of the label is 0."""
-    logits = at_least_float32(logits) / temperature
-    others = logits.masked_fill(is_target, -torch.inf).logsumexp(dim=1, keepdim=True)
-    of_target = logits.masked_fill(~is_target, 0.0).sum(dim=1, keepdim=True)
+def _split(logits: Tensor, of_label: Tensor, left_out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The logarithms of b [N, 2] and of p̂ [N, K], and whether p̂ is of nothing [N]."""
+    others = logits.masked_fill(left_out, -torch.inf)
+    no_others = others.isneginf().all(dim=1)
+    others = others.masked_fill(no_others[:, None], 0.0)  # a logsumexp of -inf has no gradient
+    of_others = others.logsumexp(dim=1).masked_fill(no_others, -torch.inf)
     # Not the logarithm of 1 - p_y: where the teacher is confident, that rounds to 0.
-    binary = F.log_softmax(torch.cat([of_target, others], dim=1), dim=1)
-    return binary, (logits - others).masked_fill(is_target, 0.0)
+    binary = torch.stack([of_label, of_others], dim=1).log_softmax(dim=1)
+    return binary, others.log_softmax(dim=1), no_others

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor
 
-from ndfast.train.losses.precision import at_least_float32
+from ndfast.train.losses.rows import kl_divergence, mean_over_rows, softened
 
 
 def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 4.0) -> Tensor:
@@ -13,21 +12,26 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float =
 
     .. math:: T^2 \, \mathrm{KL}(\mathrm{softmax}(z_t / T) \,\Vert\, \mathrm{softmax}(z_s / T))
 
+    A class that the teacher does not have (a logit of -inf) adds nothing, to the gradient neither,
+    whether the student has it or not. One that only the student does not have makes the loss
+    infinite; its gradient is finite. A row of no class, one of +inf and one of NaN are NaN. With
+    one class the loss is 0, and so it is, with zero gradient, with no row.
+
     Source: Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", arXiv
     1503.02531.
 
     Args:
         student_logits: [N, K] of any floating-point dtype.
         teacher_logits: [N, K]; a constant, no gradient goes to them.
-        temperature: T.
+        temperature: T, above 0.
 
     Returns:
-        The loss in nats, 0-dim, float32 (float64 for float64 logits).
+        The loss in nats, 0-dim, float32 (float64 if any logits are).
+
+    Raises:
+        TypeError: logits are no floating-point tensor; the temperature is no number.
+        ValueError: the shapes are not [N, K] and the same; the temperature is out of range.
     """
-    divergence = F.kl_div(
-        F.log_softmax(at_least_float32(student_logits) / temperature, dim=1),
-        F.log_softmax(at_least_float32(teacher_logits.detach()) / temperature, dim=1),
-        reduction="batchmean",
-        log_target=True,
-    )
-    return temperature**2 * divergence
+    student, teacher = softened(student_logits, teacher_logits, temperature)
+    divergence = kl_divergence(student.log_softmax(dim=1), teacher.log_softmax(dim=1))
+    return temperature**2 * mean_over_rows(divergence)

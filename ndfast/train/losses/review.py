@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ndfast.arguments import check_float_tensor
 from ndfast.train.errors import ConfigError
-from ndfast.train.losses.precision import at_least_float32
+from ndfast.train.losses.rows import at_least_float32
 from ndfast.train.models import Output
 
 
@@ -23,6 +24,8 @@ def hcl_loss(student_stages: Sequence[Tensor], teacher_stages: Sequence[Tensor])
     then come l = 4, 2, 1, those below the longer side of the map, each with half the weight of the
     level before. A side shorter than l stays as it is.
 
+    With no row the loss is 0 with zero gradient. An Inf or a NaN in a stage makes it Inf or NaN.
+
     Source: Chen et al., "Distilling Knowledge via Knowledge Review", CVPR 2021, arXiv 2104.09044,
     section 3; levels and weights as in the authors' code, where all maps are square.
 
@@ -31,12 +34,26 @@ def hcl_loss(student_stages: Sequence[Tensor], teacher_stages: Sequence[Tensor])
         teacher_stages: of the same shapes; constants, no gradient goes to them.
 
     Returns:
-        The loss, 0-dim, float32 (float64 for float64 stages).
+        The loss, 0-dim, float32 (float64 if any stages are).
+
+    Raises:
+        TypeError: a stage is no floating-point tensor.
+        ValueError: the stages differ in number, or are none; one is not [N, C, H, W], or the
+            teacher's of another shape: none are broadcast.
     """
+    if not 0 < len(student_stages) == len(teacher_stages):
+        raise ValueError(
+            f"teacher_stages: got {len(teacher_stages)} for {len(student_stages)} of the student; "
+            "expected as many, and at least one"
+        )
     losses = []
-    for student, teacher in zip(student_stages, teacher_stages, strict=True):
+    for index, (student, teacher) in enumerate(zip(student_stages, teacher_stages, strict=True)):
+        _check_stage(index, student, teacher)
         # Averaging is linear: the difference of the averages is the average of the differences.
         difference = at_least_float32(student) - at_least_float32(teacher.detach())
+        if not len(difference):
+            losses.append(difference.sum())
+            continue
         height, width = difference.shape[2:]
         loss, weight, weights = difference.square().mean(), 1.0, 1.0
         for side in (4, 2, 1):
@@ -47,6 +64,21 @@ def hcl_loss(student_stages: Sequence[Tensor], teacher_stages: Sequence[Tensor])
                 loss = loss + weight * grid.square().mean()
         losses.append(loss / weights)
     return torch.stack(losses).sum()
+
+
+def _check_stage(index: int, student: Tensor, teacher: Tensor) -> None:
+    for name, stage in (("student_stages", student), ("teacher_stages", teacher)):
+        check_float_tensor(f"{name}[{index}]", stage)
+    if student.ndim != 4 or not student.shape[1:].numel():
+        raise ValueError(
+            f"student_stages[{index}]: got shape {list(student.shape)}; expected [N, C, H, W] with "
+            "C, H, W > 0"
+        )
+    if teacher.shape != student.shape:
+        raise ValueError(
+            f"teacher_stages[{index}]: got shape {list(teacher.shape)}; expected "
+            f"{list(student.shape)}, that of student_stages[{index}]"
+        )
 
 
 class ReviewKD(nn.Module):
@@ -103,11 +135,20 @@ class ReviewKD(nn.Module):
             teacher: the same; constants, no gradient goes to them.
 
         Returns:
-            The loss, 0-dim, float32 (float64 for float64 stages).
+            The loss, 0-dim, float32 (float64 if any stages are). With no row it is 0.
+
+        Raises:
+            TypeError, ValueError: the stages are not as many as the channels that the module was
+                built for; or as of `hcl_loss`, for the rows or channels of the teacher's.
         """
+        theirs = _deepest_first(teacher)
+        for name, output in (("student", student), ("teacher", teacher)):
+            if 1 + len(output.stages) != len(self.fusions):
+                raise ValueError(
+                    f"{name}: got {len(output.stages)} stages; expected {len(self.fusions) - 1}"
+                )
         if self.before_fusion is not None:
             student = student._replace(stages=tuple(map(self.before_fusion, student.stages)))
-        theirs = _deepest_first(teacher)
         fused: Tensor | None = None
         reviewed = []
         for fusion, stage, goal in zip(self.fusions, _deepest_first(student), theirs, strict=True):

@@ -1,0 +1,298 @@
+"""The harness's losses where logits are infinite, constant, few or none, and what they refuse."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import ndfast
+from ndfast.train.losses import cross_entropy, dist_loss, dkd_loss, hcl_loss, kd_loss
+
+INF = math.inf
+
+# Of student and teacher logits [N, K] and labels [N].
+LOSSES: dict[str, Callable[..., Tensor]] = {
+    "cross_entropy": lambda student, _, target: cross_entropy(student, target),
+    "cross_entropy of a mix": lambda student, _, target: cross_entropy(
+        student, ndfast.Mix(target, target, 0.25)
+    ),
+    "kd": lambda student, teacher, _: kd_loss(student, teacher, 2.0),
+    "dkd": lambda student, teacher, target: dkd_loss(student, teacher, target, 1.5, 3.0, 2.0),
+    "dist": lambda student, teacher, _: dist_loss(student, teacher, 1.5, 3.0, 2.0),
+}
+
+
+def divergence(p: Tensor, q: Tensor) -> Tensor:
+    """KL(p ‖ q) of a row, with 0 · log 0 = 0."""
+    there = p > 0
+    return (p[there] * (p[there] / q[there]).log()).sum()
+
+
+def kd_of_row(student: Tensor, teacher: Tensor, label: int) -> Tensor:
+    return divergence(teacher.softmax(dim=0), student.softmax(dim=0))
+
+
+def dkd_of_row(student: Tensor, teacher: Tensor, label: int) -> Tensor:
+    (b_s, others_s), (b_t, others_t) = (
+        (torch.stack([p[label], 1 - p[label]]), torch.cat([p[:label], p[label + 1 :]]))
+        for p in (student.softmax(dim=0), teacher.softmax(dim=0))
+    )
+    nckd = 0.0
+    if others_s.any() and others_t.any():
+        nckd = divergence(others_t / others_t.sum(), others_s / others_s.sum())
+    return divergence(b_t, b_s) + 8 * nckd
+
+
+@pytest.mark.parametrize("name", ["kd", "dkd"])
+@pytest.mark.parametrize(
+    ("of_student", "of_teacher"),
+    [
+        ({}, {0: -INF}),
+        ({}, {2: -INF, 3: -INF}),
+        ({2: -INF}, {2: -INF}),
+        ({0: -INF}, {0: -INF}),
+        ({}, {1: -INF, 2: -INF, 3: -INF, 4: -INF}),
+        ({1: -INF, 2: -INF, 3: -INF, 4: -INF}, {1: -INF, 2: -INF, 3: -INF, 4: -INF}),
+        ({2: -INF}, {}),
+        ({0: -INF}, {}),
+        ({1: -INF, 2: -INF, 3: -INF, 4: -INF}, {}),
+    ],
+)
+def test_classes_that_are_not_there(
+    name: str, of_student: dict[int, float], of_teacher: dict[int, float], seed: int
+) -> None:
+    student, teacher = torch.randn(2, 4, 5, dtype=torch.float64)
+    target = torch.tensor([0, 4, 2, 2])  # the first row's label is among those that are not there
+    for logits, values in ((student, of_student), (teacher, of_teacher)):
+        for column, value in values.items():
+            logits[0, column] = value
+    by_row = kd_of_row if name == "kd" else dkd_of_row
+    expected = sum(map(by_row, student, teacher, target.tolist())) / 4
+    student.requires_grad_()
+    if name == "kd":
+        loss = kd_loss(student, teacher, 1.0)
+    else:
+        loss = dkd_loss(student, teacher, target, temperature=1.0)
+    loss.backward()
+    torch.testing.assert_close(loss, expected)
+    assert student.grad.isfinite().all()
+    if name == "kd":
+        gradient = (student.detach().softmax(dim=1) - teacher.softmax(dim=1)) / 4
+        torch.testing.assert_close(student.grad, gradient)
+    both = student.isneginf() & teacher.isneginf()
+    assert student.grad[both].count_nonzero() == 0
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("value", [math.nan, INF])
+def test_what_is_no_number_is_not_hidden(name: str, value: float, seed: int) -> None:
+    student, teacher = torch.randn(2, 4, 5)
+    student[1, 2] = value
+    assert LOSSES[name](student, teacher, torch.tensor([0, 4, 2, 2])).isnan()
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(("N", "K"), [(6, 5), (1, 5), (6, 2), (1, 2)])
+def test_logits_times_50(name: str, dtype: torch.dtype, N: int, K: int, seed: int) -> None:
+    student, teacher = (50 * torch.randn(2, N, K)).to(dtype)
+    target = torch.randint(K, (N,))
+    wide = student.double().requires_grad_()
+    expected = LOSSES[name](wide, teacher.double(), target)
+    expected.backward()
+    loss = LOSSES[name](student.requires_grad_(), teacher, target)
+    loss.backward()
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(student.grad.double(), wide.grad, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("name", [*LOSSES, "hcl"])
+def test_no_row(name: str) -> None:
+    student = torch.empty(0, 5, requires_grad=True)
+    if name == "hcl":
+        maps = student[..., None, None].expand(0, 5, 2, 2)
+        loss = hcl_loss([maps], [maps.detach()])
+    else:
+        loss = LOSSES[name](student, torch.empty(0, 5), torch.empty(0, dtype=torch.int64))
+    loss.backward()
+    assert loss.item() == 0
+    assert student.grad.shape == (0, 5)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_one_class(name: str, seed: int) -> None:
+    student, teacher = torch.randn(2, 3, 1)
+    student.requires_grad_()
+    loss = LOSSES[name](student, teacher, torch.zeros(3, dtype=torch.int64))
+    loss.backward()
+    assert loss.item() == (4 * (1.5 + 3.0) if name == "dist" else 0)
+    assert student.grad.count_nonzero() == 0
+
+
+@pytest.mark.parametrize("name", ["dkd", "cross_entropy", "cross_entropy of a mix"])
+def test_ignored_rows(name: str, seed: int) -> None:
+    student, teacher = torch.randn(2, 4, 5)
+    target = torch.tensor([0, -100, 2, -100])
+    kept = target != -100
+    loss = LOSSES[name](student.requires_grad_(), teacher, target)
+    loss.backward()
+    torch.testing.assert_close(loss, LOSSES[name](student[kept], teacher[kept], target[kept]))
+    assert student.grad[~kept].count_nonzero() == 0
+    none = LOSSES[name](student, teacher, torch.full((4,), -100))
+    assert none.item() == 0
+    assert torch.autograd.grad(none, student)[0].count_nonzero() == 0
+
+
+def test_dkd_of_nan_in_an_ignored_row(seed: int) -> None:
+    student, teacher = torch.randn(2, 2, 5)
+    student[1] = teacher[1] = math.nan
+    loss = dkd_loss(student.requires_grad_(), teacher, torch.tensor([3, -100]))
+    loss.backward()
+    torch.testing.assert_close(loss, dkd_loss(student[:1], teacher[:1], torch.tensor([3])))
+    assert student.grad[1].count_nonzero() == 0
+
+
+def test_a_mixed_row_is_ignored_for_either_label(seed: int) -> None:
+    logits = torch.randn(4, 5)
+    a, b = torch.tensor([0, -100, 2, 3]), torch.tensor([1, 2, -100, 4])
+    loss = cross_entropy(logits, ndfast.Mix(a, b, 0.25))
+    kept = torch.tensor([0, 3])
+    torch.testing.assert_close(
+        loss, cross_entropy(logits[kept], ndfast.Mix(a[kept], b[kept], 0.25))
+    )
+
+
+@pytest.mark.parametrize("lam", [1.0, torch.tensor(1.0), torch.tensor([1.0, 1.0])])
+def test_a_label_without_a_share_may_be_of_no_class(lam: float | Tensor, seed: int) -> None:
+    logits = torch.randn(2, 5)
+    logits[0, 4] = -INF
+    a, b = torch.tensor([0, 1]), torch.tensor([4, 1])
+    torch.testing.assert_close(
+        cross_entropy(logits, ndfast.Mix(a, b, lam)), cross_entropy(logits, a)
+    )
+
+
+def test_cross_entropy_takes_what_pytorch_takes(seed: int) -> None:
+    logits = torch.randn(4, 200)
+    for labels in (torch.randn(4, 200).softmax(dim=1), torch.tensor([3, 0, 1, 2]).byte()):
+        torch.testing.assert_close(
+            cross_entropy(logits, labels, 0.1), F.cross_entropy(logits, labels, label_smoothing=0.1)
+        )
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        torch.tensor([[0], [1], [2], [3]]),
+        torch.tensor([0, 1, 2]),
+        torch.tensor([1]),
+        torch.tensor(1),
+        torch.tensor([0.0, 1.0, 2.0, 3.0]),
+        torch.tensor([0, 1, 2, 3], dtype=torch.int32),
+        torch.tensor([True, False, True, False]),
+        torch.tensor([0, 1, 2, 5]),
+        torch.tensor([0, 1, 2, -1]),
+    ],
+    ids=lambda target: f"{list(target.shape)}, {target.dtype}, {target.flatten()[-1]}",
+)
+def test_wrong_labels_raise_what_cross_entropy_raises(target: Tensor, seed: int) -> None:
+    student, teacher = torch.randn(2, 4, 5)
+    with pytest.raises(Exception) as expected:  # noqa: PT011
+        F.cross_entropy(student, target)
+    right = torch.tensor([0, 1, 2, 3])
+    for wrong in (
+        lambda: dkd_loss(student, teacher, target),
+        lambda: cross_entropy(student, target),
+        lambda: cross_entropy(student, ndfast.Mix(target, right, 0.5)),
+        lambda: cross_entropy(student, ndfast.Mix(right, target, 0.5)),
+    ):
+        with pytest.raises(type(expected.value)) as found:
+            wrong()
+        assert str(found.value) == str(expected.value)
+
+
+def test_class_probabilities_are_no_labels_of_dkd(seed: int) -> None:
+    student, teacher = torch.randn(2, 4, 5)
+    with pytest.raises(RuntimeError, match="multi-target not supported"):
+        dkd_loss(student, teacher, torch.full((4, 5), 0.2))
+    with pytest.raises(TypeError, match=r"'target' .* must be Tensor, not list"):
+        dkd_loss(student, teacher, [0, 1, 2, 3])
+
+
+@pytest.mark.parametrize("loss", [kd_loss, dkd_loss, dist_loss])
+@pytest.mark.parametrize(
+    ("student", "teacher", "error", "sentence"),
+    [
+        (torch.zeros(4, 5), torch.zeros(4, 1), ValueError,
+         r"^teacher_logits: got shape \[4, 1\]; expected \[4, 5\], that of student_logits$"),
+        (torch.zeros(1, 5), torch.zeros(4, 5), ValueError, r"^teacher_logits: got shape \[4, 5\]"),
+        (torch.zeros(5), torch.zeros(5), ValueError,
+         r"^student_logits: got shape \[5\]; expected \[N, K\] with K > 0$"),
+        (torch.zeros(4, 5, 2), torch.zeros(4, 5, 2), ValueError, r"^student_logits: got shape"),
+        (torch.zeros(4, 0), torch.zeros(4, 0), ValueError, r"^student_logits: got shape"),
+        (torch.zeros(4, 5).long(), torch.zeros(4, 5), TypeError, "^student_logits: got dtype"),
+        (torch.zeros(4, 5), torch.zeros(4, 5).long(), TypeError, "^teacher_logits: got dtype"),
+        (torch.zeros(4, 5), None, TypeError, "^teacher_logits: got NoneType"),
+    ],
+)  # fmt: skip
+def test_wrong_logits(
+    loss: Callable[..., Tensor],
+    student: Tensor,
+    teacher: Any,
+    error: type[Exception],
+    sentence: str,
+) -> None:
+    labels = (torch.zeros(4, dtype=torch.int64),) if loss is dkd_loss else ()
+    with pytest.raises(error, match=sentence):
+        loss(student, teacher, *labels)
+
+
+@pytest.mark.parametrize("loss", [kd_loss, dkd_loss, dist_loss])
+@pytest.mark.parametrize("temperature", [0, -1.0, INF, math.nan])
+def test_wrong_temperatures(loss: Callable[..., Tensor], temperature: float) -> None:
+    labels = (torch.zeros(4, dtype=torch.int64),) if loss is dkd_loss else ()
+    with pytest.raises(
+        ValueError, match=r"^temperature: got .*; expected a finite number above 0$"
+    ):
+        loss(torch.zeros(4, 5), torch.zeros(4, 5), *labels, temperature=temperature)
+    with pytest.raises(TypeError, match=r"^temperature: got str"):
+        loss(torch.zeros(4, 5), torch.zeros(4, 5), *labels, temperature="4")
+
+
+@pytest.mark.parametrize(
+    ("lam", "sentence"),
+    [
+        (torch.full((4, 1), 0.5), r"^labels.lam: got shape \[4, 1\]; it takes \[4\]"),
+        (1.5, "^labels.lam: got 1.5; it takes a share from 0 to 1$"),
+        (torch.tensor(0.5, requires_grad=True), "^labels.lam: requires a gradient"),
+    ],
+)
+def test_wrong_shares(lam: Any, sentence: str) -> None:
+    labels = torch.tensor([0, 1, 2, 3])
+    with pytest.raises(ValueError, match=sentence):
+        cross_entropy(torch.zeros(4, 5), ndfast.Mix(labels, labels, lam))
+
+
+@pytest.mark.parametrize("name", [*LOSSES, "hcl"])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_teacher_of_inference_mode(name: str, compiled: bool, seed: int) -> None:
+    student, target = torch.randn(4, 5), torch.tensor([0, 4, 2, -100])
+    with torch.inference_mode():
+        teacher = torch.randn(4, 5)
+
+    def loss_of(student: Tensor, teacher: Tensor) -> Tensor:
+        if name == "hcl":
+            return hcl_loss([student[None, None]], [teacher[None, None]])
+        return LOSSES[name](student, teacher, target)
+
+    expected = torch.func.grad_and_value(loss_of)(student, teacher.clone())
+    call = torch.compile(loss_of, fullgraph=True, backend="aot_eager") if compiled else loss_of
+    loss = call(student.requires_grad_(), teacher)
+    loss.backward()
+    torch.testing.assert_close((student.grad, loss.detach()), expected)
