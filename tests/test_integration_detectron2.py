@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import runpy
 import sys
 from pathlib import Path
@@ -13,6 +15,7 @@ import pytest
 import torch
 import yaml
 from detectron2_stand_in import D, Instances, K
+from held_features import seen_by
 from torch import Tensor
 
 import ndfast
@@ -130,10 +133,29 @@ def test_inference_is_the_students(cfg: Any) -> None:
     student = stand_in.build_model(cfg).eval()
     student._teacher = ()  # asking it is an error
     assert student(batch([[0]])) == ["detections"]
-    student.train()
-    student._teacher = stand_in.build_model(cfg)._teacher
-    student(batch([[0]]))
-    assert (student._sampled, student._read) == (None, None)  # nothing is held between steps
+
+
+def test_the_heads_stay_ordinary(cfg: Any) -> None:
+    student = stand_in.build_model(cfg)
+    heads = student.roi_heads
+    images = batch([[0, K, 2], [K, 1]])
+    with seen_by(heads.box_predictor, student._teacher[0].roi_heads.box_predictor) as seen:
+        sum(student(images).values()).backward()
+        heads.box_predictor(torch.randn(2, D))
+        proposals = [Instances(proposal_boxes=stand_in.BOXES) for _ in images]
+        objects = [image["instances"] for image in images]
+        maps = student.backbone(student.preprocess_image(images).tensor)
+        heads(None, maps, proposals, objects)
+        student.roi_heads.box_predictor.bbox_pred = None
+        with pytest.raises(TypeError):
+            student(images)
+        del maps
+        assert (len(seen), seen.held()) == (5, 0)
+    for module in (heads, heads.box_predictor):
+        assert "forward" not in module.__dict__
+        assert not module._forward_hooks
+    copy.deepcopy(student)
+    pickle.loads(pickle.dumps(heads))
 
 
 def test_what_does_not_fit(cfg: Any, adapter: ModuleType) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
+from held_features import seen_by
 
 import ndfast
 from ndfast.train.losses import dkd_loss, kd_loss
@@ -72,6 +74,18 @@ def test_the_losses(
     assert all(p.grad is None for p in distiller.teacher.parameters())
     assert distiller.get_extra_parameters() == 0
     assert not distiller.teacher.training
+
+
+def test_nothing_of_a_batch_is_held(
+    mdistiller: Any, class_means: torch.Tensor, tmp_path: Path
+) -> None:
+    distiller = build(mdistiller, "KD++", tmp_path).train()
+    image, target = torch.randn(N, 3, 2, 2), torch.randint(0, K, (N,))
+    with seen_by(distiller.student.fc, distiller.teacher.fc) as seen:
+        sum(distiller(image=image, target=target, epoch=1)[1].values()).backward()
+        distiller.student(image)
+        assert (len(seen), seen.held()) == (3, 0)
+    copy.deepcopy(distiller)
 
 
 def test_a_projector_where_the_widths_differ(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import runpy
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ pytest.importorskip("torchvision_ops", reason="needs torchvision")  # before tim
 pytest.importorskip("timm", reason="needs timm")
 
 import timm
+from held_features import seen_by
 from timm.data import Mixup
 from timm.loss import SoftTargetCrossEntropy
 from torch import Tensor, nn
@@ -86,12 +89,43 @@ def test_a_projection_where_the_widths_differ(batch: Any) -> None:
     assert task.get_task_state().keys() == {"projection"}
 
 
+@torch.no_grad()
 def test_compiled_as_eager(batch: Any) -> None:
     images, target, class_means = batch
     task = NDDistillationTask(*networks(), class_means, verbose=False).eval()
-    expected = {name: value.detach() for name, value in task(images, target).items()}
+    expected = task(images, target)
     task.compile(backend="eager")
     torch.testing.assert_close(task(images, target), expected, msg="compiled")
+    twin = copy.deepcopy(task)
+    for parameter in twin.teacher.parameters():
+        parameter.zero_()
+    assert not torch.equal(twin(images, target)["kd_loss"], expected["kd_loss"])
+
+
+def test_copies_and_what_is_held(batch: Any) -> None:
+    images, target, class_means = batch
+    student, teacher = networks()
+    student.set_grad_checkpointing()
+    task = NDDistillationTask(student, teacher, class_means, verbose=False).train()
+    average = task.setup_ema(decay=0.5)
+    before = student.fc.weight.detach().clone()
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
+    with seen_by(student.fc, teacher.fc) as seen:
+        for _ in range(2):
+            optimizer.zero_grad()
+            task(images, target)["loss"].backward()
+            optimizer.step()
+        assert len(seen) > 2
+        assert seen.held() == 0
+    student(images)  # of the user's own
+    task.update_ema()
+    torch.testing.assert_close(
+        average.module.student.fc.weight, (before + student.fc.weight.detach()) / 2
+    )
+    expected = task.eval()(images, target)["loss"]
+    for twin in (copy.deepcopy(task), pickle.loads(pickle.dumps(task))):
+        assert twin.teacher is not task.teacher
+        torch.testing.assert_close(twin(images, target)["loss"], expected)
 
 
 def test_timms_own_factor_is_not_taken(batch: Any) -> None:

@@ -14,6 +14,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN, build_model
 from torch import Tensor, nn
 
 import ndfast
+from ndfast.integrations.features import watched
 from ndfast.train.losses import kd_loss
 
 _NOTHING = -100
@@ -125,10 +126,6 @@ class NDRCNN(GeneralizedRCNN):
         )
         self.kd_weight = kd_weight
         self.temperature = temperature
-        self._sampled: Any = None  # the proposals, with their labels
-        self._read: tuple[Tensor, Tensor] | None = None  # features and logits of the proposals
-        heads.register_forward_hook(self._keep_proposals)
-        heads.box_predictor.register_forward_hook(self._keep_features)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -155,12 +152,20 @@ class NDRCNN(GeneralizedRCNN):
             batched_inputs: a dict an image, as for `GeneralizedRCNN`. The teacher is shown the
                 same images, so its INPUT.FORMAT is the student's.
         """
-        output = super().forward(batched_inputs)
         if not self.training:
-            return output
-        assert self._read is not None
-        proposals, (features, logits) = self._sampled, self._read
-        self._sampled = self._read = None
+            return super().forward(batched_inputs)
+        kept: dict[str, Any] = {}
+
+        def keep_proposals(args: Any, kwargs: Any, output: tuple[Any, Any]) -> None:
+            kept["proposals"] = output[0]  # those that were sampled, with their labels
+
+        def keep_features(args: Any, kwargs: Any, output: tuple[Any, Any]) -> None:
+            kept["read"] = args[0], output[0]  # features and logits of the proposals
+
+        heads = self.roi_heads
+        with watched(heads, keep_proposals), watched(heads.box_predictor, keep_features):
+            losses = super().forward(batched_inputs)
+        proposals, (features, logits) = kept["proposals"], kept["read"]
         with torch.no_grad():
             teacher_features, teacher_logits = read_boxes(
                 self._teacher[0], batched_inputs, proposals
@@ -170,12 +175,4 @@ class NDRCNN(GeneralizedRCNN):
             kd = self.kd_weight * kd_loss(logits, teacher_logits, self.temperature)
         else:
             kd = logits.sum()  # 0; a mean over no rows is NaN
-        return {**output, "loss_kd": kd, "loss_nd": self.nd(features, teacher_features, labels)}
-
-    def _keep_proposals(self, heads: nn.Module, args: Any, output: tuple[Any, Any]) -> None:
-        if self.training:
-            self._sampled = output[0]
-
-    def _keep_features(self, predictor: nn.Module, args: Any, output: tuple[Any, Any]) -> None:
-        if self.training:
-            self._read = args[0], output[0]
+        return {**losses, "loss_kd": kd, "loss_nd": self.nd(features, teacher_features, labels)}

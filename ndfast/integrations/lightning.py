@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,10 +11,8 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 import ndfast
-from ndfast.integrations.features import ModuleInput
+from ndfast.integrations.features import ClassifierInput
 from ndfast.train.losses import kd_loss
-
-_TEACHER = "teacher."
 
 
 class NDDistillation(LightningModule):
@@ -24,7 +23,14 @@ class NDDistillation(LightningModule):
     tensors, whose values Lightning asks for only every ``log_every_n_steps`` steps; between these
     nothing synchronises with a GPU.
 
-    The teacher moves with the module and is left out of its checkpoints.
+    The teacher moves with the module, but is no submodule. So it is in no checkpoint, and what goes
+    over the module's parameters and modules leaves it as it is: an optimizer, ``unfreeze``, and the
+    callbacks that average weights. WeightAveraging, EMAWeightAveraging and
+    StochasticWeightAveraging average the student, the projector and class means that are learnt,
+    and the copies that they make of the module can train as it does, each with a teacher of its
+    own.
+
+    Between steps the networks have no hooks, and nothing of a batch is held.
 
     Source: KD++, arXiv 2305.17007.
 
@@ -40,13 +46,16 @@ class NDDistillation(LightningModule):
         temperature: KD's.
 
     Raises:
-        ValueError: a network has no module of the name given, or ``class_means`` is not [K, D].
+        ValueError: a network has no module of the name given, ``class_means`` is not [K, D], or the
+            teacher is the student itself.
 
     Examples:
         >>> class Distillation(NDDistillation):
         ...     def configure_optimizers(self):
         ...         return torch.optim.SGD(self.student.parameters(), lr=0.1)
     """
+
+    teacher: nn.Module
 
     def __init__(
         self,
@@ -62,16 +71,20 @@ class NDDistillation(LightningModule):
         temperature: float = 4.0,
     ) -> None:
         super().__init__()
+        self._classifier = ClassifierInput("classifier", classifier)
+        self._teacher_classifier = ClassifierInput(
+            "teacher_classifier", teacher_classifier or classifier
+        )
+        self._classifier.find(student)
+        self._teacher_classifier.find(teacher)
+        if teacher is student:
+            raise ValueError("teacher: got the student; expected a network of its own")
         self.student = student
-        self.teacher = teacher.requires_grad_(False).eval()
+        self.teacher = teacher
         self.projector = nn.Identity() if projector is None else projector
         self.nd = ndfast.NDLoss(class_means, nd_weight)
         self.kd_weight = kd_weight
         self.temperature = temperature
-        self._features = ModuleInput("classifier", student, classifier)
-        self._teacher_features = ModuleInput(
-            "teacher_classifier", teacher, teacher_classifier or classifier
-        )
 
     def forward(self, images: Tensor) -> Tensor:
         """The student's logits [N, K]."""
@@ -81,10 +94,12 @@ class NDDistillation(LightningModule):
         """The loss of a batch of images and labels, class indices [N] or probabilities [N, K]."""
         images, labels = batch
         with torch.no_grad():
-            teacher_logits = self.teacher(images)
-        logits = self.student(images)
-        features = self.projector(self._features.take())
-        nd, stats = self.nd(features, self._teacher_features.take(), labels, return_stats=True)
+            teacher_logits, teacher_features = self._teacher_classifier.read(
+                self.teacher, self.teacher, images
+            )
+        logits, features = self._classifier.read(self.student, self.student, images)
+        features = self.projector(features)
+        nd, stats = self.nd(features, teacher_features, labels, return_stats=True)
         parts = {
             "ce": F.cross_entropy(logits, labels),
             "kd": self.kd_weight * kd_loss(logits, teacher_logits, self.temperature),
@@ -95,18 +110,19 @@ class NDDistillation(LightningModule):
         self.log_dict({f"train/{name}": value.detach() for name, value in logged.items()})
         return loss
 
-    def train(self, mode: bool = True) -> NDDistillation:
-        """As `torch.nn.Module.train`, but for the teacher, which stays in evaluation mode."""
-        super().train(mode)
-        self.teacher.eval()
-        return self
+    def __setattr__(self, name: str, value: Any) -> None:
+        """As `torch.nn.Module.__setattr__`; a teacher is frozen, and becomes no submodule."""
+        if name == "teacher":
+            object.__setattr__(self, name, value.requires_grad_(False).eval())
+        else:
+            super().__setattr__(name, value)
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leaves the teacher out."""
-        state = checkpoint["state_dict"]
-        checkpoint["state_dict"] = {k: v for k, v in state.items() if not k.startswith(_TEACHER)}
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> NDDistillation:
+        """What `torch.nn.Module` moves and casts by; the teacher goes along."""
+        if recurse:
+            self.teacher._apply(fn)
+        return super()._apply(fn, recurse)
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Puts the teacher that is there in its place, so that all else is loaded strictly."""
-        own = self.teacher.state_dict(prefix=_TEACHER)
-        checkpoint["state_dict"] = {**checkpoint["state_dict"], **own}
+    def on_fit_start(self) -> None:
+        """Moves the teacher where the strategy moves none but submodules, as FSDP's does."""
+        self.teacher.to(self.trainer.strategy.root_device)

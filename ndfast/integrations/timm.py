@@ -63,19 +63,12 @@ class NDDistillationTask(FeatureDistillationTask):
         self.nd = ndfast.NDLoss(class_means, nd_loss_weight).to(self.device)
         self.kd_loss_weight = kd_loss_weight
         self.temperature = temperature
-        self._read = self._read_teacher
+        self._read = _read_teacher
 
     def compile(self, backend: str = "inductor", mode: str | None = None, **kwargs: Any) -> Any:
         """As timm's; the teacher is compiled with its logits."""
-        self._read = torch.compile(self._read_teacher, backend=backend, mode=mode, **kwargs)
+        self._read = torch.compile(_read_teacher, backend=backend, mode=mode, **kwargs)
         return super().compile(backend, mode, **kwargs)
-
-    def _read_teacher(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The teacher's features [N, D], and its logits [N, K] where KD takes them."""
-        model: Any = self.teacher.model
-        feature_map = model.forward_features(images)
-        features = model.forward_head(feature_map, pre_logits=True)
-        return features, model.forward_head(feature_map) if self.kd_loss_weight else None
 
     def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
         """The losses of a batch.
@@ -92,7 +85,9 @@ class NDDistillationTask(FeatureDistillationTask):
         with torch.no_grad():
             student: tuple[Any, Any] = self.student_mean, self.student_std
             images = self.teacher.normalize_input(input, *student)
-            teacher_features, teacher_logits = self._read(images)
+            teacher_features, teacher_logits = self._read(
+                self.teacher.model, images, self.kd_loss_weight != 0
+            )
         found = {
             "output": logits,
             "task_loss": self.criterion(logits, target),
@@ -104,3 +99,10 @@ class NDDistillationTask(FeatureDistillationTask):
             found["kd_loss"] = self.kd_loss_weight * kd
             total = total + found["kd_loss"]
         return {"loss": total, **found}
+
+
+def _read_teacher(model: Any, images: Tensor, with_logits: bool) -> tuple[Tensor, Tensor | None]:
+    """The teacher's features [N, D], and its logits [N, K] where KD takes them."""
+    feature_map = model.forward_features(images)
+    features = model.forward_head(feature_map, pre_logits=True)
+    return features, model.forward_head(feature_map) if with_logits else None

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import Trainer
 
 import ndfast
-from ndfast.integrations.features import ModuleInput
+from ndfast.integrations.features import ClassifierInput
 from ndfast.train.losses import kd_loss
 
 
@@ -22,6 +22,8 @@ class NDTrainer(Trainer):
 
     The loss is a mean over the rows of each micro-batch, and the Trainer averages these means where
     gradients are accumulated; a shorter last one weighs as much as the others.
+
+    Between steps the networks have no hooks, and nothing of a batch is held.
 
     Source: KD++, arXiv 2305.17007.
 
@@ -41,8 +43,8 @@ class NDTrainer(Trainer):
         **kwargs: the Trainer's.
 
     Raises:
-        ValueError: a network has no module of the name given, ``class_means`` is not [K, D], or the
-            Trainer is set up in a way that this cannot serve.
+        ValueError: a network has no module of the name given, ``class_means`` is not [K, D], the
+            teacher is the student itself, or the Trainer is set up in a way that this cannot serve.
 
     Examples:
         >>> trainer = NDTrainer(
@@ -72,14 +74,18 @@ class NDTrainer(Trainer):
             raise ValueError("n_gpu: DataParallel is not served; start a process a GPU by torchrun")
         device, student = self.args.device, self.model
         assert student is not None
+        self._classifier = ClassifierInput("classifier", classifier)
+        self._teacher_classifier = ClassifierInput(
+            "teacher_classifier", teacher_classifier or classifier
+        )
+        self._classifier.find(student)
+        self._teacher_classifier.find(teacher)
+        if teacher is student:
+            raise ValueError("teacher: got the student; expected a network of its own")
         self.teacher = teacher.requires_grad_(False).eval().to(device)
         self.nd = ndfast.NDLoss(class_means, nd_weight).to(device)
         self.kd_weight = kd_weight
         self.temperature = temperature
-        self._features = ModuleInput("classifier", student, classifier)
-        self._teacher_features = ModuleInput(
-            "teacher_classifier", teacher, teacher_classifier or classifier
-        )
         self._projector: nn.Module = nn.Identity()
         if projector is not None:
             if self.args.world_size > 1 and self.args.ddp_find_unused_parameters is not False:
@@ -103,15 +109,16 @@ class NDTrainer(Trainer):
         if not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         labels = inputs.get("labels")  # label smoothing takes them out of the inputs
-        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        with torch.no_grad(), self.accelerator.autocast():
-            teacher = self.teacher(**{k: v for k, v in inputs.items() if k != "labels"})
-        nd, stats = self.nd(
-            self._projector(self._features.take()),
-            self._teacher_features.take(),
-            labels,
-            return_stats=True,
+        assert self.model is not None
+        (loss, outputs), features = self._classifier.read(
+            self.model, super().compute_loss, model, inputs, True, num_items_in_batch
         )
+        inputs = {k: v for k, v in inputs.items() if k != "labels"}
+        with torch.no_grad(), self.accelerator.autocast():
+            teacher, teacher_features = self._teacher_classifier.read(
+                self.teacher, self.teacher, **inputs
+            )
+        nd, stats = self.nd(self._projector(features), teacher_features, labels, return_stats=True)
         kd = kd_loss(outputs["logits"], teacher["logits"], self.temperature)
         self._stats_sum += torch.stack(stats)
         self._stats_steps += 1
