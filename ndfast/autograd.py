@@ -54,7 +54,10 @@ def nd_loss_rows(rows: Rows, backend: str | None, measured: bool) -> tuple[Tenso
     if not needs_gradient:
         outputs = dispatch.run_forward(module, (*rows, 8 if measured else 0, False))
         return outputs[0], _measures(outputs[2], measured)
-    outputs = _apply_eagerly(student, teacher, class_means, (rows, module, measured))
+    try:
+        outputs = _apply_eagerly(student, teacher, class_means, (rows, module, measured))
+    except RuntimeError as error:
+        raise saved.name_inference_tensor(error, rows) from None
     return outputs if measured else (outputs, None)
 
 
@@ -62,15 +65,20 @@ def attach_nd_loss_rows(
     student: Tensor, rows: Rows, backend: str | None, measured: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """The features to go on with, and as `nd_loss_rows`; ``rows.student`` is them, flattened."""
-    if not (_is_grad_enabled() and student.requires_grad) or _is_transforming() or _is_tracing():
+    if not (_is_grad_enabled() and student.requires_grad) or _is_transforming():
         return student, *nd_loss_rows(rows, backend, measured)
     if forward_ad._current_level >= 0:
         transforms.refuse_tangents(rows)
     if _is_watched(student):
+        if not _is_compiling() and _is_tracing():  # torch.jit.trace looks into no Function
+            return student, *nd_loss_rows(rows, backend, measured)
         call = rows, ops.OpPair(dispatch.named(backend)), measured
         return _AttachedNDLoss.apply(student, *rows[1:3], call)
     module = dispatch.choose(student.device, backend)
-    return _attach_eagerly(student, *rows[1:3], (rows, module, measured))
+    try:
+        return _attach_eagerly(student, *rows[1:3], (rows, module, measured))
+    except RuntimeError as error:
+        raise saved.name_inference_tensor(error, rows) from None
 
 
 def _measures(coefficients: Tensor, measured: bool) -> Tensor | None:

@@ -10,6 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
+_NAMES = ("student", "teacher", "class_means", "target", "target.target_b", "target.lam")
+
 # Where the inputs that may need a gradient stand among a Function's inputs.
 STUDENT, TEACHER, CLASS_MEANS = 0, 1, 2
 
@@ -60,3 +62,20 @@ def finish_gradient_(ctx: Any, grad_student: Tensor, grad_loss: Tensor) -> None:
     ctx.backend.finish_gradient_(
         grad_student, grad_loss, scale, coefficients, student, *centres, ctx.lam_scalar
     )
+
+
+def name_inference_tensor(error: RuntimeError, inputs: tuple[Any, ...]) -> RuntimeError:
+    """The error with the argument's name, where autograd could not keep one of the ``inputs``."""
+    if "nference tensors cannot be saved" not in str(error):
+        return error
+    for name, value in zip(_NAMES, inputs, strict=False):
+        if (
+            value is not None
+            and value.is_inference()
+            and (name != "teacher" or value.requires_grad)
+        ):
+            return RuntimeError(
+                f"{name}: got a tensor made in torch.inference_mode(), which backward reads and "
+                "autograd cannot keep; expected one made outside of it, or its clone()"
+            )
+    return error
