@@ -137,8 +137,6 @@ def _one_by_one(op: Any) -> Any:
     """The op under vmap: for one slice after the other, as each has a denominator of its own."""
 
     def call(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> Any:
-        if op is nd_loss_forward and torch._C._are_functorch_transforms_active():
-            transforms.refuse_gradient_of_op()
         along = list(zip(arguments, in_dims, strict=True))
         slices = [
             op(*(x if dim is None else x.select(dim, i) for x, dim in along))

@@ -59,12 +59,7 @@ def refuse_tangents(values: Iterable[Any]) -> None:
 def refuse_transforms() -> None:
     """Raises under those of torch.func that cannot have the ops' autograd."""
     if torch.compiler.is_compiling():
-        refuse_gradient_of_op()
+        if retrieve_current_functorch_interpreter().key() == TransformType.Grad:
+            raise NotImplementedError(_COMPILED_GRADIENT)
     elif any(of.key() == TransformType.Functionalize for of in functorch.get_interpreter_stack()):
         raise NotImplementedError(_FUNCTIONALIZE)
-
-
-def refuse_gradient_of_op() -> None:
-    """Raises where torch.func.grad meets the op itself: only in torch.compile does it."""
-    if retrieve_current_functorch_interpreter().key() == TransformType.Grad:
-        raise NotImplementedError(_COMPILED_GRADIENT)
