@@ -5,11 +5,11 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
+from both_losses import definition, losses
 from cases import compiles_anew
 from functorch.compile import make_boxed_func
 from torch import Tensor
@@ -22,16 +22,6 @@ import ndfast
 from ndfast.backends import reference
 
 N, D, K = 6, 8, 5
-INFERENCE = r"got a tensor made in torch.inference_mode\(\)"
-
-
-def attached(*arguments: Any, **options: Any) -> Tensor:
-    """The loss of attach_nd_loss, whose features are used too, with a gradient of 0."""
-    features, loss = ndfast.attach_nd_loss(*arguments, **options)
-    return loss + (0 * features).sum()
-
-
-losses = pytest.mark.parametrize("loss", [ndfast.nd_loss, attached])
 
 
 class Watched(Tensor):
@@ -65,17 +55,6 @@ def gradient(way: str, function: Callable[..., Tensor], student: Tensor, *rest: 
     WAYS[way](function)(leaf, *rest).backward()
     assert leaf.grad is not None
     return leaf.grad.as_subclass(Tensor)
-
-
-def definition(
-    student: Tensor, teacher: Tensor, class_means: Tensor, labels: Tensor, weights: Tensor
-) -> Tensor:
-    """The gradient of the weighted mean, in float64."""
-    leaf = student.double().requires_grad_()
-    rows = reference.row_loss(leaf, teacher.double(), class_means[labels].double())
-    (weights.double() * rows).sum().div(weights.double().sum()).backward()
-    assert leaf.grad is not None
-    return leaf.grad.float()
 
 
 @pytest.fixture
@@ -324,49 +303,3 @@ def test_the_compiled_forward_hands_on_no_teacher(
         if tuple(node.meta["val"].shape) == (N, D) and "tangent" not in node.name
     ]
     assert len(of_rows) == 1, of_rows  # the student
-
-
-@losses
-@pytest.mark.parametrize(
-    "name", ["student", "class_means", "target", "target.target_b", "target.lam"]
-)
-def test_what_backward_reads_cannot_come_from_inference_mode(
-    name: str, loss: Callable[..., Tensor], inputs: tuple
-) -> None:
-    student, teacher, class_means, labels = inputs
-    values = {"student": student, "class_means": class_means, "target": labels}
-    values |= {"target.target_b": labels.clone(), "target.lam": torch.rand(N)}
-    if name != "student":
-        student.requires_grad_()
-    elif loss is attached:
-        pytest.skip("a student that needs no gradient is not attached")
-    class_means.requires_grad_(name == "student")
-    with torch.inference_mode():
-        values[name] = values[name].clone()
-    target = values["target"]
-    if name.startswith("target."):
-        target = ndfast.Mix(target, values["target.target_b"], values["target.lam"])
-    with pytest.raises(RuntimeError, match=f"^{name}: {INFERENCE}"):
-        loss(values["student"], teacher, values["class_means"], target)
-    # Where nothing is differentiated, anything may.
-    with torch.no_grad() if name != "student" else nullcontext():
-        assert loss(values["student"], teacher, values["class_means"].detach(), target).isfinite()
-
-
-def test_direct_norm_loss_names_it_as_its_authors_do(inputs: tuple) -> None:
-    student, teacher, class_means, labels = inputs
-    with torch.inference_mode():
-        class_means = class_means.clone()
-    with pytest.raises(RuntimeError, match=f"^T_EMB: {INFERENCE}"):
-        ndfast.DirectNormLoss()(student.requires_grad_(), teacher, class_means, labels)
-
-
-@pytest.mark.parametrize("learnable", [False, True])
-def test_a_module_may_be_made_in_inference_mode(learnable: bool, inputs: tuple) -> None:
-    student, teacher, class_means, labels = inputs
-    with torch.inference_mode():
-        module = ndfast.NDLoss(class_means.clone(), learnable=learnable)
-    module(student.requires_grad_(), teacher, labels).backward()
-    expected = definition(student.detach(), teacher, class_means, labels, torch.ones(N))
-    torch.testing.assert_close(student.grad, expected)
-    assert (module.class_means.grad is not None) == learnable

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from both_losses import losses
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils.flop_counter import FlopCounterMode
@@ -33,13 +34,6 @@ def test_torch_func_grad(backend: str, seed: int) -> None:
     (3 * ndfast.nd_loss(*leaves, labels, backend="reference")).backward()
     for got, leaf in zip(of_all, leaves, strict=True):
         torch.testing.assert_close(got, leaf.grad)
-
-
-def attached(*arguments: Any, **options: Any) -> Tensor:
-    return ndfast.attach_nd_loss(*arguments, **options)[1]
-
-
-losses = pytest.mark.parametrize("loss", [ndfast.nd_loss, attached])
 
 
 def batches(B: int = 3) -> tuple[Tensor, ...]:
