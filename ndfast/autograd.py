@@ -14,32 +14,35 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from ndfast import dispatch, ops
+from ndfast import dispatch, ops, saved, transforms
 from ndfast.arguments import Rows, flatten, unflatten
+from ndfast.saved import CLASS_MEANS, STUDENT, TEACHER
 
 # Bound once: looked up at every call they would take as long as what they tell.
 _is_grad_enabled = torch.is_grad_enabled
 _is_compiling = torch.compiler.is_compiling
 _is_transforming = torch._C._are_functorch_transforms_active
+_is_tracing = torch._C._is_tracing
 _is_batched = torch._C._functorch.is_legacy_batchedtensor
 _num_dispatch_modes = torch._C._len_torch_dispatch_stack
+_hooks_on_saved_tensors = torch._C._autograd._top_saved_tensors_default_hooks
 _SEEN_THROUGH = (Tensor, torch.nn.Parameter)
 
 # What autograd does not look at: the rows, its inputs among them; the backend; whether measured.
 Call = tuple[Rows, Any, bool]
 
-# Where the inputs that need a gradient stand among a Function's inputs.
-STUDENT, TEACHER, CLASS_MEANS = 0, 1, 2
-
 
 def nd_loss_rows(rows: Rows, backend: str | None, measured: bool) -> tuple[Tensor, Tensor | None]:
     """The loss of checked rows, with its gradients; and ``measured`` their `_measures`."""
     student, teacher, class_means = rows[:3]
+    transforming = _is_transforming()
+    if transforming:
+        transforms.refuse_transforms()
     if forward_ad._current_level >= 0:
-        _refuse_tangents(rows)
-    transforming = _is_transforming() and not _is_compiling()
+        transforms.refuse_tangents(rows)
     if transforming or _is_watched(student):
-        op = _TransformableNDLoss.apply if transforming else ops.nd_loss_forward
+        transformed = transforming and not _is_compiling()
+        op = _TransformableNDLoss.apply if transformed else ops.nd_loss_forward
         outputs = op(*rows, 8 if measured else 4, False, dispatch.named(backend))
         return outputs[0], _measures(outputs[2], measured)
     needs_gradient = _is_grad_enabled() and (
@@ -51,7 +54,10 @@ def nd_loss_rows(rows: Rows, backend: str | None, measured: bool) -> tuple[Tenso
     if not needs_gradient:
         outputs = dispatch.run_forward(module, (*rows, 8 if measured else 0, False))
         return outputs[0], _measures(outputs[2], measured)
-    outputs = _apply_eagerly(student, teacher, class_means, (rows, module, measured))
+    try:
+        outputs = _apply_eagerly(student, teacher, class_means, (rows, module, measured))
+    except RuntimeError as error:
+        raise saved.name_inference_tensor(error, rows) from None
     return outputs if measured else (outputs, None)
 
 
@@ -62,23 +68,17 @@ def attach_nd_loss_rows(
     if not (_is_grad_enabled() and student.requires_grad) or _is_transforming():
         return student, *nd_loss_rows(rows, backend, measured)
     if forward_ad._current_level >= 0:
-        _refuse_tangents(rows)
+        transforms.refuse_tangents(rows)
     if _is_watched(student):
+        if not _is_compiling() and _is_tracing():  # torch.jit.trace looks into no Function
+            return student, *nd_loss_rows(rows, backend, measured)
         call = rows, ops.OpPair(dispatch.named(backend)), measured
         return _AttachedNDLoss.apply(student, *rows[1:3], call)
     module = dispatch.choose(student.device, backend)
-    return _attach_eagerly(student, *rows[1:3], (rows, module, measured))
-
-
-def _refuse_tangents(rows: Rows) -> None:
-    """Raises where forward-mode AD would go on without the loss's tangent, which is a wrong number.
-
-    Not every way to the ops has PyTorch raise by itself, and what the loss takes for a constant may
-    have a tangent too.
-    """
-    for value in rows:
-        if isinstance(value, Tensor) and forward_ad.unpack_dual(value).tangent is not None:
-            raise NotImplementedError("nd_loss: forward-mode AD (jvp) is not supported")
+    try:
+        return _attach_eagerly(student, *rows[1:3], (rows, module, measured))
+    except RuntimeError as error:
+        raise saved.name_inference_tensor(error, rows) from None
 
 
 def _measures(coefficients: Tensor, measured: bool) -> Tensor | None:
@@ -87,12 +87,19 @@ def _measures(coefficients: Tensor, measured: bool) -> Tensor | None:
 
 
 def _is_watched(student: Tensor) -> bool:
-    """Whether someone must see the op: torch.compile, a tensor subclass or a dispatch mode."""
-    return _is_compiling() or type(student) not in _SEEN_THROUGH or _num_dispatch_modes() > 0
+    """Whether someone must see the op: who traces, a tensor subclass or a dispatch mode."""
+    return (
+        _is_compiling()
+        or type(student) not in _SEEN_THROUGH
+        or _num_dispatch_modes() > 0
+        or _is_tracing()
+    )
 
 
 class _DeadEnd(torch.autograd.Function):
     """Passes the gradient on and raises where someone differentiates it once more."""
+
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(gradient: Tensor, *it_depends_on: Tensor | None) -> Tensor:
@@ -104,7 +111,11 @@ class _DeadEnd(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *_: Any) -> Any:
-        raise RuntimeError(ops.DOUBLE_BACKWARD)
+        raise RuntimeError(transforms.DOUBLE_BACKWARD)
+
+    @staticmethod
+    def jvp(ctx: Any, *_: Any) -> Any:
+        raise NotImplementedError(transforms.FORWARD_MODE)
 
 
 def _once_differentiable(
@@ -118,6 +129,8 @@ def _once_differentiable(
 
     @wraps(backward)
     def wrapper(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        if forward_ad._current_level >= 0:
+            transforms.refuse_tangents(grad_outputs)
         if not _is_grad_enabled():  # no create_graph: nobody can differentiate again
             return backward(ctx, *grad_outputs)
         it_depends_on = (*grad_outputs, *ctx.saved_tensors)
@@ -143,11 +156,8 @@ def _run_forward(ctx: Any, call: Call, gradient: bool) -> tuple[Tensor, Tensor, 
         loss, scale, coefficients, grad_student = backend.forward(*arguments)
     else:
         loss, scale, coefficients, grad_student = dispatch.run_forward(backend, arguments)
-    student, teacher, class_means, target, target_b, lam, lam_scalar = rows[:7]
-    ctx.save_for_backward(
-        student, teacher if needs[TEACHER] else None, class_means, target, target_b, lam
-    )
-    ctx.from_forward = backend, scale, coefficients, lam_scalar
+    saved.save(ctx, backend, rows, scale, coefficients)
+    ctx.is_unscaled = scale is None
     if not measured:
         return loss, grad_student, None
     measures = coefficients[4:]
@@ -156,22 +166,12 @@ def _run_forward(ctx: Any, call: Call, gradient: bool) -> tuple[Tensor, Tensor, 
     return loss, grad_student, measures
 
 
-def _run_backward(
-    ctx: Any, grad_loss: Tensor, grad_features: Tensor | None, needs: tuple[bool, ...]
-) -> tuple[Tensor | None, ...]:
-    """The gradients that are needed; ``grad_features`` goes into the student's."""
-    backend, scale, coefficients, lam_scalar = ctx.from_forward
-    grads = backend.backward(
-        grad_loss, scale, coefficients, *ctx.saved_tensors, lam_scalar, grad_features, *needs
-    )
-    return ops.wanted(grads, needs)
-
-
 class _NDLoss(torch.autograd.Function):
     """Eager: the gradient of the student is finished in forward where its dtype allows.
 
     float16 waits for backward: with the upstream gradient still missing, GradScaler's scale is
-    missing too, and small gradients would underflow.
+    missing too, and small gradients would underflow. So do hooks on saved tensors: a checkpoint
+    would have the gradient computed twice, and the first kept, for no hook sees it.
     """
 
     @staticmethod
@@ -182,7 +182,11 @@ class _NDLoss(torch.autograd.Function):
         class_means: Tensor,
         call: Call,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        gradient = ctx.needs_input_grad[STUDENT] and student.dtype != torch.float16
+        gradient = (
+            ctx.needs_input_grad[STUDENT]
+            and student.dtype != torch.float16
+            and _hooks_on_saved_tensors(False) is None
+        )
         loss, grad_student, measures = _run_forward(ctx, call, gradient)
         ctx.grad_student = grad_student if gradient else None
         return loss if measures is None else (loss, measures)  # a second output costs a microsecond
@@ -196,16 +200,12 @@ class _NDLoss(torch.autograd.Function):
         grad_student, ctx.grad_student = ctx.grad_student, None
         # is_grads_batched brings several upstream gradients, and grad_student is for one.
         if grad_student is None or _is_batched(grad_loss):
-            return *_run_backward(ctx, grad_loss, None, needs), None
-        if not _is_right_already(grad_loss, ctx.from_forward[1]):
-            backend, scale, coefficients, lam_scalar = ctx.from_forward
-            student, _, *centres = ctx.saved_tensors
-            backend.finish_gradient_(
-                grad_student, grad_loss, scale, coefficients, student, *centres, lam_scalar
-            )
+            return *saved.gradients(ctx, grad_loss, None, needs), None
+        if not (ctx.is_unscaled and _is_one(grad_loss)):
+            saved.finish_gradient_(ctx, grad_student, grad_loss)
         if not (needs[TEACHER] or needs[CLASS_MEANS]):
             return grad_student, None, None, None
-        others = _run_backward(ctx, grad_loss, None, (False, *needs[1:]))[1:]
+        others = saved.gradients(ctx, grad_loss, None, (False, *needs[1:]))[1:]
         return grad_student, *others, None
 
 
@@ -214,9 +214,9 @@ class _NDLoss(torch.autograd.Function):
 _apply_eagerly = super(torch.autograd.Function, _NDLoss).apply
 
 
-def _is_right_already(grad_loss: Tensor, scale: Tensor | None) -> bool:
-    """Whether the gradient from forward is; False also where the backend had better look itself."""
-    return scale is None and grad_loss.is_cpu and grad_loss.dim() == 0 and grad_loss.item() == 1
+def _is_one(grad_loss: Tensor) -> bool:
+    """Whether the upstream gradient is; False also where the backend had better look itself."""
+    return grad_loss.is_cpu and grad_loss.dim() == 0 and grad_loss.item() == 1
 
 
 class _AttachedNDLoss(torch.autograd.Function):
@@ -250,7 +250,7 @@ def _sum_of_gradients(
 ) -> tuple[Tensor | None, ...]:
     if grad_features is not None:
         grad_features = flatten(grad_features)
-    grad_student, *others = _run_backward(ctx, grad_loss, grad_features, ctx.needs_input_grad[:3])
+    grad_student, *others = saved.gradients(ctx, grad_loss, grad_features, ctx.needs_input_grad[:3])
     assert grad_student is not None  # a student that needs no gradient is not attached
     return unflatten(grad_student, ctx.shape), *others, None
 
@@ -261,9 +261,11 @@ _attach_eagerly = super(torch.autograd.Function, _AttachedNDLoss).apply
 class _TransformableNDLoss(torch.autograd.Function):
     """The op's autograd in the form that torch.func takes, which that of torch.library is not."""
 
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(*inputs: Any) -> tuple[Tensor, ...]:
         return ops.nd_loss_forward(*inputs)
 
-    setup_context = staticmethod(ops.save_for_backward)
-    backward = staticmethod(_once_differentiable(ops.gradients))
+    setup_context = staticmethod(ops.setup_context)
+    backward = staticmethod(_once_differentiable(ops.backward))

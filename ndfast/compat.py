@@ -100,8 +100,11 @@ class DirectNormLoss(nn.Module):
             return nd_loss(
                 s_emb, t_emb, T_EMB, labels, weight=self.nd_loss_factor, backend=self.backend
             )
-        except (TypeError, ValueError, IndexError) as error:
-            raise type(error)(_in_our_names(str(error))) from None
+        except (TypeError, ValueError, IndexError, RuntimeError) as error:
+            message = _in_our_names(str(error))
+            if message == str(error):
+                raise
+            raise type(error)(message) from None
 
     def extra_repr(self) -> str:
         return f"num_class={self.num_class}, nd_loss_factor={self.nd_loss_factor}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from ndfast.arguments import check_options
@@ -54,7 +55,8 @@ class NDLoss(nn.Module):
         if class_means.dim() != 2:
             raise ValueError(f"class_means: got shape {list(class_means.shape)}; it takes [K, D]")
         check_options(weight, reduction, ignore_index, eps, backend)
-        means = class_means.detach().clone()
+        with torch.inference_mode(False):  # backward cannot keep inference mode's tensors
+            means = class_means.detach().clone()
         if learnable:
             self.class_means = nn.Parameter(means)
         else:

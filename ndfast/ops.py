@@ -11,10 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ndfast import dispatch
+from ndfast import dispatch, saved, transforms
 from ndfast.backends.reference import NONE, accumulation_dtype
-
-DOUBLE_BACKWARD = "nd_loss: its gradient cannot be differentiated again (double backward)"
 
 _INPUTS = (
     "Tensor student, Tensor? teacher, Tensor class_means, Tensor? target, Tensor? target_b, "
@@ -111,33 +109,44 @@ class OpPair(NamedTuple):
         return nd_loss_backward(*arguments, self.backend)
 
 
-def save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    """What `gradients` needs; the setup_context of nd_loss_forward."""
-    *tensors, ctx.lam_scalar = inputs[:7]
+def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    """That of nd_loss_forward."""
     _, scale, coefficients, _ = output
     ctx.mark_non_differentiable(*output[1:])
-    ctx.save_for_backward(scale, coefficients, *tensors)
-    ctx.num_inputs, ctx.backend = len(inputs), inputs[-1]
+    saved.save(ctx, OpPair(inputs[-1]), inputs, scale, coefficients)
+    ctx.num_inputs = len(inputs)
 
 
-def gradients(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-    """The backward of nd_loss_forward."""
-    needs = ctx.needs_input_grad[:3]
-    saved = (*ctx.saved_tensors, ctx.lam_scalar)
-    grads = nd_loss_backward(grad_loss, *saved, None, *needs, ctx.backend)
-    return *wanted(grads, needs), *[None] * (ctx.num_inputs - len(grads))
-
-
-def wanted(grads: tuple[Tensor, ...], needs: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
-    """The gradients as autograd takes them: None in place of an empty tensor."""
-    return tuple(grad if need else None for grad, need in zip(grads, needs, strict=True))
+def backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    """That of nd_loss_forward."""
+    grads = saved.gradients(ctx, grad_loss, None, ctx.needs_input_grad[:3])
+    return *grads, *[None] * (ctx.num_inputs - len(grads))
 
 
 def _no_second_derivative(ctx: Any, *_: Tensor) -> Any:
-    raise RuntimeError(DOUBLE_BACKWARD)
+    raise RuntimeError(transforms.DOUBLE_BACKWARD)
 
 
 torch.library.register_autograd(
-    "ndfast::nd_loss_forward", gradients, setup_context=save_for_backward, lib=_library
+    "ndfast::nd_loss_forward", backward, setup_context=setup_context, lib=_library
 )
 torch.library.register_autograd("ndfast::nd_loss_backward", _no_second_derivative, lib=_library)
+
+
+def _one_by_one(op: Any) -> Any:
+    """The op under vmap: for one slice after the other, as each has a denominator of its own."""
+
+    def call(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> Any:
+        along = list(zip(arguments, in_dims, strict=True))
+        slices = [
+            op(*(x if dim is None else x.select(dim, i) for x, dim in along))
+            for i in range(info.batch_size)
+        ]
+        outputs = tuple(torch.stack(of_slices) for of_slices in zip(*slices, strict=True))
+        return outputs, (0,) * len(outputs)
+
+    return call
+
+
+torch.library.register_vmap("ndfast::nd_loss_forward", _one_by_one(nd_loss_forward), lib=_library)
+torch.library.register_vmap("ndfast::nd_loss_backward", _one_by_one(nd_loss_backward), lib=_library)
