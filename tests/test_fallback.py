@@ -177,15 +177,17 @@ def test_threads_that_choose_at_once_warn_once(machine: Machine) -> None:
     assert len(said) == 1
 
 
-def test_what_may_pass_is_no_reason(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_capture_forbids_is_no_reason(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     machine()
 
     def fail(index: int) -> str:
-        raise RuntimeError("ndfast: CUDA error in loading the kernels: out of memory")
+        raise RuntimeError("ndfast: CUDA error in loading the kernels: operation not permitted")
 
     ops = torch.ops.ndfast_cuda
     monkeypatch.setattr(ops, "why_unusable", fail)
-    with pytest.raises(RuntimeError, match="out of memory"):
+    with pytest.raises(RuntimeError, match="loading the kernels: operation not permitted"):
         dispatch.choose(GPU, None)
     monkeypatch.setattr(ops, "why_unusable", lambda index: "")
     assert chosen(GPU) == ("cuda", [])

@@ -41,10 +41,8 @@ constexpr int64_t least_driver(int cuda) {
   }
 }
 
-// Whether the same may succeed at another time: with more memory, or outside of a capture.
-bool may_pass(cudaError_t error) {
-  return error == cudaErrorMemoryAllocation ||
-         (error >= cudaErrorStreamCaptureUnsupported && error <= cudaErrorStreamCaptureWrongThread);
+bool is_of_capture(cudaError_t error) {
+  return error >= cudaErrorStreamCaptureUnsupported && error <= cudaErrorStreamCaptureWrongThread;
 }
 
 }  // namespace
@@ -61,7 +59,7 @@ std::string why_unusable(int64_t device) {
   cudaFuncAttributes attributes;
   const cudaError_t error = cudaFuncGetAttributes(&attributes, any_kernel());
   if (error == cudaSuccess) return "";
-  if (may_pass(error)) check(error, "loading the kernels");
+  if (is_of_capture(error)) check(error, "loading the kernels");
   cudaGetLastError();
   return cudaGetErrorString(error);
 }

@@ -24,7 +24,8 @@ class OnDevice {
   Launch launch_;
 };
 
-// Why nothing can be launched on a device; empty where it can. Throws where that may change.
+// Why nothing can be launched on a device; empty where it can. Throws in a capture that keeps the
+// kernels from being loaded, for at another time they may be.
 std::string why_unusable(int64_t device);
 
 // The CUDA version of the runtime in this library, as 1000 * major + 10 * minor; the least release
