@@ -24,18 +24,22 @@ import setuptools
 
 LIMITED_API = "0x030A0000"  # CPython 3.10
 TORCH_FLOOR = "0x020a000000000000"  # 2.10, the stable ABI's version
-GPUS = ("8.0", "9.0", "10.0")  # machine code of each that nvcc knows, and PTX for later ones
+# Machine code of each that nvcc knows; and PTX, for GPUs between them and later ones, of the newest
+# up to 10.0: that of 12.0 would leave out 11.0.
+GPUS = ("8.0", "9.0", "10.0", "12.0")
+PTX_GPUS = GPUS[:3]
 SPEED = ["-O3", "-std=c++17"]
 SETUPTOOLS_FLOOR = 77  # the first that reads the licence in pyproject.toml
 
 
 @dataclass(frozen=True)
 class CudaToolkit:
-    """Where nvcc and what belongs to it are."""
+    """Where nvcc and what belongs to it are, and which GPUs it knows."""
 
     home: str
     include: list[str]
     lib: list[str]
+    gpus: str  # that are compiled for by default
 
     @classmethod
     def find(cls) -> CudaToolkit:
@@ -55,15 +59,22 @@ class CudaToolkit:
 
         if not (top := folders("TOP", "")):
             raise RuntimeError(f"{nvcc} does not work: {told.strip()[-200:]}")
-        return cls(os.path.realpath(top[0]), folders("INCLUDES", "-I"), folders("LIBRARIES", "-L"))
+        return cls(
+            os.path.realpath(top[0]), folders("INCLUDES", "-I"), folders("LIBRARIES", "-L"),
+            default_gpus(nvcc),
+        )  # fmt: skip
 
-    def gpus(self) -> str:
-        """For TORCH_CUDA_ARCH_LIST."""
-        nvcc = os.path.join(self.home, "bin", "nvcc")
-        known = subprocess.run(
-            [nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=True
-        ).stdout.split()
-        return ";".join(gpu for gpu in GPUS if "compute_" + gpu.replace(".", "") in known) + "+PTX"
+
+def default_gpus(nvcc: str) -> str:
+    """As TORCH_CUDA_ARCH_LIST has them."""
+    told = subprocess.run(
+        [nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=False
+    ).stdout.split()  # one before CUDA 11 has no such option
+    known = [gpu for gpu in GPUS if "compute_" + gpu.replace(".", "") in told]
+    with_ptx = [gpu for gpu in known if gpu in PTX_GPUS][-1:]
+    if not with_ptx:
+        raise RuntimeError(f"{nvcc} compiles for none of {', '.join(PTX_GPUS)}")
+    return ";".join(gpu + "+PTX" * (gpu in with_ptx) for gpu in known)
 
 
 def headers() -> list[str]:
@@ -148,7 +159,7 @@ def arguments() -> dict[str, Any]:
         cpp_extension.CUDA_HOME = toolkit.home  # a torch without CUDA has not looked for it
         # Its own CUDA may be another: the library brings a runtime and links nothing of torch's.
         cpp_extension._check_cuda_version = lambda *_: None
-        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", toolkit.gpus())
+        os.environ["TORCH_CUDA_ARCH_LIST"] = os.environ.get("TORCH_CUDA_ARCH_LIST") or toolkit.gpus
 
     class Build(cpp_extension.BuildExtension):
         """Goes on without what does not compile, unless it was asked for."""

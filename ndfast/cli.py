@@ -108,9 +108,9 @@ def _env(given: argparse.Namespace) -> int:
     environment["backend"] = environment["backend"] or "the fastest that can run"
     for name, value in environment.items():
         shown = ", ".join(value) if isinstance(value, list) else value
-        print(f"{name:<10} {shown or 'none'}")
+        print(f"{name:<14} {shown or 'none'}")
     for name, reason in backends.items():
-        print(f"{name:<10} {reason or 'can run'}")
+        print(f"{name:<14} {reason or 'can run'}")
     return OK
 
 

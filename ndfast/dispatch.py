@@ -1,15 +1,19 @@
 """Which backend runs, and why.
 
 The order: the argument, then `use_backend`, then the environment variable NDFAST_BACKEND (read at
-import), then the fastest that is there. A backend asked for by name that cannot run raises.
+import), then the fastest that is there. A backend asked for by name that cannot run raises. Where
+the fastest that was installed cannot, a warning says once why, and what runs.
 """
 
 from __future__ import annotations
 
 import os
+import sys
+import threading
+import warnings
 from functools import lru_cache
 from importlib import import_module
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import Any
 
 import torch
@@ -112,10 +116,50 @@ def _choose(device: torch.device, name: str | None) -> Any:
         if reason is not None:
             raise RuntimeError(f"backend {name!r} cannot run on a {device.type} tensor: {reason}")
         return _module(name)
+    passed_over: dict[str, str] = {}
     for candidate in _FASTEST_FIRST.get(device.type, ("reference",)):
-        if _module(candidate).unusable(device) is None:
+        reason = _module(candidate).unusable(device)
+        if reason is None:
+            _say_what_runs(candidate, device, passed_over)
             return _module(candidate)
+        passed_over[candidate] = reason
     raise AssertionError("the reference runs everywhere")
+
+
+_said: set[str] = set()
+_saying = threading.Lock()
+
+
+def _say_what_runs(name: str, device: torch.device, passed_over: dict[str, str]) -> None:
+    """Warns, once a process, that something slower runs than was installed, or the reference.
+
+    Not where Triton runs beside a library without CUDA kernels: nobody was promised them.
+    """
+    if not passed_over or (name == "triton" and not _module("cuda").installed):
+        return
+    slower = ", several times slower than compiled code" if name == "reference" else ""
+    reasons = "; ".join(f"{other!r} cannot: {reason}" for other, reason in passed_over.items())
+    message = (
+        f"nd_loss: backend {name!r} runs on {device.type} tensors{slower}. {reasons}. "
+        f"NDFAST_BACKEND={name} or ndfast.use_backend({name!r}) chooses it without this warning"
+    )
+    with _saying:
+        if message in _said:
+            return
+        _said.add(message)
+    warnings.warn(message, stacklevel=_stacklevel())
+
+
+def _stacklevel() -> int:
+    """Of who called this package, or a module of it by way of torch; counted from its caller."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back and _package_of(frame) in ("ndfast", "torch"):
+        frame, level = frame.f_back, level + 1
+    return level
+
+
+def _package_of(frame: FrameType) -> str:
+    return str(frame.f_globals.get("__name__")).partition(".")[0]
 
 
 def run_forward(

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 import ndfast
-from ndfast.backends import native
+from ndfast.backends import cuda, native
 from ndfast.dispatch import available_backends, named
 
 
@@ -21,6 +21,13 @@ def describe_environment() -> dict[str, Any]:
 
         - ``python``, ``ndfast``, ``torch``, ``triton``, ``numpy``: versions, None where missing.
         - ``torch_cuda``: the CUDA version that torch was built with, None for one without CUDA.
+        - ``kernels_cuda``: the CUDA version that the cuda backend's kernels were built with, None
+          without them.
+        - ``kernels_gpus``: the GPUs that they have machine code for.
+        - ``kernels_driver``: the least release of the NVIDIA driver that runs them, None where
+          unknown.
+        - ``driver``, ``driver_cuda``: the release of this machine's driver, and the CUDA version
+          that it is for; None where unknown.
         - ``platform``: the operating system, its version and the C library.
         - ``threads``: how many torch and the native backend use on the CPU.
         - ``simd``: the native backend's instruction set, avx512, avx2 or portable; None without the
@@ -37,6 +44,7 @@ def describe_environment() -> dict[str, Any]:
         "triton": _version("triton"),
         "numpy": _version("numpy"),
         "torch_cuda": torch.version.cuda,
+        **cuda.facts(),
         "platform": platform.platform(),
         "threads": torch.get_num_threads(),
         "simd": native.capability() if native.missing is None else None,

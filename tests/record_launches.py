@@ -1,8 +1,10 @@
 """Launches a kernel by Triton's JIT and by QuickLaunch, and prints what each launched.
 
 `tests/test_triton_quick_launch.py` runs this as a program, because Triton decides at import whether
-kernels are interpreted. stdout: a JSON object, by the call's name: what the JIT launched, what
-QuickLaunch launched the first time and the second, and whether it asked the JIT the second time.
+kernels are interpreted. stdout: a JSON object, by the call's name: what QuickLaunch launched in a
+CUDA-graph capture at first, or the error that it raised, and whether it asked the JIT; what the JIT
+launched; what QuickLaunch launched the first time outside a capture; and what then in one, and
+whether it asked the JIT.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import triton
 from made_up_gpu import Driver
 from triton.runtime.jit import JITFunction
 
+from ndfast.backends.triton import workspace
 from ndfast.backends.triton.forward_kernel import forward_kernel
 from ndfast.backends.triton.quick_launch import QuickLaunch
 
@@ -103,16 +106,24 @@ def main() -> None:
         return seen
 
     quick_launch = QuickLaunch(forward_kernel)
+
+    def captured(arguments: tuple[Any, ...]) -> tuple[list[Any] | str, bool]:
+        """What is launched in a capture, or the error; and whether the JIT is asked."""
+        jit_run = patch.object(JITFunction, "run", autospec=True, side_effect=JITFunction.run)
+        with patch.object(workspace, "is_capturing", return_value=True), jit_run as run:
+            try:
+                return launched(quick_launch, arguments), run.called
+            except RuntimeError as error:
+                assert not driver.launches
+                return str(error), run.called
+
     found = {}
     for name, make in CALLS.items():
         arguments = make()
         with settings.get(name, nullcontext()):
+            at_first = captured(arguments)
             launches = [launched(launch, arguments) for launch in (jit, quick_launch)]
-            with patch.object(
-                JITFunction, "run", autospec=True, side_effect=JITFunction.run
-            ) as run:
-                launches.append(launched(quick_launch, arguments))
-        found[name] = [*launches, run.called]
+            found[name] = [*at_first, *launches, *captured(arguments)]
     print(json.dumps(found))
 
 

@@ -41,9 +41,10 @@ def of_rows(kernels: list[Kernel], name: str) -> list[Kernel]:
 
 def test_it_holds_code_for_every_gpu_and_ptx_for_later_ones(kernels: list[Kernel]) -> None:
     gpus = {k.gpu for k in kernels}
-    assert gpus == {"sm_80", "sm_90", "sm_100"}
+    assert gpus == {"sm_80", "sm_90", "sm_100", "sm_120"}
+    assert cuda.facts()["kernels_gpus"] == sorted(gpus, key=lambda gpu: int(gpu[3:]))
     names = [{str(k).split(" for ")[0] for k in kernels if k.gpu == gpu} for gpu in gpus]
-    assert names[0] == names[1] == names[2]
+    assert all(of_gpu == names[0] for of_gpu in names)
     ptx = "".join(cuobjdump("-lptx", str(LIBRARY)))
     assert re.search(r"sm_100\.ptx", ptx), ptx
 
@@ -227,7 +228,9 @@ def test_the_parts_of_a_class_are_asked_for_before_they_are_added(kernels: list[
     adding = [k for k in kernels if k.name == "add_parts_kernel"]
     assert {k.types[0] for k in adding} == {"float", "double"}
     for kernel in adding:
-        assert most_at_once(kernel, r"LDG\.E(\.64)?$", "FADD|DADD|EXIT") == 16, kernel
+        # Of sm_120, a GPU with few units for double precision, ptxas starts them earlier.
+        all_parts = 8 if (kernel.gpu, kernel.types[0]) == ("sm_120", "double") else 16
+        assert most_at_once(kernel, r"LDG\.E(\.64)?$", "FADD|DADD|EXIT") == all_parts, kernel
 
 
 def test_a_reduced_loss_takes_one_ticket(kernels: list[Kernel]) -> None:

@@ -264,7 +264,12 @@ def test_tickets() -> None:
     assert emulator.take_ticket() == mine
 
 
-def test_a_launch_that_fails_raises(seed: int) -> None:
-    torch.ops.ndfast_emulator.fail_next_launch()
-    with pytest.raises(RuntimeError, match="CUDA error in launching a kernel: invalid value"):
+@pytest.mark.parametrize(
+    ("error", "advice"),
+    [(1, ""), (900, "; before a CUDA graph is captured, run its step once outside")],
+)
+def test_a_launch_that_fails_raises(error: int, advice: str, seed: int) -> None:
+    torch.ops.ndfast_emulator.fail_next_launch(error)
+    with pytest.raises(RuntimeError, match="CUDA error in launching a kernel: ") as raised:
         draw(3, 8, 2, torch.float32).run("cuda")
+    assert f"error {error}{advice}\n" in f"{raised.value}\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -219,6 +220,32 @@ def test_a_torch_of_another_cuda_than_nvcc_is_built_against(tmp_path: Path) -> N
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.stderr.splitlines()[-1] == "built", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("known", "gpus"),
+    [
+        ("80 86", "8.0+PTX"),
+        ("50 52 53 60 61 62 70 72 75 80 86 87 89 90 90a", "8.0;9.0+PTX"),  # of CUDA 12.4
+        ("50 70 75 80 86 87 89 90 100 101 120", "8.0;9.0;10.0+PTX;12.0"),  # of 12.8
+        ("75 80 86 87 88 89 90 100 110 103 120 121", "8.0;9.0;10.0+PTX;12.0"),  # of 13.0
+        ("90 100 110", "9.0;10.0+PTX"),
+        ("35 70", None),
+        ("", None),  # one that does not know the option
+        ("120", None),  # PTX of it would leave out 11.0
+    ],
+)
+def test_which_gpus_are_compiled_for(known: str, gpus: str | None, tmp_path: Path) -> None:
+    nvcc = tmp_path / "nvcc"
+    told = "\n".join(f"compute_{gpu}" for gpu in known.split())
+    nvcc.write_text(f"#!/bin/sh\ntest $1 = --list-gpu-arch && echo '{told}'\n")
+    nvcc.chmod(0o755)
+    default_gpus = runpy.run_path(str(ROOT / "setup.py"))["default_gpus"]
+    if gpus is None:
+        with pytest.raises(RuntimeError, match=r"nvcc compiles for none of 8\.0, 9\.0, 10\.0"):
+            default_gpus(str(nvcc))
+    else:
+        assert default_gpus(str(nvcc)) == gpus
 
 
 def test_without_a_compiler(sdist: Path, tmp_path: Path) -> None:

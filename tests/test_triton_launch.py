@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import operator
 import os
@@ -9,19 +10,23 @@ import runpy
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from cases import assert_as_defined, draw
+from stand_in_driver import output_beside
 
 pytest.importorskip("triton", reason="the Triton backend needs triton")
 
 import triton
 
 from ndfast.backends import triton as backend
-from ndfast.backends.triton import launch_table, workspace
+from ndfast.backends.triton import launch_table, launcher, workspace
 from ndfast.backends.triton.launch_table import LaunchConfig, default_config
 
 
@@ -53,6 +58,22 @@ def test_autotuning_takes_the_fastest_and_measures_once(
     assert_as_defined(case, "triton", "once timed")
     assert len(timed) == kernels * len(layouts)
     draw(3, 37, 2, torch.bfloat16).run("triton")
+    assert len(launch_table._measured) == 2 * kernels
+
+    launched: list[LaunchConfig] = []
+    launch_with = launcher._launch_with
+
+    def watched(config: LaunchConfig, *arguments: Any) -> None:
+        launched.append(config)
+        launch_with(config, *arguments)
+
+    monkeypatch.setattr(launcher, "_launch_with", watched)
+    monkeypatch.setattr(workspace, "is_capturing", lambda device: True)
+    assert_as_defined(case, "triton", "in a CUDA graph, timed before")
+    assert layouts[1] in launched
+    assert layouts[0] not in launched
+    with pytest.raises(RuntimeError, match=r"got a layout to time in a CUDA-graph capture; "):
+        draw(3, 38, 2, torch.float32).run("triton")
     assert len(launch_table._measured) == 2 * kernels
 
 
@@ -140,6 +161,77 @@ def test_what_outlasts_a_call_is_allocated_in_a_thread_of_its_own(
     workspace.workspace(CPU)
     assert len(threads) == 3  # partial sums, the ticket, the graphs' tickets
     assert threading.get_ident() not in threads
+
+
+@pytest.fixture
+def stream_numbers(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """What the driver's cuStreamGetId gives out, the last first."""
+    numbers: list[int] = []
+    prototype = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.POINTER(ctypes.c_ulonglong))
+
+    @prototype
+    def get_id(stream: int | None, number: Any) -> int:
+        if not numbers:
+            return 400
+        number[0] = numbers.pop()
+        return 0
+
+    monkeypatch.setattr(workspace, "_cu_stream_get_id", lambda: get_id)
+    return numbers
+
+
+def test_a_handle_that_comes_back_is_another_stream(
+    monkeypatch: pytest.MonkeyPatch, stream_numbers: list[int]
+) -> None:
+    gpu = torch.device("cuda", 1)
+    monkeypatch.setattr(workspace, "is_capturing", lambda device: False)
+    active = SimpleNamespace(get_current_stream=lambda index: 0x7000 + index)
+    monkeypatch.setattr(triton.runtime.driver, "_active", active)
+    monkeypatch.setattr(workspace, "_stream_workspace", lambda *key: key)
+    stream_numbers += [7, 2**63 + 5, 7]
+    streams = [workspace.workspace(gpu) for _ in range(3)]
+    assert streams == [(gpu, 7), (gpu, 2**63 + 5), (gpu, 7)]
+    with pytest.raises(RuntimeError, match="CUDA error 400"):
+        workspace.workspace(gpu)
+
+
+def test_the_drivers_own_function_is_asked(tmp_path: Path) -> None:
+    script = (
+        "from ndfast.backends.triton.workspace import _stream_id; "
+        "print(_stream_id(2**40 + 7), _stream_id(0))"
+    )
+    told = output_beside(12040, script, tmp_path)
+    assert told.split() == [str(2**64 - 1 - (2**40 + 7)), str(2**64 - 1)]
+
+
+def test_without_a_cuda_driver_the_handle_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workspace, "_cu_stream_get_id", lambda: None)  # ROCm
+    assert workspace._stream_id(0x7001) == 0x7001
+
+
+def test_streams_that_are_gone_do_not_keep_their_workspaces() -> None:
+    kept = [weakref.ref(workspace._stream_workspace(CPU, -1 - i)[0]) for i in range(300)]
+    alive = [i for i, partials in enumerate(kept) if partials() is not None]
+    assert alive == list(range(300 - workspace._STREAMS, 300))
+
+
+@pytest.mark.usefixtures("fresh_workspaces")
+def test_a_workspace_is_cleared_by_the_thread_that_launches(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # The default stream of each thread has one handle: in another thread it is another stream.
+    cleared = []
+    clear = torch.Tensor.zero_
+
+    def watched(tensor: torch.Tensor) -> torch.Tensor:
+        cleared.append((tensor.numel(), threading.get_ident()))
+        return clear(tensor)
+
+    monkeypatch.setattr(torch.Tensor, "zero_", watched)
+    _, ticket = workspace.workspace(CPU)
+    here, spacing = threading.get_ident(), workspace._SPACING
+    assert sorted(cleared) == [(spacing, here), (spacing * workspace._GRAPH_TICKETS, here)]
+    assert ticket.item() == 0
 
 
 def test_cpu_tensors_need_the_interpreter() -> None:

@@ -1,5 +1,6 @@
 // Registration of the ops of ndfast/backends/cuda.py, nothing else.
 #include "device.h"
+#include "kernels.h"
 #include "nd_loss.h"
 
 // The tests' emulator registers them under another name, for CPU tensors.
@@ -30,10 +31,14 @@ NDFAST_REGISTER(NDFAST_CUDA_LIBRARY, m) {
       "finish_gradient_(Tensor(a!) grad_student, Tensor grad_loss, Tensor scale, "
       "Tensor coefficients, Tensor student, " NDFAST_CENTRES ") -> ()");
   m.def("why_unusable(int device) -> str");
+  m.def("versions() -> (int cuda, int least_driver, int cuda_of_driver)");
+  m.def("architectures() -> str");
 }
 
 NDFAST_REGISTER_KERNELS(NDFAST_CUDA_LIBRARY, CompositeExplicitAutograd, m) {
   m.impl("why_unusable", TORCH_BOX(&ndfast::cuda::why_unusable));
+  m.impl("versions", TORCH_BOX(&ndfast::cuda::versions));
+  m.impl("architectures", TORCH_BOX(&ndfast::cuda::architectures));
 }
 
 NDFAST_REGISTER_KERNELS(NDFAST_CUDA_LIBRARY, NDFAST_CUDA_KEY, m) {

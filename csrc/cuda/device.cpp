@@ -32,6 +32,19 @@ cudaStream_t current_stream(int32_t device) {
   return static_cast<cudaStream_t>(stream);
 }
 
+// By NVIDIA's "CUDA Compatibility": within a major version, a driver of any minor version serves.
+constexpr int64_t least_driver(int cuda) {
+  switch (cuda / 1000) {
+    case 12: return 525;
+    case 13: return 580;
+    default: return 0;
+  }
+}
+
+bool is_of_capture(cudaError_t error) {
+  return error >= cudaErrorStreamCaptureUnsupported && error <= cudaErrorStreamCaptureWrongThread;
+}
+
 }  // namespace
 
 OnDevice::OnDevice(const Tensor& student)
@@ -46,8 +59,15 @@ std::string why_unusable(int64_t device) {
   cudaFuncAttributes attributes;
   const cudaError_t error = cudaFuncGetAttributes(&attributes, any_kernel());
   if (error == cudaSuccess) return "";
+  if (is_of_capture(error)) check(error, "loading the kernels");
   cudaGetLastError();
   return cudaGetErrorString(error);
+}
+
+std::tuple<int64_t, int64_t, int64_t> versions() {
+  int driver = 0;
+  cudaDriverGetVersion(&driver);
+  return {CUDART_VERSION, least_driver(CUDART_VERSION), driver};
 }
 
 }  // namespace ndfast::cuda

@@ -5,6 +5,7 @@
 
 #include <optional>
 #include <string>
+#include <tuple>
 
 #include "launch.h"
 #include "tensors.h"
@@ -23,7 +24,13 @@ class OnDevice {
   Launch launch_;
 };
 
-// Why nothing can be launched on a device; empty where it can.
+// Why nothing can be launched on a device; empty where it can. Throws in a capture that keeps the
+// kernels from being loaded, for at another time they may be.
 std::string why_unusable(int64_t device);
+
+// The CUDA version of the runtime in this library, as 1000 * major + 10 * minor; the least release
+// of NVIDIA's driver that it takes, 0 where that was not known yet; and the CUDA version that the
+// driver is for, 0 without one. Neither a GPU nor a driver is needed to ask.
+std::tuple<int64_t, int64_t, int64_t> versions();
 
 }  // namespace ndfast::cuda

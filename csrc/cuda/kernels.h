@@ -1,6 +1,8 @@
 // The kernels as the host calls them: each picks its layout and launches once.
 #pragma once
 
+#include <string>
+
 #include "arguments.h"
 #include "launch.h"
 
@@ -17,6 +19,9 @@ bool class_means_rows(const ClassMeansArguments<float>& p, const Launch& launch)
 
 // One of them, to ask whether the GPU can run what has been compiled.
 const void* any_kernel();
+
+// Which GPUs they have been compiled for, as "800,900": ten times the number behind sm_.
+std::string architectures();
 
 // Rows of any types and alignment, an element at a time; T is the type of the sums.
 template <class T>

@@ -26,8 +26,12 @@ unsigned long long capture_on(cudaStream_t stream) {
 void check(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
   cudaGetLastError();  // told once, not to whoever looks next
+  // A kernel is loaded when it is first used, which drivers before CUDA 12.3 do in no capture.
+  const char* advice = error == cudaErrorStreamCaptureUnsupported
+                           ? "; before a CUDA graph is captured, run its step once outside"
+                           : "";
   throw std::runtime_error(std::string("ndfast: CUDA error in ") + what + ": " +
-                           cudaGetErrorString(error));
+                           cudaGetErrorString(error) + advice);
 }
 
 dim3 grid_of(int64_t blocks) {

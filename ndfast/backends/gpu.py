@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
 _LEAST_CAPABILITY = (8, 0)
+_DRIVER = Path("/proc/driver/nvidia/version")
 
 
 def not_there(device: torch.device) -> str | None:
@@ -23,6 +27,16 @@ def too_old(device: torch.device) -> str | None:
         return None
     found, least = (".".join(map(str, c)) for c in (capability, _LEAST_CAPABILITY))
     return f"the GPU has compute capability {found}; it takes {least} or more"
+
+
+def driver_release() -> str | None:
+    """The NVIDIA driver's number, "550.54.15"; None where the kernel does not tell."""
+    try:
+        told = _DRIVER.read_text(encoding="utf-8")
+    except OSError:
+        return None
+    found = re.search(r"Kernel Module.*?\s(\d+(\.\d+)+)\s", told)
+    return found[1] if found else None
 
 
 def sort_by_class(target: Tensor, target_b: Tensor | None, K: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -15,12 +15,13 @@ from torch import Tensor
 
 from ndfast.labels import check_label_range
 
+installed = find_spec("ndfast._C") is not None
 try:
     from ndfast import _C  # type: ignore[attr-defined]  # noqa: F401  (registers the ops)
 
     missing = None
 except ImportError as error:
-    what = "is not there" if find_spec("ndfast._C") is None else f"does not load ({error})"
+    what = f"does not load ({error})" if installed else "is not there"
     missing = (
         f"the compiled library {what}; install ndfast with --no-build-isolation where a C++ "
         "compiler and torch are"

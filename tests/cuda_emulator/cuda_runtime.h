@@ -29,6 +29,7 @@
 #define __launch_bounds__(...)
 // Blocks run one at a time, so a block's memory may be the program's.
 #define __shared__ static
+#define __CUDA_ARCH_LIST__ 800, 900
 
 struct dim3 {
   unsigned x, y, z;
@@ -180,7 +181,11 @@ inline uint32_t __float_as_uint(float value) {
   return bits;
 }
 
-enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1 };
+enum cudaError_t {
+  cudaSuccess = 0,
+  cudaErrorInvalidValue = 1,
+  cudaErrorStreamCaptureUnsupported = 900
+};
 using cudaStream_t = struct Stream*;
 enum cudaStreamCaptureStatus { cudaStreamCaptureStatusNone, cudaStreamCaptureStatusActive };
 enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount = 16 };
@@ -194,7 +199,7 @@ struct cudaLaunchConfig_t {
 namespace emulator {
 inline unsigned long long capture_id = 0;
 inline unsigned long long stream_id = 1;
-inline bool fails_next_launch = false;
+inline cudaError_t next_launch_fails_by = cudaSuccess;
 struct Launched {
   const void* kernel;
   int64_t at_work;  // blocks that came to a barrier; the others found nothing to do
@@ -211,7 +216,8 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   gridDim = config->gridDim;
   blockDim = config->blockDim;
   const unsigned threads = config->blockDim.x * config->blockDim.y;
-  if (std::exchange(emulator::fails_next_launch, false)) return cudaErrorInvalidValue;
+  const auto error = std::exchange(emulator::next_launch_fails_by, cudaSuccess);
+  if (error != cudaSuccess) return error;
   emulator::launched.push_back({reinterpret_cast<const void*>(kernel), 0});
   if (threads == 0 || threads > 1024 || threads % emulator::kWarp != 0)
     return cudaErrorInvalidValue;
@@ -230,7 +236,9 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
 }
 
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
-inline const char* cudaGetErrorString(cudaError_t) { return "invalid value"; }
+inline const char* cudaGetErrorString(cudaError_t error) {
+  return error == cudaErrorInvalidValue ? "error 1" : "error 900";
+}
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
   *value = 2;
   return cudaSuccess;

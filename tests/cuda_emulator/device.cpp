@@ -13,12 +13,13 @@ extern "C" int64_t ptx_launch(int64_t module, const char* name, const unsigned* 
 namespace ndfast::cuda {
 OnDevice::OnDevice(const Tensor& student) : launch_{student.get_device_index(), nullptr} {}
 std::string why_unusable(int64_t) { return ""; }
+std::tuple<int64_t, int64_t, int64_t> versions() { return {}; }
 }  // namespace ndfast::cuda
 
 namespace {
 void set_capture(int64_t id) { emulator::capture_id = id; }
 void set_stream(int64_t id) { emulator::stream_id = id; }
-void fail_next_launch() { emulator::fails_next_launch = true; }
+void fail_next_launch(int64_t error) { emulator::next_launch_fails_by = cudaError_t(error); }
 // Mangled.
 std::string name_of(const void* kernel) {
   Dl_info info;
@@ -68,7 +69,7 @@ int64_t take_ticket() { return ndfast::cuda::take_ticket({0, nullptr}); }
 STABLE_TORCH_LIBRARY(ndfast_emulator, m) {
   m.def("set_capture(int id) -> ()");
   m.def("set_stream(int id) -> ()");
-  m.def("fail_next_launch() -> ()");
+  m.def("fail_next_launch(int error) -> ()");
   m.def("run_compiled_by(str library, int seed) -> ()");
   m.def("take_launched() -> str");
   m.def("even_blocks(int tasks, int most) -> int");

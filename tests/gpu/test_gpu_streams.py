@@ -88,6 +88,19 @@ def test_a_replay_beside_eager_calls(way: str, backend: str, seed: int) -> None:
     assert wrong == [False, False], f"seed {seed}"
 
 
+def test_the_first_call_in_a_capture_is_refused_by_triton(gpu: None, seed: int) -> None:
+    # Whose code for a width is loaded by the first call; the cuda backend's is for all widths.
+    x = draw_inputs("a", D=1336)  # no other test's
+    said = "got the first launch of its kind of forward_kernel in a CUDA-graph capture"
+    with pytest.raises(RuntimeError, match=said), torch.cuda.graph(torch.cuda.CUDAGraph()):
+        step(x, "a", "triton")
+    expected_loss, expected = step(x, "a", "triton")
+    graph, (loss, gradient) = capture(lambda: step(x, "a", "triton"))
+    graph.replay()
+    assert torch.equal(loss, expected_loss), f"seed {seed}"
+    assert torch.equal(gradient, expected), f"seed {seed}"
+
+
 def test_the_current_stream_is_taken(backend: str, seed: int) -> None:
     # The inputs come late on the stream: a launch on another one would read what was there before.
     x = draw_inputs("a")

@@ -18,7 +18,12 @@ from ndfast.backends.triton.backward_kernels import (
 from ndfast.backends.triton.forward_kernel import forward_kernel
 from ndfast.backends.triton.launch_table import LaunchConfig
 from ndfast.backends.triton.quick_launch import QuickLaunch
-from ndfast.backends.triton.workspace import MAX_PROGRAMS_PER_SM, is_capturing, num_sms, workspace
+from ndfast.backends.triton.workspace import (
+    MAX_PROGRAMS_PER_SM,
+    num_sms,
+    refuse_in_capture,
+    workspace,
+)
 
 Tensors = tuple[Tensor | None, ...]
 
@@ -221,13 +226,16 @@ def _launch(
     """Launches a kernel that may be run many times over, as the launch table says."""
     (N, D), itemsize = student.shape, student.itemsize
     arguments = (kernel, student, tensors, integers, numbers, constants)
-    if launch_table.AUTOTUNE and not is_capturing(student.device):
+    if launch_table.AUTOTUNE:
         dtypes = [None if tensor is None else tensor.dtype for tensor in tensors]
         # The same for calls that run the same code on batches of about one size.
         key = (kernel, student.device, N.bit_length(), D, *dtypes, *constants)
-        config = launch_table.measured_config(
-            key, D, itemsize, lambda config: _launch_with(config, *arguments)
-        )
+
+        def timed(config: LaunchConfig) -> None:
+            refuse_in_capture(student.device, "a layout to time", "runs nothing")
+            _launch_with(config, *arguments)
+
+        config = launch_table.measured_config(key, D, itemsize, timed)
     else:
         config = launch_table.default_config(D, itemsize)
     _launch_with(config, *arguments)

@@ -12,6 +12,8 @@ import torch
 import triton
 from torch import Tensor
 
+from ndfast.backends.triton.workspace import refuse_in_capture
+
 # Equal rows of student and teacher must have bitwise equal norms, for a tie belongs to the student:
 # multiplications and additions are not fused. Memory bounds the kernels, so this costs no time that
 # shows; and Triton's default changes in 3.10.
@@ -43,11 +45,13 @@ class QuickLaunch:
         constants: tuple[int, ...],
         num_warps: int,
     ) -> None:
-        """Launches on the current stream of the current device."""
+        """Launches on the current stream of the current device.
+
+        Raises:
+            RuntimeError: a CUDA graph is being captured, and this code has not run yet.
+        """
         scalars = (*integers, *numbers, *constants)
-        # Wider integers have other code; too rare to look which of them are wide.
-        is_wide = min(integers) < _LEAST_INT32 or max(integers) > _LARGEST_INT32
-        if is_wide or not self._is_quick:
+        if not self._is_quick:
             self._launch_by_jit(grid, tensors, scalars, num_warps)
             return
         driver = triton.runtime.driver.active
@@ -63,11 +67,17 @@ class QuickLaunch:
             *[None if tensor is None else tensor.dtype for tensor in tensors],
             *[i for i, pointer in enumerate(pointers) if pointer and pointer % 16],
         )
+        if min(integers) < _LEAST_INT32 or max(integers) > _LARGEST_INT32:
+            # Wider ones have other code. Nested, or True would be the number 1 of a tensor.
+            key += (tuple(_LEAST_INT32 <= integer <= _LARGEST_INT32 for integer in integers),)
         compiled = self._compiled.get(key)
         if compiled is not None:
             stream = driver.get_current_stream(device)
             compiled[grid](*pointers, *scalars, stream=stream)
             return
+        device = next(tensor.device for tensor in tensors if tensor is not None)
+        what = f"the first launch of its kind of {self._kernel.__name__}"
+        refuse_in_capture(device, what, "loads no code")
         compiled = self._launch_by_jit(grid, tensors, scalars, num_warps)
         if compiled is not None:  # None where something took the place of a launch
             self._compiled[key] = compiled
