@@ -141,7 +141,7 @@ def read_npz(file: Path) -> tuple[Arrays, Arrays]:
     Args:
         file: holds x_train and x_test, uint8 or floating-point, and y_train and y_test, integers
             [N] or [N, 1]. Images are [N, H, W, C] where their last axis is 1 or 3 long; or 2 or 4
-            and the second longer than 4: then the last channel is an alpha and is dropped, as PIL
+            and both before it longer: then the last channel is an alpha and is dropped, as PIL
             drops it for a folder of images. Else they are [N, C, H, W] of whatever channels; or
             [N, H, W] of one; signals are [N, L].
 
@@ -182,7 +182,7 @@ def _check_arrays(images: np.ndarray, labels: np.ndarray, source: str) -> Arrays
         images = images[:, None]
     elif images.shape[3] in (1, 3):
         images = images.transpose(0, 3, 1, 2)
-    elif images.shape[3] in (2, 4) and images.shape[1] > 4:
+    elif images.shape[3] in (2, 4) and min(images.shape[1:3]) > 4:
         images = images[..., :-1].transpose(0, 3, 1, 2)
     if images.dtype != np.uint8:
         images = images.astype(np.float32)

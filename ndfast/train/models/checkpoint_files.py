@@ -23,11 +23,15 @@ import torch
 from safetensors import safe_open
 
 from ndfast.train.errors import ConfigError
+from ndfast.train.models.fitting import listed
 
 _TAKEN = "tensors, plain values, NumPy scalars and arrays, and argparse.Namespace"
 _START = 64
 _LEGACY_PICKLES = 5  # before the storages, in what torch.save wrote before its zip files
-_TORCH = ("torch.", "collections.OrderedDict", "collections.Counter", "_codecs.encode")  # and more
+_OF_TENSORS = re.compile(  # what torch.load takes in any state dict
+    r"torch\.\w+|torch\._utils\._rebuild_\w+|torch\.nn\.parameter\.Parameter"
+    r"|collections\.(?:OrderedDict|Counter)|_codecs\.encode|builtins\.set"
+)
 _HTML = re.compile(rb"(?:\xef\xbb\xbf)?\s*<")
 _OTHER_PROTOCOL = "Unsupported operand"  # in torch.load's messages, as is what follows
 _REFUSED = re.compile(r"\bGLOBAL (\S+) (?:was not|whose)")
@@ -72,7 +76,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         raise ConfigError(f"{path}: holds {error}; expected {_TAKEN}") from error
     except Exception as error:  # hostile bytes make parsers raise anything, OSError too
         if names := _refused_names(path, error):
-            raise ConfigError(f"{path}: holds {', '.join(names)}; expected {_TAKEN}") from error
+            raise ConfigError(f"{path}: {listed('holds', names)}; expected {_TAKEN}") from error
         raise ConfigError(
             f"{path}: cannot be read as weights: it is damaged, or no checkpoint of torch.save or "
             f"safetensors ({_reason(start, error)})"
@@ -183,7 +187,8 @@ def _refused_names(path: Path, error: Exception) -> list[str]:
     names: list[str] = []
     with suppress(Exception):  # behind its pickles a file has bytes of other kinds
         names.extend(_globals(path))
-    return [name for name in names if not name.startswith(_TORCH) and name not in _STAND_INS]
+    named = [name for name in names if not _OF_TENSORS.fullmatch(name) and name not in _STAND_INS]
+    return list(dict.fromkeys(named))
 
 
 def _globals(path: Path) -> Iterator[str]:
