@@ -27,6 +27,7 @@ from ndfast.train.models.fitting import listed
 
 _TAKEN = "tensors, plain values, NumPy scalars and arrays, and argparse.Namespace"
 _START = 64
+_MAX_HEADER = 100_000_001  # of safetensors; the first bytes of a pickle are a far larger number
 _LEGACY_PICKLES = 5  # before the storages, in what torch.save wrote before its zip files
 _OF_TENSORS = re.compile(  # what torch.load takes in any state dict
     r"torch\.\w+|torch\._utils\._rebuild_\w+|torch\.nn\.parameter\.Parameter"
@@ -67,7 +68,8 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
             f"{path}: is a page of HTML or XML; expected a checkpoint: its download has failed"
         )
     try:
-        if start[8:9] == b"{":  # its header, behind the header's length
+        # A .safetensors file's header, behind the header's length.
+        if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < _MAX_HEADER:
             return _read_safetensors(path)
         return _read_pickle(path), {}
     except ConfigError:
