@@ -15,7 +15,7 @@ import torch
 import ndfast
 from ndfast.dispatch import check_backend_name, named
 from ndfast.environment import describe_environment
-from ndfast.files import expand_home, reason_of
+from ndfast.files import reason_of
 from ndfast.train import commands
 from ndfast.train.errors import CheckpointError, ConfigError, has_lost_another_process
 
@@ -115,11 +115,11 @@ def _env(given: argparse.Namespace) -> int:
 
 def _add_class_means(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "file", type=expand_home, nargs="?", help="to show: .safetensors, .npz, or KD++'s .json"
+        "file", type=Path, nargs="?", help="to show: .safetensors, .npz, or KD++'s .json"
     )
     parser.add_argument(
         "--to",
-        type=expand_home,
+        type=Path,
         metavar="OTHER_FILE",
         help="write the means there too, in the format of its suffix",
     )

@@ -117,7 +117,10 @@ RIGHT_AND_WRONG: dict[str, Callable[[nn.Module, nn.Module], dict[str, Any]]] = {
         "state_dict": under("model.", right),
         "current_model_state": under("model.", wrong),
     },
-    "optimizer": lambda right, wrong: {"model": under("", right), "optimizer": under("", wrong)},
+    "optimizer": lambda right, wrong: {
+        "best": under("", right),
+        "optimizer_states": {"exp_avg": under("", wrong)},
+    },
     "same": lambda right, wrong: {"a": under("", right), "b": under("module.", right)},
 }
 
@@ -155,6 +158,9 @@ def test_what_is_amiss_is_told_of_the_nearest(tmp_path: Path, seed: int) -> None
     assert_refused(tmp_path / "w", r"does not fit the network: it has besides embed\.weight$")
     torch.save({"model_state_dict": under("module.", build("convnet32"))}, tmp_path / "w")
     assert_refused(tmp_path / "w", r"other shapes: stages\.0\.1\.weight \[32, 3, 3, 3\] in place")
+    torch.save({"model": under("module.", build("resnet20"))}, tmp_path / "w")
+    smaller = r"does not fit the network: it lacks stages\.0\.3\.conv1\.weight, [^;]* more$"
+    assert_refused(tmp_path / "w", smaller, "resnet56")
     both = {**saved.state_dict(), "conv1.weight": torch.ones(3), "fc.weight": torch.ones(3)}
     torch.save(both, tmp_path / "w")
     assert_refused(tmp_path / "w", r"it has besides conv1\.weight, fc\.weight$")

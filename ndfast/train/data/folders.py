@@ -178,8 +178,8 @@ def read_image(file: str, upright: bool = False) -> Any:
 
     try:
         with Image.open(file) as image:
-            image.load()  # PIL itself turns a TIFF upright here, and forgets its orientation
             pixels = _eight_bits(image).convert("RGB")
+            # Now, for as it reads a TIFF PIL itself turns it upright and forgets its orientation.
             turn = _turn(image) if upright else None
             return pixels if turn is None else pixels.transpose(turn)
     except Exception as error:  # a decoder raises whatever it stumbles over
