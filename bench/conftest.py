@@ -17,6 +17,7 @@ import ndfast
 from bench import results
 from bench.cases import grid
 from bench.report import table
+from ndfast.files import expand_home
 
 RECORDS = pytest.StashKey[list[dict[str, Any]]]()
 # What --add has found in the results files.
@@ -39,7 +40,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help=FULL)
     parser.addoption(
         "--results",
-        type=Path,
+        type=expand_home,
         metavar="FOLDER",
         help="ndfast: write the GPU's records to FOLDER/<gpu name>.json, after each of them anew",
     )

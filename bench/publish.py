@@ -15,6 +15,7 @@ from typing import Any
 from bench import results
 from bench.cases import grid
 from bench.report import dtypes, figure, inverse, way
+from ndfast.files import expand_home
 
 ROOT = Path(__file__).resolve().parent.parent
 START, END = "<!-- gpu results -->", "<!-- end of gpu results -->"
@@ -27,9 +28,11 @@ Column = tuple[str, Callable[[Record], str]]
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command; a bad file or README is one sentence and exit status 2."""
     parser = argparse.ArgumentParser(prog="python -m bench.publish", description=__doc__)
-    parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help="of pytest --results")
-    parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
-    parser.add_argument("--picture", type=Path, default=ROOT / "docs" / "roofline.png")
+    parser.add_argument(
+        "files", nargs="*", type=expand_home, metavar="FILE", help="of pytest --results"
+    )
+    parser.add_argument("--readme", type=expand_home, default=ROOT / "README.md")
+    parser.add_argument("--picture", type=expand_home, default=ROOT / "docs" / "roofline.png")
     options = parser.parse_args(arguments)
     files = options.files or sorted((ROOT / "bench" / "results").glob("*.json"))
     try:

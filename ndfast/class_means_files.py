@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from ndfast.class_dict import check_finite, stack_class_dict
-from ndfast.files import write_whole
+from ndfast.files import expand_home, write_whole
 
 MAX_BYTES = 1 << 30
 _OWN = ("num_classes", "dim", "sha256")
@@ -46,7 +46,7 @@ def save_class_means(
     The file appears whole or not at all; one that was there stays as it is until then.
 
     Args:
-        path: where to.
+        path: where to; ``~`` is the home folder.
         means: [K, D], finite. float64 is kept in .npz and .safetensors; float16 and bfloat16 are
             written as float32.
         counts: how many rows each mean is of, [K] integers.
@@ -61,7 +61,7 @@ def save_class_means(
     Examples:
         >>> ndfast.save_class_means("means.safetensors", means, teacher="resnet56")
     """
-    path = Path(path)
+    path = expand_home(path)
     encode = _format_of(path).encode
     array = _to_array(means)
     write_whole(path, encode(array, _to_strings(metadata, counts, len(array))))
@@ -71,7 +71,7 @@ def load_class_means(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES
     """Reads class means: KD++'s JSON, or what `save_class_means` wrote to .npz or .safetensors.
 
     Args:
-        path: the file; its suffix tells the format.
+        path: the file, whose suffix tells the format; ``~`` is the home folder.
         max_bytes: a file larger than this, packed or unpacked, is refused; 1 GiB by default.
 
     Returns:
@@ -83,7 +83,7 @@ def load_class_means(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES
             content is not D finite numbers for exactly the classes 0 to K-1; names the file and
             what is wrong.
     """
-    array, _ = _read(Path(path), max_bytes)
+    array, _ = _read(expand_home(path), max_bytes)
     return torch.from_numpy(array)
 
 
@@ -93,7 +93,7 @@ def load_class_means_metadata(
     """Reads what stands beside the means in a file, after all the checks of `load_class_means`.
 
     Args:
-        path: the file; its suffix tells the format.
+        path: the file, whose suffix tells the format; ``~`` is the home folder.
         max_bytes: a file larger than this, packed or unpacked, is refused; 1 GiB by default.
 
     Returns:
@@ -104,7 +104,7 @@ def load_class_means_metadata(
         OSError: as `load_class_means`.
         ValueError: as `load_class_means`.
     """
-    _, metadata = _read(Path(path), max_bytes)
+    _, metadata = _read(expand_home(path), max_bytes)
     return metadata
 
 

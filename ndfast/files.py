@@ -10,6 +10,21 @@ import uuid
 from pathlib import Path
 
 _TRIED_BYTES = 1 << 20
+# What Synology, macOS in archives and ext4 put beside a user's folders.
+_OF_SYSTEMS = frozenset(("@eaDir", "__MACOSX", "lost+found"))
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of that name is nobody's data: .ipynb_checkpoints, ._photo.jpg."""
+    return name.startswith(".") or name in _OF_SYSTEMS
+
+
+def expand_home(path: str | os.PathLike[str]) -> Path:
+    """The path, with ``~`` or ``~user`` at its start as that user's home folder, as a shell does.
+
+    Of a user that is not there it stays as it is.
+    """
+    return Path(os.path.expanduser(path))
 
 
 def write_whole(path: Path, data: bytes) -> None:

@@ -18,6 +18,7 @@ from whole_dataset import all_rows
 
 from ndfast.train.data import build_data
 from ndfast.train.data.archives import Arrays
+from ndfast.train.data.folders import read_image
 from ndfast.train.errors import ConfigError
 
 
@@ -212,6 +213,48 @@ def test_npz_of_any_shape(
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
     np.testing.assert_allclose(all_rows(data.test)[0], expected[:5], rtol=0, atol=1e-5)
     assert torch.equal(all_rows(data.train, seed=seed)[0], found) != augmented
+
+
+@pytest.mark.parametrize(
+    ("shape", "channels"),
+    [
+        ((8, 32, 32, 4), 3),  # RGBA
+        ((8, 32, 24, 4), 3),
+        ((8, 32, 32, 2), 1),  # grey and alpha
+        ((8, 4, 32, 32), None),  # channels first keep them all
+        ((8, 2, 32, 32), None),
+        ((8, 3, 4, 4), None),
+        ((8, 64, 4, 4), None),
+        ((8, 16, 8, 2), 1),
+        ((8, 512, 2, 2), None),
+    ],
+)
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_an_alpha_is_dropped(
+    shape: tuple[int, ...], channels: int | None, dtype: type, tmp_path: Path, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    images, labels = rng.integers(256, size=shape).astype(dtype), np.arange(8) % 4
+    file = tmp_path / "some.npz"
+    np.savez(file, x_train=images, y_train=labels, x_test=images, y_test=labels)
+    data = build_data(f"npz:{file}")
+    expected = images if channels is None else np.moveaxis(images[..., :channels], -1, 1)
+    assert data.image_shape == expected.shape[1:]
+    kept = data.train.arrays.images  # type: ignore[attr-defined]
+    assert (kept == expected).all()
+
+
+def test_rgba_is_what_a_folder_of_images_gives(tmp_path: Path, seed: int) -> None:
+    image_module = pytest.importorskip("PIL.Image", reason="needs Pillow")
+    images = np.random.default_rng(seed).integers(256, size=(8, 9, 7, 4), dtype=np.uint8)
+    file = tmp_path / "some.npz"
+    labels = np.arange(8) % 4
+    np.savez(file, x_train=images, y_train=labels, x_test=images, y_test=labels)
+    kept = build_data(f"npz:{file}").train.arrays.images  # type: ignore[attr-defined]
+    for image, own in zip(images, kept, strict=True):
+        image_module.fromarray(image).save(tmp_path / "one.png")
+        read = np.asarray(read_image(str(tmp_path / "one.png")))
+        assert (read.transpose(2, 0, 1) == own).all()
 
 
 def test_a_constant_channel_is_zero(tmp_path: Path) -> None:

@@ -67,6 +67,46 @@ def test_classes_are_numbered_by_name(folder: Path, pipeline: str) -> None:
     assert build_data("folder", str(folder)).image_shape == (3, 224, 224)
 
 
+@pytest.mark.parametrize(
+    "hidden", [".ipynb_checkpoints", ".git", "@eaDir", "__MACOSX", "lost+found", "._a"]
+)
+@pytest.mark.parametrize("place", ["train", "val", "train/a"])
+def test_what_is_hidden_is_no_class_and_no_image(
+    hidden: str, place: str, folder: Path, tmp_path: Path
+) -> None:
+    before = build_data("folder", str(folder), 16)
+    write_image(folder / place / hidden / "0.png", np.zeros((4, 4), np.uint8))
+    write_image(folder / place / hidden / "within" / "0.png", np.zeros((4, 4), np.uint8))
+    for file in (".DS_Store", "._0.png", ".0.png"):  # AppleDouble files have an image's suffix
+        (folder / "train" / "a" / file).write_bytes(b"\0\5\x16\7")
+    data = build_data("folder", str(folder), 16)
+    assert (data.name, data.num_classes) == (before.name, 2)
+    assert (len(data.train), len(data.test)) == (7, 2)
+    all_rows(data.train)
+
+
+def test_hidden_folders_above_do_not_matter(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / ".cache").mkdir()
+    for part in ("train", "val"):
+        (folder / part).rename(tmp_path / ".cache" / part)
+    assert len(build_data("folder", str(tmp_path / ".cache"), 16).train) == 7
+
+
+def test_a_class_of_hidden_images_alone_has_none(folder: Path) -> None:
+    write_image(folder / "train" / "c" / ".0.png", np.zeros((4, 4), np.uint8))
+    with pytest.raises(ConfigError, match=r"found no image in .*/train/c; each class takes"):
+        build_data("folder", str(folder), 16)
+
+
+def test_images_are_left_as_they_lie(folder: Path) -> None:
+    """As torchvision's ImageFolder and timm, and so the published teachers, read them."""
+    file = folder / "val" / "a" / "0.png"
+    image, exif = Image.open(file), Image.Exif()
+    exif[0x0112] = 6
+    image.save(file, exif=exif)
+    assert (np.asarray(read_image(str(file))) == np.asarray(image)).all()
+
+
 def test_the_middle_is_evaluated(folder: Path, pipeline: str) -> None:
     # Resized to 32/28 of the side and cropped to the middle: an image of 32×40 is cropped alone.
     pixels = np.random.default_rng(0).integers(256, size=(32, 40, 3), dtype=np.uint8)

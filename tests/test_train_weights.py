@@ -12,39 +12,10 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from saved_weights import assert_refused, assert_same, build
 from torch import Tensor, nn
 
-from ndfast.train.errors import ConfigError
-from ndfast.train.models import build_model
 from ndfast.train.models.weights import load_weights, save_weights, weights_digest
-
-MODEL = "convnet4"
-
-
-def build(name: str = MODEL) -> nn.Module:
-    """Two calls give different weights, and different statistics of normalisation."""
-    network = build_model(name, 10, (3, 32, 32))
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.normal_()
-            module.running_var.uniform_(0.5, 2.0)
-    return network
-
-
-def assert_same(first: nn.Module, second: nn.Module) -> None:
-    for name, value in first.state_dict().items():
-        assert torch.equal(value, second.state_dict()[name]), name
-    assert weights_digest(first) == weights_digest(second)
-
-
-def assert_refused(path: Path, sentence: str, name: str = MODEL) -> None:
-    network = build(name)
-    before = weights_digest(network)
-    with pytest.raises(ConfigError, match=sentence) as caught:
-        load_weights(network, path)
-    assert str(caught.value).startswith(f"{path}: ")
-    assert "\n" not in str(caught.value)
-    assert weights_digest(network) == before
 
 
 def test_round_trip(tmp_path: Path, seed: int) -> None:
@@ -176,9 +147,9 @@ class Bomb:
 
 def test_nothing_else_is_unpickled(tmp_path: Path) -> None:
     torch.save({"model": build().state_dict(), "x": Bomb(tmp_path / "ran")}, tmp_path / "w.pth")
-    assert_refused(tmp_path / "w.pth", "holds objects besides tensors .* not unpickled$")
+    assert_refused(tmp_path / "w.pth", "holds builtins.getattr; expected tensors, ")
     (tmp_path / "w.bin").write_bytes(pickle.dumps(Bomb(tmp_path / "ran"), protocol=2))
-    assert_refused(tmp_path / "w.bin", "not unpickled$")
+    assert_refused(tmp_path / "w.bin", "holds builtins.getattr; expected tensors, ")
     assert not (tmp_path / "ran").exists()
 
 
@@ -223,7 +194,6 @@ def test_no_such_file(tmp_path: Path) -> None:
     assert_refused(tmp_path / "w.safetensors", "cannot be read: No such file or directory")
     (tmp_path / "d.pth").mkdir()
     assert_refused(tmp_path / "d.pth", "cannot be read: Is a directory$")
-    assert_refused(tmp_path / "w.npz", r"weights are read from \.safetensors, \.pt, ")
 
 
 def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
+from ndfast.files import expand_home
 from ndfast.train.config import TrainConfig
 from ndfast.train.detection.config import DetectionConfig
 from ndfast.train.errors import ConfigError
@@ -93,7 +93,10 @@ def add_make_class_means(parser: argparse.ArgumentParser) -> None:
     add_flags(parser, TrainConfig, only=_OF_CLASS_MEANS, words=words)
     making = parser.add_argument_group("what is written")
     making.add_argument(
-        "--out", type=Path, metavar="FILE", help=".safetensors or .npz; needed with --teacher"
+        "--out",
+        type=expand_home,
+        metavar="FILE",
+        help=".safetensors or .npz; needed with --teacher",
     )
     making.add_argument(
         "--augmented",

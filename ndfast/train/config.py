@@ -15,7 +15,7 @@ from ndfast.train.data import DATA
 from ndfast.train.errors import ConfigError
 from ndfast.train.losses import METHODS
 from ndfast.train.models import MODELS
-from ndfast.train.options import SEEDS, check_values
+from ndfast.train.options import SEEDS, check_values, expand_paths
 from ndfast.train.options import option as _option
 
 WHAT, LOSSES, HOW = "what is trained", "losses", "optimiser and schedule"
@@ -186,6 +186,7 @@ class TrainConfig:
             below={"label_smoothing": 1, "ema": 1, "seed": SEEDS, "data_seed": SEEDS},
             above_zero=("lr", "teacher_lr", "nd_weight", "temperature"),
         )
+        expand_paths(self)
         if not self.out:
             name = "".join(c if c.isalnum() or c in "._-" else "-" for c in self.data)
             object.__setattr__(self, "out", f"runs/{name}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Collection, Mapping
 from dataclasses import field, fields
 from typing import Any
@@ -74,6 +75,14 @@ def check_values(
             raise ConfigError(f"{name}: got {value}; it takes more than 0")
         if name in below and value >= below[name]:
             raise ConfigError(f"{name}: got {value}; it takes less than {below[name]}")
+
+
+def expand_paths(config: Any) -> None:
+    """Puts home folders in place of ``~`` in those fields of a config that are files or folders."""
+    for item in fields(config):
+        value = getattr(config, item.name)
+        if item.metadata["metavar"] in ("FILE", "DIR") and value is not None:
+            object.__setattr__(config, item.name, os.path.expanduser(value))  # it is frozen
 
 
 def _check_type(name: str, value: Any, kind: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from ndfast.files import expand_home
 from ndfast.train.data.batches import BatchDataset
 from ndfast.train.errors import ConfigError
 
@@ -56,6 +57,7 @@ def build_data(name: str, folder: str | None = None, image_size: int | None = No
         ModuleNotFoundError: the package that a data set comes from is not installed.
     """
     kind, colon, detail = name.partition(":")
+    folder = None if folder is None else str(expand_home(folder))
     takes_detail = kind in ("npz", "synthetic")
     if kind not in _KINDS or bool(colon) != takes_detail:
         raise ConfigError(f"data: got {name!r}; it takes {', '.join(DATA)}")
@@ -75,7 +77,7 @@ def build_data(name: str, folder: str | None = None, image_size: int | None = No
     if folder is not None:
         return arrays.cifar(kind, folder)
     if kind == "npz":
-        return arrays.npz(detail)
+        return arrays.npz(str(expand_home(detail)))
     if kind == "synthetic":
         return synthetic.synthetic(detail)
     return arrays.digits() if kind == "digits" else arrays.mnist1d()

@@ -140,8 +140,10 @@ def read_npz(file: Path) -> tuple[Arrays, Arrays]:
 
     Args:
         file: holds x_train and x_test, uint8 or floating-point, and y_train and y_test, integers
-            [N] or [N, 1]. Images are [N, H, W, C] where their last axis is 1 or 3 long, else
-            [N, C, H, W]; or [N, H, W] of one channel; signals are [N, L].
+            [N] or [N, 1]. Images are [N, H, W, C] where their last axis is 1 or 3 long; or 2 or 4
+            and both before it longer: then the last channel is an alpha and is dropped, as PIL
+            drops it for a folder of images. Else they are [N, C, H, W] of whatever channels; or
+            [N, H, W] of one; signals are [N, L].
 
     Raises:
         ConfigError: the file is missing or does not hold that.
@@ -180,6 +182,8 @@ def _check_arrays(images: np.ndarray, labels: np.ndarray, source: str) -> Arrays
         images = images[:, None]
     elif images.shape[3] in (1, 3):
         images = images.transpose(0, 3, 1, 2)
+    elif images.shape[3] in (2, 4) and min(images.shape[1:3]) > 4:
+        images = images[..., :-1].transpose(0, 3, 1, 2)
     if images.dtype != np.uint8:
         images = images.astype(np.float32)
         if not np.isfinite(images).all():

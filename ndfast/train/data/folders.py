@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,10 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ndfast.files import is_hidden
 from ndfast.train.data import Data
 from ndfast.train.data.batches import Batch
 from ndfast.train.errors import ConfigError, import_package
 
+_ORIENTATION = 0x0112  # EXIF's tag
 _CROP = 0.875  # 224 of 256 pixels, as ImageNet is evaluated since AlexNet
 
 
@@ -105,11 +108,27 @@ def image_folder(kind: str, folder: str, image_size: int) -> Data:
 
 
 def _list(folder: Path) -> tuple[list[tuple[str, int]], list[str]]:
-    """The files with their labels, and the names of the classes."""
+    """The files with their labels, and the names of the classes; none that is hidden."""
     from torchvision.datasets import ImageFolder
+    from torchvision.datasets.folder import is_image_file
+
+    class VisibleImages(ImageFolder):
+        def find_classes(self, directory: str) -> tuple[list[str], dict[str, int]]:
+            names = sorted(
+                entry.name
+                for entry in os.scandir(directory)
+                if entry.is_dir() and not is_hidden(entry.name)
+            )
+            if not names:
+                raise FileNotFoundError(directory)
+            return names, {name: label for label, name in enumerate(names)}
+
+    def is_visible_image(file: str) -> bool:
+        below = Path(file).relative_to(folder).parts
+        return is_image_file(file) and not any(map(is_hidden, below))
 
     try:
-        found = ImageFolder(str(folder), allow_empty=True)
+        found = VisibleImages(str(folder), allow_empty=True, is_valid_file=is_visible_image)
     except FileNotFoundError as error:
         raise ConfigError(
             f"data_dir: found no class in {folder}; put a folder of images for each there"
@@ -156,8 +175,13 @@ def _torchvision_transforms(
     return transforms.Compose([*augment, to_tensor]), transforms.Compose([*resize, to_tensor])
 
 
-def read_image(file: str) -> Any:
+def read_image(file: str, upright: bool = False) -> Any:
     """A file as a PIL image in RGB; of 16 bits a channel the high 8 are taken.
+
+    Args:
+        file: of any format that PIL reads.
+        upright: turned as its EXIF orientation says; else it stays as it lies, as torchvision and
+            timm train on it.
 
     Raises:
         ConfigError: it is no image that can be read.
@@ -166,11 +190,34 @@ def read_image(file: str) -> Any:
 
     try:
         with Image.open(file) as image:
-            return _eight_bits(image).convert("RGB")
+            pixels = _eight_bits(image).convert("RGB")
+            # Now, for as it reads a TIFF PIL itself turns it upright and forgets its orientation.
+            turn = _turn(image) if upright else None
+            return pixels if turn is None else pixels.transpose(turn)
     except Exception as error:  # a decoder raises whatever it stumbles over
         raise ConfigError(
             f"data_dir: {file} is no image that can be read ({type(error).__name__})"
         ) from error
+
+
+def _turn(image: Any) -> Any:
+    """What brings an image upright, if anything."""
+    from PIL.Image import Transpose
+
+    try:
+        orientation = image.getexif().get(_ORIENTATION)
+    except Exception:  # broken EXIF data, of which the pixels know nothing
+        return None
+    turns = {
+        2: Transpose.FLIP_LEFT_RIGHT,
+        3: Transpose.ROTATE_180,
+        4: Transpose.FLIP_TOP_BOTTOM,
+        5: Transpose.TRANSPOSE,
+        6: Transpose.ROTATE_270,
+        7: Transpose.TRANSVERSE,
+        8: Transpose.ROTATE_90,
+    }
+    return turns.get(orientation)
 
 
 def _eight_bits(image: Any) -> Any:

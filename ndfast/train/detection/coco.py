@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ndfast.files import expand_home
 from ndfast.train.data.batches import Batch
 from ndfast.train.data.folders import read_image
 from ndfast.train.detection import boxes as box_math
@@ -96,17 +97,23 @@ class CocoDataset:
     def __getitems__(self, batch: Batch) -> tuple[list[Tensor], list[Target]]:
         """Images float32 [3, H, W] from 0 to 1 and the objects in them; those of odd views flipped.
 
+        An image with an EXIF orientation is turned upright, as detectron2 has it: boxes and sizes
+        are of what an annotator saw.
+
         Raises:
             ConfigError: an image cannot be read, or has another size than the annotations say.
         """
         images, targets = [], []
         for row, view in zip(batch.indices, batch.views or [0] * len(batch.indices), strict=True):
-            pixels = torch.from_numpy(np.array(read_image(str(self.files[row]))))
+            file = str(self.files[row])
+            pixels = torch.from_numpy(np.array(read_image(file, upright=True)))
             size, expected = tuple(pixels.shape[:2]), self.sizes[row]
             if size != expected:
+                hint = "; they are taken for what EXIF's orientation turns upright"
                 raise ConfigError(
-                    f"data_dir: {self.files[row]} is {size[1]} pixels wide and {size[0]} high; its "
+                    f"data_dir: {file} is {size[1]} pixels wide and {size[0]} high; its "
                     f"annotations are for {expected[1]} and {expected[0]}"
+                    f"{hint if size == expected[::-1] else ''}"
                 )
             image, target = pixels.permute(2, 0, 1).float() / 255, self.targets[row]
             if view % 2:
@@ -143,6 +150,7 @@ def read_coco(folder: Path) -> DetectionData:
         ConfigError: a file or an image is missing, a file is not in COCO's format or has no box at
             all, or the two have other classes.
     """
+    folder = expand_home(folder)
     train, train_digest = _read(folder, "train")
     test, _ = _read(folder, "val")
     if train.class_names != test.class_names:

@@ -11,7 +11,7 @@ from typing import Any
 from ndfast.dispatch import BACKENDS
 from ndfast.train.config import TrainConfig
 from ndfast.train.errors import ConfigError
-from ndfast.train.options import SEEDS, check_values, option
+from ndfast.train.options import SEEDS, check_values, expand_paths, option
 
 METHODS = ("ce", "kd", "kd++")
 WIDTHS = {"tiny": 4, "small": 24}
@@ -116,6 +116,7 @@ class DetectionConfig:
 
     def __post_init__(self) -> None:
         check_values(self, _LEAST, {"seed": SEEDS}, ("lr", "temperature", "nd_weight"))
+        expand_paths(self)
         for name in ("model", "teacher"):
             value = getattr(self, name)
             if value not in WIDTHS and not value.startswith(TORCHVISION):

@@ -42,7 +42,8 @@ class Network(nn.Module):
         before_fusion: what a student's stages go through before ReviewKD fuses them: the activation
             of those networks whose stages its authors take after it, of a student only.
         aliases: patterns and replacements (`re.sub`) that lead from the parameter names of
-            RepDistiller's and mdistiller's checkpoints to these; the first that matches holds.
+            RepDistiller's, mdistiller's and KD++'s checkpoints to these; the first that matches
+            holds.
 
     Attributes:
         classifier: nn.Linear from D to K.

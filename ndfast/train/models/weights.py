@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import os
-import re
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import safetensors.torch
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from ndfast.files import write_whole
+from ndfast.files import expand_home, write_whole
 from ndfast.train.errors import ConfigError
+from ndfast.train.models.checkpoint_files import read_checkpoint
+from ndfast.train.models.fitting import find_weights, is_counter, listed
 
-_PICKLES = (".pt", ".pth", ".bin", ".tar")
-_NESTINGS = ("state_dict", "model_state", "model")
-_WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.)+")
 _STUDENT = "network."  # of a checkpoint of `ndfast.train.distiller`
 _DIGEST = "weights_digest"
-_SHOWN = 3
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -65,17 +59,18 @@ def save_weights(model: nn.Module | Mapping[str, Tensor], path: str | os.PathLik
     """
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in _state(model).items()}
     data = safetensors.torch.save(state, metadata={_DIGEST: _digest(state)})
-    write_whole(Path(path), data)
+    write_whole(expand_home(path), data)
 
 
 def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """Reads a network's weights from a file, all of them or none.
 
-    Taken are what `save_weights` wrote; a state dict in .safetensors; and one that `torch.save`
-    wrote to .pt, .pth, .bin or .tar, under "state_dict", "model_state" or "model" too, where only
-    tensors, plain values and an argparse.Namespace are unpickled. Names may begin with "module."
-    (DistributedDataParallel) or "_orig_mod." (torch.compile), be those of a checkpoint of this
-    harness, or those that the network knows as ``aliases``. A batch normalisation's
+    Taken are what `save_weights` wrote, a state dict in .safetensors, and what `torch.save` wrote,
+    whatever the file's name; only tensors, plain values, NumPy scalars and arrays, and an
+    argparse.Namespace are unpickled. The state dict may be in other dicts, as under "model" or
+    "model_state_dict", and its names may have a prefix, as "module." or "student."; in what the
+    training kept, that is found which fits the network, see `ndfast.train.models.fitting`. Names
+    may be those that the network knows as ``aliases``. A batch normalisation's
     "num_batches_tracked" may be missing.
 
     Args:
@@ -83,28 +78,23 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
         path: the file.
 
     Raises:
-        ConfigError: the file cannot be read or is damaged, or what it holds does not fit or is not
-            finite; the model is as it was.
+        ConfigError: the file cannot be read or is damaged; it holds something that is not
+            unpickled, which is named; or what it holds does not fit, is not finite, or fits twice;
+            the model is as it was.
     """
-    path = Path(path)
+    path = expand_home(path)
+    content, metadata = read_checkpoint(path)
+    digest = metadata.get(_DIGEST)
+    if digest is not None and digest != _digest(content):
+        raise ConfigError(f"{path}: its SHA-256 does not fit: the file is damaged")
     wanted = model.state_dict()
-    found = _rename(_read(path), wanted, getattr(model, "aliases", ()))
-    wrong = [
-        _listed("it lacks", (n for n in wanted if n not in found and not _is_counter(n))),
-        _listed("it has besides", (name for name in found if name not in wanted)),
-        _listed(
-            "other shapes:",
-            (
-                f"{name} {_shape(found[name])} in place of {_shape(tensor)}"
-                for name, tensor in wanted.items()
-                if name in found and _shape(found[name]) != _shape(tensor)
-            ),
-        ),
-    ]
-    if any(wrong):
-        raise ConfigError(f"{path}: does not fit the network: {'; '.join(filter(None, wrong))}")
+    try:
+        found = find_weights(content, wanted, getattr(model, "aliases", ()))
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    found = {name: value.to(wanted[name].dtype) for name, value in found.items()}
     if broken := [name for name, value in found.items() if not value.isfinite().all()]:
-        raise ConfigError(f"{path}: {_listed('NaN or Inf in', broken)}; it takes finite weights")
+        raise ConfigError(f"{path}: {listed('NaN or Inf in', broken)}; it takes finite weights")
     model.load_state_dict(found, strict=False)  # a counter may be missing
 
 
@@ -131,79 +121,8 @@ def _state(model: nn.Module | Mapping[str, Tensor]) -> Mapping[str, Tensor]:
 def _digest(state: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(state.items()):
-        if not _is_counter(name):
+        if not is_counter(name):
             values = tensor.detach().cpu()
             digest.update(json.dumps([name, str(values.dtype), list(values.shape)]).encode())
             digest.update(values.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def _is_counter(name: str) -> bool:
-    return name.endswith("num_batches_tracked")
-
-
-def _read(path: Path) -> dict[str, Any]:
-    suffix = path.suffix.lower()
-    if suffix != ".safetensors" and suffix not in _PICKLES:
-        raise ConfigError(f"{path}: weights are read from .safetensors, {', '.join(_PICKLES)}")
-    try:
-        open(path, "rb").close()
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
-    try:
-        if suffix == ".safetensors":
-            return _read_safetensors(path)
-        # Training scripts keep their arguments beside the weights; a Namespace runs no code.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except ConfigError:
-        raise
-    except Exception as error:  # hostile bytes make parsers raise anything, OSError too
-        raise ConfigError(
-            f"{path}: cannot be read as weights: it is damaged, or holds objects besides tensors "
-            "and plain values, which are not unpickled"
-        ) from error
-    for _ in _NESTINGS:  # a pickled dict may hold itself
-        if isinstance(content, dict):
-            inner = [content[key] for key in _NESTINGS if isinstance(content.get(key), dict)]
-            content = inner[0] if inner else content
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path}: holds {type(content).__name__}; it takes a dict of tensors")
-    return {str(name): value for name, value in content.items()}
-
-
-def _read_safetensors(path: Path) -> dict[str, Any]:
-    with safe_open(path, framework="pt") as file:
-        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        digest = (file.metadata() or {}).get(_DIGEST)
-    if digest is not None and digest != _digest(state):
-        raise ConfigError(f"{path}: its SHA-256 does not fit: the file is damaged")
-    return state
-
-
-def _rename(
-    found: dict[str, Any], wanted: Mapping[str, Tensor], aliases: Iterable[tuple[str, str]]
-) -> dict[str, Any]:
-    found = {_WRAPPERS.sub("", name): value for name, value in found.items()}
-    return {
-        name if name in wanted else _alias(name, aliases): value
-        for name, value in (student_weights(found) or found).items()
-    }
-
-
-def _alias(name: str, aliases: Iterable[tuple[str, str]]) -> str:
-    for pattern, replacement in aliases:
-        renamed, times = re.subn(pattern, replacement, name)
-        if times:
-            return renamed
-    return name
-
-
-def _shape(value: Any) -> Any:
-    return list(value.shape) if isinstance(value, Tensor) else type(value).__name__
-
-
-def _listed(what: str, items: Iterable[str]) -> str:
-    items = list(items)
-    more = f" and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
-    return f"{what} {', '.join(items[:_SHOWN])}{more}" if items else ""

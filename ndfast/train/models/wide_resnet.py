@@ -74,7 +74,7 @@ def _aliases(depth: int, width: int) -> tuple[tuple[str, str], ...]:
     return (
         (r"^conv1\.", "stem.0."),
         *moved,
-        (r"^bn1\.", f"stages.2.{blocks}."),
+        (r"^bn1?\.", f"stages.2.{blocks}."),
         *(
             (rf"^block{i + 1}\.layer\.(\d+)\.convShortcut\.", rf"stages.{i}.\1.shortcut.")
             for i in range(3)

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ndfast.files import expand_home
 from ndfast.train.config import TrainConfig, check_keys
 from ndfast.train.errors import ConfigError
 from ndfast.train.losses import METHODS
@@ -42,7 +43,8 @@ def load_recipe(name: str, method: str | None = None) -> dict[str, Any]:
     else:
         import tomli as tomllib
 
-    path = Path(name) if name.endswith((".toml", ".json")) else FOLDER / f"{name}.toml"
+    is_file = name.endswith((".toml", ".json"))
+    path = expand_home(name) if is_file else FOLDER / f"{name}.toml"
     try:
         text = path.read_text(encoding="utf-8")
         recipe = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
