@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ndfast import teacher_outputs_description as descriptions
-from ndfast.files import write_whole
+from ndfast.files import expand_home, write_whole
 
 _DESCRIPTION = "outputs.json"
 _NAME = re.compile(r"view(\d+)-row(\d+)\.([0-9a-f]{64})\.npy")
@@ -75,7 +75,7 @@ class TeacherOutputs:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path).expanduser()
+        self.path = expand_home(path)
         described = descriptions.read(self.path / _DESCRIPTION)
         self.rows = described.rows
         self.num_views = described.num_views
@@ -117,7 +117,7 @@ class TeacherOutputs:
         """
         sizes = {"rows": rows, "num_views": num_views, "num_classes": num_classes}
         asked = descriptions.describe(sizes, dtype, metadata)
-        folder = Path(path).expanduser()
+        folder = expand_home(path)
         there = None
         if (folder / _DESCRIPTION).exists():
             there = descriptions.read(folder / _DESCRIPTION)

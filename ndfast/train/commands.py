@@ -115,7 +115,7 @@ def add_teacher_outputs(parser: argparse.ArgumentParser) -> None:
     add_flags(parser, TrainConfig, only=_OF_TEACHER_OUTPUTS, words=words)
     writing = parser.add_argument_group("what is written")
     writing.add_argument(
-        "--out", type=Path, metavar="DIR", required=True, help="the folder of the outputs"
+        "--out", type=expand_home, metavar="DIR", required=True, help="the folder of the outputs"
     )
     writing.add_argument(
         "--dtype",
