@@ -97,7 +97,7 @@ def test_the_total_of_the_losses_grows_by_epoch(
     images, labels = data.train.__getitems__(Batch(list(range(8)), None))
     for epoch, factor in enumerate(factors):
         trainer.position.epoch = epoch
-        total, parts = trainer.losses(images, labels, 0)
+        total, parts = trainer.losses((images, labels), 0)
         nd_factor = min(1, epoch / (2 * warmup)) if warmup else 1
         expected = 0.5 * parts["ce"] + 3 * factor * parts["distillation"]
         expected = expected + 1.5 * nd_factor * parts["nd"]
