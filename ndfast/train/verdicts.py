@@ -67,7 +67,7 @@ def _refusal(check: dict[str, Any]) -> dict[str, Any]:
 def in_words(method: str, refused: dict[str, Any]) -> str:
     """A sentence on a step that does not agree."""
     seed = f" with seed {refused['seed']}" if "seed" in refused else ""
-    off = "not finite" if refused["difference"] is None else f"{refused['difference']:.1e}"
+    off = "what is not finite" if refused["difference"] is None else f"{refused['difference']:.1e}"
     return (
         f"the ND loss and the reference disagree: of {method}{seed}, at step "
         f"{refused['step']}, {QUANTITIES[refused['quantity']]} is off by {off}; it takes at most "

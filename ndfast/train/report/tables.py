@@ -261,7 +261,9 @@ def _checks_grid(checks: dict[str, dict[str, Any]]) -> Grid:
 
 
 def _scientific(value: float | None) -> str:
-    return "not finite" if value is None else f"{value:.1e}"
+    if value is None:
+        return "not finite"
+    return f"{value:.1e}" if value else "0"
 
 
 def _detection_grid(results: Results) -> Grid:
