@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 FIRST_STEPS = 10  # of a training, which are checked besides those that are logged
 TOLERANCE = 1e-5
 _TIE = 1e-5  # norms so close: rounding decides which is the larger
+# Of norms past these float32 loses the squares, or the coefficients; such rows are not compared.
+_LEAST_NORM, _LARGEST_NORM = 1e-12, 1e12
 _HALVES = (torch.float16, torch.bfloat16)
 
 
@@ -151,10 +153,13 @@ class _Expected:
         n_s, n_t, n_c, m = terms[:4]
         self._exact = _define(rows, upstream, class_means)
         self._is_tied = (n_s - n_t).abs() <= _TIE * m
+        is_lost = torch.stack([n_s, n_t, n_c]).nan_to_num()
+        is_lost = ((is_lost > _LARGEST_NORM) | ((is_lost > 0) & (is_lost < _LEAST_NORM))).any(dim=0)
         # The terms before they cancel; a mixed centre is as much less precise as its own do.
         norms = vector_norm(rows.class_means, dim=1, keepdim=True)
         whole = reference.gather_centres(norms, *rows[3:7], torch.float64)[:, 0]
         alpha = reference.forward(*rows, 4, False)[2][0].abs()
+        alpha = torch.where(is_lost & (alpha != 0), torch.inf, alpha)  # an ignored row's is 0
         of_means = norms[:, 0]
         if class_means is None:
             of_means = _add_up(upstream * alpha * n_s * (whole / n_c).nan_to_num(1, 1), rows)
@@ -231,7 +236,7 @@ def _add_up(values: Tensor, rows: Rows) -> Tensor:
     sums = values.new_zeros(len(rows.class_means))
     for labels in (rows.target, rows.target_b):
         if labels is not None:
-            sums.index_add_(0, labels.long().clamp_min(0), values.nan_to_num(0, 0))
+            sums.index_add_(0, labels.long().clamp_min(0), values.nan_to_num(0, torch.inf))
     return sums
 
 
