@@ -57,19 +57,21 @@ def test_the_head_of_the_table_and_its_command() -> None:
 
 
 def test_fused_and_reference_agree_as_said() -> None:
-    trained = [one for found in FOUND.values() for one in found["trajectories"].values()]
-    assert len(trained) == len(SETS) * len(PAIRS)
-    assert all(one["backend"] == "native" for one in trained)
-    digits, mnist1d = (
-        {one["steps"] for one in found["trajectories"].values()} for found in FOUND.values()
-    )
-    loss, parameters = (
-        f"{max(one[name] for one in trained):.1e}".replace("e-0", "e-")
-        for name in ("max_loss_difference", "parameter_difference")
-    )
-    assert (
-        f"over {digits.pop()} and {mnist1d.pop()} steps, the losses agree to {loss} and the final "
-        f"parameters to {parameters} or better, relatively, and the test accuracies are equal."
-    ) in " ".join(README.split())
-    assert not digits | mnist1d
-    assert {one["accuracy_difference"] for one in trained} == {0.0}
+    # Until the next version's trainings the files hold what its predecessor compared.
+    kind = "loss_checks" if "loss_checks" in FOUND["digits"] else "trajectories"
+    checks = [one for found in FOUND.values() for one in found[kind].values()]
+    for found in FOUND.values():
+        assert found[kind].keys() >= {f"{name.lower()}++" for name in PAIRS}
+    assert all(one["agrees"] and one["backend"] == "native" for one in checks)
+    said = "In every method the fused loss and the reference agreed"
+    if kind == "loss_checks":
+        loss, gradient = (
+            f"{max(one['differences'][name] for one in checks):.1e}".replace("e-0", "e-")
+            for name in ("loss", "gradient")
+        )
+        steps = sum(one["steps"] for one in checks)
+        said += (
+            f" on the {steps:,} steps that were looked at, the loss to {loss} and each row's "
+            f"gradient to {gradient} or better"
+        )
+    assert f"{said}; the command fails where they do not." in " ".join(README.split())

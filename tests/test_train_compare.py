@@ -26,7 +26,7 @@ COMMAND = ["compare", "--epochs", "2", "--seeds", "2", "--methods", "ce", "kd", 
 def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     out = tmp_path_factory.mktemp("compared") / "new folder"
     threads = torch.get_num_threads()
-    assert main([*COMMAND, str(out)]) == 0
+    assert main([*COMMAND, str(out), "--step-times"]) == 0
     assert torch.get_num_threads() == threads
     return out, json.loads((out / "results.json").read_text(encoding="utf-8"))
 
@@ -54,11 +54,19 @@ def test_it_writes_what_it_found(compared: tuple[Path, dict[str, Any]]) -> None:
             assert run["config"]["method"] == method
             assert run == json.loads((out / f"runs/{method}-seed{seed}/results.json").read_text())
             assert {"accuracy", "cosine", "norm_ratio"} <= run["test"].keys()  # probed too
+    assert {path.name for path in (out / "runs").iterdir()} == {
+        f"{method}-seed{seed}" for method in results["runs"] for seed in (0, 1)
+    }
     assert set(results["step_ms"]["kd"]) == {"no ND"}
     assert "reference" in results["step_ms"]["kd++"]
-    assert results["trajectories"]["kd++"]["agrees"]
-    assert results["trajectories"]["kd++"]["steps"] == 22
-    assert abs(results["trajectories"]["kd++"]["accuracy_difference"]) < 0.01
+    # Of two seeds the first ten steps of 22; a probe's loss is fused too.
+    assert list(results["loss_checks"]) == ["ce", "kd", "kd++"]
+    for method, found in results["loss_checks"].items():
+        assert found["backend"] != "reference"
+        assert (found["steps"], found["agrees"], found["refused"]) == (20, True, None)
+        of_runs = [run["loss_check"]["differences"] for run in results["runs"][method]]
+        for name, difference in found["differences"].items():
+            assert difference == max(each[name] for each in of_runs)
     (pair,) = results["pairs"]
     accuracy = {
         method: [run["test"]["accuracy"] for run in runs]
@@ -78,7 +86,7 @@ def test_seeds_and_methods_are_added(compared: tuple[Path, dict[str, Any]], caps
     assert again["runs"]["kd"][:2] == results["runs"]["kd"]
     assert len(again["runs"]["kd"]) == 3
     assert (out / "runs/kd-seed0/log.jsonl").read_text() == log
-    assert again["trajectories"] is None
+    assert again["step_ms"] is None
 
 
 @pytest.mark.parametrize(
@@ -110,18 +118,28 @@ def test_train_compares_several_methods_or_seeds(
     ],
 )
 def test_what_train_compares_by_default(
-    arguments: list[str], expected: tuple[list[str], int], monkeypatch: pytest.MonkeyPatch
+    arguments: list[str],
+    expected: tuple[list[str], int],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
 ) -> None:
-    asked: list[tuple[list[str], int]] = []
+    asked: list[Any] = []
 
-    def compare(configs: dict[str, Any], seeds: int, console: Any) -> dict[str, Any]:
+    def compare(
+        configs: dict[str, Any], seeds: int, console: Any, step_times: bool
+    ) -> dict[str, Any]:
         asked.append((list(configs), seeds))
+        assert not step_times
         assert [config.method for config in configs.values()] == list(configs)
-        return {"trajectories": {"kd": {"agrees": False}}}
+        return {"loss_checks": {"ce": {"refused": None}, "kd": {"refused": REFUSED}}}
 
     monkeypatch.setattr("ndfast.train.comparison.compare", compare)
     assert main(["train", *arguments]) == 1  # for they disagree
     assert asked == [expected]
+    assert "of kd with seed 2, at step 3, the loss is off by 1.1e-02" in capsys.readouterr().err
+
+
+REFUSED = {"seed": 2, "step": 3, "quantity": "loss", "difference": 0.011, "tolerance": 1e-5}
 
 
 def _runs(**accuracies: list[float]) -> dict[str, list[dict[str, Any]]]:

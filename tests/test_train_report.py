@@ -42,14 +42,15 @@ pytestmark = pytest.mark.usefixtures("seed")
 
 def test_the_time_of_a_step_by_hand() -> None:
     parts = {"nd": 0.5, "data": 1.0, "forward": 10.0, "backward": 20.0, "optimizer": 4.0}
-    _, step = run_grids(run_results(parts_ms={**parts, "teacher": 15.0}))
+    _, step, _ = run_grids(run_results(parts_ms={**parts, "teacher": 15.0}))
     assert step.head == ("", "data", "teacher", "forward", "nd", "backward", "optimizer", "step")
     assert step.rows == [
         ("ms", "1.00", "15.00", "10.00", "0.50", "20.00", "4.00", "50.00"),
         ("% of the step", "2.00", "30.00", "20.00", "1.00", "40.00", "8.00", "100.00"),
     ]
     assert "by the backend native" in step.caption
-    _, step = run_grids(run_results(parts_ms={"forward": 3.0, "backward": 1.0}, backend=None))
+    of_step = {"forward": 3.0, "backward": 1.0}
+    _, step = run_grids(run_results(parts_ms=of_step, backend=None, loss_check=None))
     assert step.rows[1] == ("% of the step", "75.00", "25.00", "100.00")
     assert "nd" not in step.caption.split()
 
@@ -87,7 +88,7 @@ def test_a_runs_table_shows_what_is_in_its_results() -> None:
 
 def test_a_comparisons_tables_are_made_of_its_results() -> None:
     results = comparison_results()
-    methods, pairs, trajectories = comparison_grids(results)
+    methods, pairs, checks = comparison_grids(results)
     rows = {row[0]: row[1:] for row in methods.rows}
     for method, runs in results["runs"].items():
         found = {name: np.array([run["test"][name] for run in runs]) for name in METRICS}
@@ -110,9 +111,33 @@ def test_a_comparisons_tables_are_made_of_its_results() -> None:
     assert p == f"{pair['p_value']:.4f}"
     native, reference = (100 * (time / times["kd"]["no ND"] - 1) for time in times["kd++"].values())
     assert step == f"native {native:+.1f} %, reference {reference:+.1f} %"
-    assert trajectories.rows == [
-        ("kd++", "native", "1,240", "1.5e-06", "2.5e-07", "-0.25", "0.001", "agree")
+    assert checks.rows == [
+        ("kd++", "native", "1,240", "1.5e-08", "2.5e-07", "0", "1.0e-05", "agree")
     ]
+
+
+def test_a_comparison_without_step_times_has_no_columns_for_them() -> None:
+    results = comparison_results()
+    results["step_ms"] = None
+    methods, pairs, _ = comparison_grids(results)
+    assert [len(methods.head), len(pairs.head)] == [5, 4]
+    assert {len(row) for row in methods.rows} == {5}
+    assert {len(row) for row in pairs.rows} == {4}
+    assert "Step" not in methods.caption + pairs.caption
+
+
+def test_results_of_before_the_check_are_shown(tmp_path: Path) -> None:
+    results = comparison_results()
+    del results["loss_checks"]
+    results["trajectories"] = {"kd++": {"agrees": True}}
+    for run in results["runs"]["kd++"]:
+        del run["loss_check"]
+    assert "reference" not in [grid.title for grid in comparison_grids(results)]
+    write_comparison_page(tmp_path / "page.html", results)
+    run = run_results()
+    del run["loss_check"]
+    write_run_page(tmp_path / "run.html", run, [])
+    assert len(run_grids(run)) == 2
 
 
 def test_one_seed_has_no_deviation_and_no_interval() -> None:
@@ -125,29 +150,26 @@ def test_one_seed_has_no_deviation_and_no_interval() -> None:
 
 
 def test_a_disagreement_is_seen() -> None:
-    results = comparison_results()
-    results["trajectories"]["kd++"]["agrees"] = False
-    assert "DISAGREE" in in_terminal(build_comparison_table(results))
-
-
-def test_what_a_rounding_does_is_told() -> None:
-    results = comparison_results()
-    assert "rounding" not in in_terminal(build_comparison_table(results))
-    results["trajectories"]["kd++"]["rounding"] = {
-        "max_loss_difference": 0.019,
-        "parameter_difference": 0.37,
-        "runs": 2,
-        "times": 10,
-    }
+    results, run = comparison_results(), run_results()
+    found = {"step": 7, "quantity": "gradient", "difference": 0.0123, "tolerance": 1e-5}
+    results["loss_checks"]["kd++"] |= {"agrees": False, "refused": found | {"seed": 2}}
     shown = " ".join(in_terminal(build_comparison_table(results)).split())
-    assert "For kd++ the tolerance is 10 times what another rounding" in shown
-    assert "(the most of 2): up to 1.9e-02 to the loss, 3.7e-01 to the parameters." in shown
+    assert "DISAGREE" in shown
+    assert "of kd++ with seed 2, at step 7, the gradient of the features is off by 1.2e-02" in shown
+    # Of a gradient that never came.
+    run["loss_check"] |= {"agrees": False, "refused": found | {"difference": None}}
+    run["loss_check"]["differences"]["gradient"] = None
+    shown = " ".join(in_terminal(build_run_table(run)).split())
+    assert "not finite" in shown
+    assert "at step 7, the gradient of the features is off by what is not finite" in shown
 
 
 def test_the_tables_fit_a_terminal() -> None:
     results = comparison_results()
     results["runs"]["reviewkd++"] = results["runs"].pop("kd++")
     results["step_ms"]["reviewkd++"] = results["step_ms"]["kd++"]
+    results["loss_checks"]["reviewkd++"] = results["loss_checks"].pop("kd++")
+    results["loss_checks"]["reviewkd++"]["tolerances"]["gradient"] = 2.3e-3
     shown = in_terminal(build_comparison_table(results), width=80)
     assert "…" not in shown
     assert "reviewkd++" in shown

@@ -12,6 +12,7 @@ How:
 
 - `loop`: the steps and epochs of one training, with `optimizers`, `average`, `position`,
   `finite`, `skipping`, `stopwatch`
+- `loss_check`: the ND loss as it trains, beside the reference; `verdicts`: what that comes to
 - `evaluation`: passes over a whole data set
 - `processes`, `fsdp`: device and processes by Accelerate
 - `checkpoints`: written atomically, kept in a ring
@@ -19,8 +20,7 @@ How:
 What comes of it:
 
 - `run`: one student from the config to the files in its `folder`; `replaced`: what --overwrite does
-- `comparison`: methods and seeds in pairs; `trajectories`: whether the fused loss and the reference
-  train alike; `step_times`
+- `comparison`: methods and seeds in pairs; `step_times`
 - `results`, `records`, `progress`, `report/`: results.json, the log, the bars, tables and pages
 - `detection/`: the ND loss on the box-head features of a detector
 """

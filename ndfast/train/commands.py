@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from ndfast.files import expand_home
 from ndfast.train.config import TrainConfig
@@ -12,9 +13,10 @@ from ndfast.train.flags import add_flags, given_flags
 from ndfast.train.losses import METHODS
 from ndfast.train.models import MODELS
 from ndfast.train.recipes import load_recipe, recipe_names
+from ndfast.train.verdicts import in_words
 
 _SEEDS = 5
-_OF_ONE_RUN = ("seed", "probe", "log_every", "max_steps", "ema")  # a comparison has its own
+_OF_ONE_RUN = ("seed", "probe", "check_loss", "max_steps", "ema")  # a comparison has its own
 _OF_CLASS_MEANS = (
     "data",
     "data_dir",
@@ -53,6 +55,7 @@ def add_train(parser: argparse.ArgumentParser) -> None:
         help=f"compare students of seeds 0 to N - 1 (default: one student; of several methods "
         f"{_SEEDS} each)",
     )
+    _add_step_times(learned)
     _add_recipe(parser)
     add_flags(parser, TrainConfig, skip=("method",))
     parser.usage = "ndfast train [--method METHOD ...] [--seeds N] [--recipe NAME] [FLAG ...]"
@@ -77,6 +80,7 @@ def add_compare(parser: argparse.ArgumentParser) -> None:
         default=_SEEDS,
         help=f"students a method (default: {_SEEDS})",
     )
+    _add_step_times(compared)
     _add_recipe(parser)
     add_flags(parser, TrainConfig, skip=("method", *_OF_ONE_RUN))
     parser.usage = "ndfast compare [--methods METHOD ...] [--seeds N] [--recipe NAME] [FLAG ...]"
@@ -134,10 +138,11 @@ def add_detect(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _PROCESSES
 
 
-def train(given: argparse.Namespace) -> bool:
-    """Runs `ndfast train`; of a comparison, returns whether the fused loss and the reference agree.
+def train(given: argparse.Namespace) -> str | None:
+    """Runs `ndfast train`; several methods, or --seeds, are a comparison.
 
-    Several methods, or --seeds, are a comparison.
+    Returns:
+        None, or a sentence on where the fused loss and the reference disagree.
     """
     from rich.console import Console
 
@@ -150,19 +155,25 @@ def train(given: argparse.Namespace) -> bool:
                     f"{name}: is of a single run; several methods and --seeds take none"
                 )
         return _compare(given, methods, _SEEDS if given.seeds is None else given.seeds)
+    if given.step_times:
+        raise ConfigError("step_times: got it for a single run; expected several methods or seeds")
+    if config.check_loss and not (METHODS[config.method].nd or config.probe):
+        raise ConfigError(
+            f"check_loss: got it with {config.method}, which has no ND loss; expected a method "
+            "with it, as kd++"
+        )
 
     from ndfast.train.run import run
 
-    run(config, Console())
-    return True
+    return _refused({config.method: run(config, Console())["loss_check"]})
 
 
-def compare(given: argparse.Namespace) -> bool:
-    """Runs `ndfast compare`; returns whether the fused loss and the reference agree."""
+def compare(given: argparse.Namespace) -> str | None:
+    """Runs `ndfast compare`; returns as `train`."""
     return _compare(given, given.methods, given.seeds)
 
 
-def _compare(given: argparse.Namespace, methods: list[str], seeds: int) -> bool:
+def _compare(given: argparse.Namespace, methods: list[str], seeds: int) -> str | None:
     from rich.console import Console
 
     from ndfast.train.comparison import compare
@@ -170,8 +181,15 @@ def _compare(given: argparse.Namespace, methods: list[str], seeds: int) -> bool:
     if seeds < 1:
         raise ConfigError(f"seeds: got {seeds}; it takes 1 or more")
     configs = {method: read_config(given, method) for method in methods}
-    results = compare(configs, seeds, Console())
-    return all(found["agrees"] for found in (results["trajectories"] or {}).values())
+    return _refused(compare(configs, seeds, Console(), given.step_times)["loss_checks"])
+
+
+def _refused(checks: dict[str, dict[str, Any] | None]) -> str | None:
+    """On the first of the methods whose check says so."""
+    for method, found in checks.items():
+        if found is not None and found["refused"] is not None:
+            return in_words(method, found["refused"])
+    return None
 
 
 def detect(given: argparse.Namespace) -> None:
@@ -242,6 +260,15 @@ def read_config(given: argparse.Namespace, method: str | None = None) -> TrainCo
         name = data if data in recipe_names() else None
     recipe = {"method": method or "kd++"} if name is None else load_recipe(name, method)
     return TrainConfig(**{**recipe, **flags})
+
+
+def _add_step_times(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--step-times",
+        action="store_true",
+        help="of several methods or seeds: afterwards also measure the time of a step of each "
+        "method, by the ND loss's backend and by the reference",
+    )
 
 
 def _add_recipe(parser: argparse.ArgumentParser) -> None:

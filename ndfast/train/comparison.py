@@ -7,7 +7,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator
 from rich.console import Console
 from scipy.stats import ttest_rel
 
@@ -17,21 +16,28 @@ from ndfast.train import folder as files
 from ndfast.train.config import TrainConfig, without_losses
 from ndfast.train.data import build_data
 from ndfast.train.errors import CheckpointError
+from ndfast.train.kept_outputs import find_teacher
 from ndfast.train.losses import METHODS
 from ndfast.train.processes import build_accelerator, resolve_precision, torch_settings
 from ndfast.train.progress import Bars
 from ndfast.train.report import build_comparison_table, plot_comparison, write_comparison_page
-from ndfast.train.run import Results, leave_together, run_once, teacher_config
+from ndfast.train.run import (
+    Results,
+    leave_together,
+    resolve_backend,
+    run_once,
+    teacher_config,
+)
 from ndfast.train.step_times import measure_step_times
-from ndfast.train.teacher import prepare_teacher
-from ndfast.train.trajectories import compare_trajectories, write_rounded_otherwise
+from ndfast.train.verdicts import summarise_checks
 
 METRIC = "accuracy"
 PICTURE = "curves.png"
-ROUNDED_MEANS = "class_means-rounded{seed}.safetensors"
 
 
-def compare(configs: Mapping[str, TrainConfig], seeds: int, console: Console) -> dict[str, Any]:
+def compare(
+    configs: Mapping[str, TrainConfig], seeds: int, console: Console, step_times: bool = False
+) -> dict[str, Any]:
     """Trains a student for each method and seed, and writes what it found into the configs' folder.
 
     The runs lie in its folder `runs`; those that are there already are not done again where the
@@ -41,14 +47,13 @@ def compare(configs: Mapping[str, TrainConfig], seeds: int, console: Console) ->
         configs: by method, a name in `ndfast.train.losses.METHODS`; they differ in their losses.
         seeds: students a method; their seeds are 0 to seeds - 1.
         console: where progress and the table go.
+        step_times: also measure the time of a step of each method.
 
     Returns:
         What `results.json` holds: "config" (of the first method, with "methods" and "seeds"),
         "environment", "teacher", "student", "data"; "runs", by method the results of each seed's
-        run; "pairs", see `pair_differences`; "trajectories", by method the "backend" of the fused
-        loss, "accuracy_difference", by which it ends above the reference on the test set, and what
-        `ndfast.train.trajectories` finds, or None where no fused loss ran; "step_ms", see
-        `ndfast.train.step_times`.
+        run; "pairs", see `pair_differences`; "loss_checks", see `loss_checks`; "step_ms", see
+        `ndfast.train.step_times`, or None.
 
     Raises:
         ConfigError, CheckpointError, FloatingPointError: as `ndfast.train.run.run`.
@@ -64,20 +69,17 @@ def compare(configs: Mapping[str, TrainConfig], seeds: int, console: Console) ->
     ):
         shared = _prepare(config, bars)
         configs = {method: replace(chosen, **shared) for method, chosen in configs.items()}
-        runs = {
-            method: [run_once(_run_config(chosen, seed), bars) for seed in range(seeds)]
+        backends = {
+            method: resolve_backend(accelerator, chosen.backend)
             for method, chosen in configs.items()
         }
-        fused = {method: found[0]["backend"] for method, found in runs.items()}
-        trajectories = {
-            method: {"backend": backend}
-            | _compare_with_reference(
-                accelerator, _run_config(configs[method], 0), runs[method][0], bars
-            )
-            for method, backend in fused.items()
-            if backend not in (None, "reference")
+        runs = {
+            method: [
+                run_once(_run_config(chosen, seed, backends[method]), bars) for seed in range(seeds)
+            ]
+            for method, chosen in configs.items()
         }
-        step_ms = measure_step_times(configs, fused, bars)
+        step_ms = measure_step_times(configs, backends, bars) if step_times else None
     first = runs[config.method][0]
     results = {
         "config": asdict(config) | {"methods": list(configs), "seeds": seeds},
@@ -87,7 +89,7 @@ def compare(configs: Mapping[str, TrainConfig], seeds: int, console: Console) ->
         "data": first["data"],
         "runs": runs,
         "pairs": pair_differences(runs),
-        "trajectories": trajectories or None,
+        "loss_checks": loss_checks(runs, backends),
         "step_ms": step_ms,
     }
     if accelerator.is_main_process:
@@ -141,53 +143,58 @@ def pair_differences(runs: dict[str, list[Results]]) -> list[dict[str, Any]]:
     return pairs
 
 
-def _compare_with_reference(
-    accelerator: Accelerator, config: TrainConfig, run: Results, bars: Bars
-) -> dict[str, Any]:
-    """How a run that is done ends and got there, beside those it is compared with."""
-    reference = replace(config, backend="reference", out=f"{config.out}-reference")
-    of_reference = run_once(reference, bars)
+def loss_checks(
+    runs: dict[str, list[Results]], backends: dict[str, str]
+) -> dict[str, dict[str, Any]]:
+    """Whether the fused loss and its gradient were the reference's, in the runs of each method.
 
-    def train_rounded(seed: int) -> Path:
-        means = Path(config.out).with_name(ROUNDED_MEANS.format(seed=seed))
-        if accelerator.is_main_process:
-            write_rounded_otherwise(Path(config.class_means), means, seed)
-        accelerator.wait_for_everyone()
-        rounded = replace(reference, class_means=str(means), out=f"{reference.out}-rounded{seed}")
-        run_once(rounded, bars)
-        return Path(rounded.out)
+    Args:
+        runs: by method the results of each seed's.
+        backends: by method the ND loss's.
 
-    accuracy_difference = run["test"][METRIC] - of_reference["test"][METRIC]
-    return {"accuracy_difference": accuracy_difference} | compare_trajectories(
-        Path(config.out), Path(reference.out), train_rounded
-    )
+    Returns:
+        By method, if the ND loss was checked in it, be it a probe: "backend", and what
+        `ndfast.train.verdicts.summarise_checks` gives of the runs.
+    """
+    found = {}
+    for method, of_seeds in runs.items():
+        summary = summarise_checks(
+            [
+                {"seed": run["config"]["seed"], **run["loss_check"]}
+                for run in of_seeds
+                if run.get("loss_check")  # a run of an earlier version has none
+            ]
+        )
+        if summary is not None:
+            found[method] = {"backend": backends[method], **summary}
+    return found
 
 
 def _prepare(config: TrainConfig, bars: Bars) -> dict[str, Any]:
     """The teacher and its class means, once for all runs: the fields that lead there."""
     accelerator, shared = build_accelerator(config), without_losses(config)
-    if config.teacher_weights is None:
+    if config.teacher_weights is None and config.teacher_outputs is None:
         teacher_run = teacher_config(config)
         run_once(teacher_run, bars)
         config = replace(config, teacher_weights=str(Path(teacher_run.out) / files.MODEL))
     data = build_data(config.data, config.data_dir, config.image_size)
-    teacher, about = prepare_teacher(accelerator, config, data, bars)
+    teacher, about, _ = find_teacher(accelerator, config, data, bars)
     path = Path(config.out) / files.CLASS_MEANS
     if accelerator.is_main_process:
         assert teacher.class_means is not None
         files.begin(shared)
         ndfast.save_class_means(path, teacher.class_means, **about)
     accelerator.wait_for_everyone()
-    return {"teacher_weights": str(config.teacher_weights), "class_means": str(path)}
+    return {"teacher_weights": config.teacher_weights, "class_means": str(path)}
 
 
-def _run_config(config: TrainConfig, seed: int) -> TrainConfig:
+def _run_config(config: TrainConfig, seed: int, backend: str) -> TrainConfig:
     out = Path(config.out) / files.RUNS / f"{config.method}-seed{seed}"
     return replace(
         config,
         seed=seed,
         probe=True,  # every method's features are measured in the teacher's space
-        log_every=1,  # the trajectories are compared step by step
+        check_loss=backend != "reference",
         out=str(out),
         resume=(out / files.CONFIG).exists(),
         overwrite=False,

@@ -112,6 +112,13 @@ class TrainConfig:
         "what computes the ND loss (default: the fastest that can run)",
         choices=tuple(BACKENDS),
     )
+    check_loss: bool = _option(
+        False,
+        LOSSES,
+        "compare the ND loss and its gradient with the reference in float64, on the first "
+        "ten and the logged steps; the command fails where they disagree",
+        may_change=True,
+    )
 
     epochs: int = _option(240, HOW, "of the student, and of a teacher that is trained first")
     batch_size: int = _option(64, HOW, "images a process takes at a time")
@@ -176,7 +183,9 @@ class TrainConfig:
     )
 
     out: str = _option("", OUTPUT, "the run's folder (default: runs/DATA)", metavar="DIR")
-    log_every: int = _option(50, OUTPUT, "steps between lines of the log", metavar="N")
+    log_every: int = _option(
+        50, OUTPUT, "steps between lines of the log", metavar="N", may_change=True
+    )
     tensorboard: bool = _option(False, OUTPUT, "write TensorBoard's files too", may_change=True)
 
     def __post_init__(self) -> None:

@@ -27,6 +27,7 @@ from ndfast.train.teacher import (
     Teacher,
     check_alike,
     load_teacher,
+    prepare_teacher,
     read_class_means,
 )
 
@@ -85,6 +86,23 @@ def identity(config: TrainConfig, data: Data, digest: str | None) -> dict[str, A
     if data.train.num_views is None:
         found["data_seed"] = config.seed if config.data_seed is None else config.data_seed
     return found if digest is None else {**found, "teacher_sha256": digest}
+
+
+def find_teacher(
+    accelerator: Accelerator,
+    config: TrainConfig,
+    data: Data,
+    bars: Bars,
+    with_means: bool = True,
+) -> tuple[Teacher, dict[str, Any], Data]:
+    """The teacher of a run, which runs in its steps or whose outputs are kept.
+
+    Returns:
+        As `prepare_teacher`, and the data, which may bring the outputs.
+    """
+    if config.teacher_outputs is not None:
+        return open_outputs(accelerator, config, data, bars)
+    return *prepare_teacher(accelerator, config, data, bars, with_means), data
 
 
 def open_outputs(

@@ -22,6 +22,7 @@ from ndfast.train.errors import ConfigError
 from ndfast.train.evaluation import evaluate, move, place, share_buffers
 from ndfast.train.finite import FiniteCheck
 from ndfast.train.kept_outputs import as_output
+from ndfast.train.loss_check import FIRST_STEPS, LossCheck
 from ndfast.train.optimizers import build_optimizer, learning_rate, step_at
 from ndfast.train.position import Bar, Log, Position, Silent
 from ndfast.train.skipping import Skipping
@@ -61,6 +62,7 @@ class Trainer:
         model: the distiller as Accelerate prepared it.
         position: what `Accelerator.load_state` sets.
         average: the exponential average of the weights, or None.
+        check: compares the ND loss with the reference, or None.
         stopwatch: the time of a step by its parts.
 
     Raises:
@@ -103,6 +105,11 @@ class Trainer:
         self.stopwatch = Stopwatch(accelerator.device)
         if distiller.nd is not None and not config.compile:
             self.stopwatch.watch("nd", distiller.nd)
+        self.check: LossCheck | None = None
+        if config.check_loss and distiller.nd is not None:
+            assert teacher is not None
+            assert teacher.class_means is not None
+            self.check = LossCheck(distiller.nd, teacher.class_means)
         self.mixer = Mixer(config.mixup, config.cutmix) if config.mixup or config.cutmix else None
         self.finite = FiniteCheck(accelerator)
         self.skipping = Skipping(self.model, self.position, config.max_skipped, config.seed)
@@ -121,6 +128,8 @@ class Trainer:
         """
         position, config = self.position, self.config
         self.log, self.bar = log, bar
+        if self.check is not None and position.step:
+            self.check.keep_class_means()
         while position.epoch < config.epochs:
             # All of them where it goes on from a checkpoint of the epoch's last step.
             done = first = position.step - position.epoch * self.steps_per_epoch
@@ -182,16 +191,21 @@ class Trainer:
     def step(self, step_batches: list[tuple[Tensor, ...]]) -> None:
         """One step of the optimiser, of ``config.accumulate`` batches."""
         position, accumulate = self.position, len(step_batches)
+        check = self.check if self._is_checked() else None
         self.skipping.begin_step()
         losses: list[dict[str, Tensor]] = []
         for number, batch in enumerate(step_batches):
             last = number == accumulate - 1
+            if check is not None:
+                check.begin(self._nd_factor() / accumulate)
             with nullcontext() if last else self.accelerator.no_sync(self.model):
                 total, parts = self.losses(batch, number)
                 self.finite.ask(total)
                 losses.append({"loss": total.detach()} | parts)
                 with self.stopwatch.part("backward"):
                     self.accelerator.backward(total / accumulate if accumulate > 1 else total)
+            if check is not None:
+                check.end(parts["nd"])
         rate = learning_rate(self.config, position.step, self.steps_per_epoch)
         with self.stopwatch.part("optimizer"):
             self.finite.ask_gradient(self.model.parameters(), self.config.clip_norm)
@@ -200,11 +214,25 @@ class Trainer:
                 step_at(self.optimizer, rate)
                 if self.average is not None:
                     self.average.update_parameters(self.accelerator.unwrap_model(self.model))
+        if check is not None:
+            answer = check.answer(self.accelerator)
+            self.log.write("check", step=position.step + 1, epoch=position.epoch + 1, **answer)
         self.skipping.end_step(finite, losses, self.log)
         self.optimizer.zero_grad()
         position.step += 1
         self.stopwatch.end_step()
         self._tell(losses, rate)
+
+    def _is_checked(self) -> bool:
+        """Whether the step to come is one of the training's first, or is logged."""
+        step = self.position.step
+        return step < FIRST_STEPS or (step + 1) % self.config.log_every == 0
+
+    def _nd_factor(self) -> float:
+        """What the unweighted ND loss counts for in what is differentiated."""
+        scaler = self.accelerator.scaler
+        scale = 1.0 if scaler is None else scaler.get_scale()
+        return self.config.nd_weight * self._warmup(self.config.nd_warmup) * scale
 
     def losses(self, batch: tuple[Tensor, ...], number: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The sum of a batch's losses with factors and warm-ups, and each without."""

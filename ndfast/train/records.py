@@ -5,6 +5,8 @@ Every line has "event" and "time" (UTC, ISO 8601), and besides:
 - "start", "resume": "step", "epoch", "environment"
 - "step": "step" (of the optimiser, so far), "epoch" (from 1), "loss", "losses" (its parts,
   unweighted; of a detector weighted), "lr", "images_per_s"
+- "check", of the ND loss: "step", "epoch", and what `LossCheck.answer` of
+  `ndfast.train.loss_check` gives
 - "skip", a batch whose loss or gradient was NaN or Inf: "step", "epoch", "in_a_row"
 - "epoch": "epoch", "step", "train" (means over its steps), "test", "ema" ("test" of the averaged
   weights, or null), "parts_ms" (the median step's), "images_per_s" (null where it only had to be

@@ -8,6 +8,7 @@ from typing import Any
 
 from ndfast.train.loop import Trainer
 from ndfast.train.models import AnyNetwork
+from ndfast.train.verdicts import summarise_checks
 
 
 def summarise(
@@ -48,6 +49,9 @@ def summarise(
         if teacher is None
         else _describe(config.teacher, teacher.network) | teacher.metrics,
         "student": _describe(config.model, distiller.network),
+        "loss_check": summarise_checks(
+            [record for record in records if record["event"] == "check"]
+        ),
         "epochs": epochs,
         "test": test,
         "ema": average,

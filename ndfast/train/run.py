@@ -23,7 +23,7 @@ from ndfast.train.data import Data, build_data
 from ndfast.train.data.batches import mix_seeds
 from ndfast.train.distiller import Distiller
 from ndfast.train.errors import CheckpointError, ConfigError
-from ndfast.train.kept_outputs import open_outputs
+from ndfast.train.kept_outputs import find_teacher
 from ndfast.train.loop import Trainer, count_steps
 from ndfast.train.losses import METHODS
 from ndfast.train.models import build_model
@@ -43,7 +43,6 @@ from ndfast.train.teacher import (
     MEANS_WORDS,
     PRETRAINED,
     Teacher,
-    prepare_teacher,
     read_class_means,
 )
 
@@ -216,15 +215,13 @@ def _find_teacher(
     """
     if not _needs_teacher(config):
         return None, {}, data
-    if config.teacher_outputs is not None:
-        return open_outputs(accelerator, config, data, bars)
-    if config.teacher_weights is None:
+    if config.teacher_weights is None and config.teacher_outputs is None:
         teacher_run = teacher_config(config)
         run_once(teacher_run, bars)
         weights = Path(teacher_run.out) / files.MODEL
         config = replace(config, teacher_weights=str(weights))
     with_means = METHODS[config.method].nd or config.probe
-    return *prepare_teacher(accelerator, config, data, bars, with_means), data
+    return find_teacher(accelerator, config, data, bars, with_means)
 
 
 def _train(trainer: Trainer, backend: str | None, bars: Bars) -> Results:

@@ -13,12 +13,12 @@ import torch
 
 from ndfast.train.config import TrainConfig
 from ndfast.train.data import build_data
+from ndfast.train.kept_outputs import find_teacher
 from ndfast.train.loop import Trainer
 from ndfast.train.losses import METHODS
 from ndfast.train.processes import build_accelerator
 from ndfast.train.progress import Bars
 from ndfast.train.run import build_trainer
-from ndfast.train.teacher import prepare_teacher
 
 NO_ND = "no ND"
 WARM_UP_STEPS = 20
@@ -28,16 +28,13 @@ Variant = TypeVar("Variant")
 
 
 def measure_step_times(
-    configs: Mapping[str, TrainConfig],
-    backends: Mapping[str, str | None],
-    bars: Bars,
+    configs: Mapping[str, TrainConfig], backends: Mapping[str, str], bars: Bars
 ) -> dict[str, dict[str, float]]:
     """The median time of a step of each method, in ms; nothing is probed here.
 
     Args:
         configs: by method, with the teacher's weights and class means.
-        backends: by method that of the ND loss, which is timed besides the reference; None for a
-            method without it.
+        backends: by method that of the ND loss, which is timed besides the reference.
         bars: where progress goes.
 
     Returns:
@@ -45,12 +42,18 @@ def measure_step_times(
     """
     config = next(iter(configs.values()))
     data = build_data(config.data, config.data_dir, config.image_size)
-    teacher, _ = prepare_teacher(build_accelerator(config), config, data, bars)
+    teacher, _, data = find_teacher(build_accelerator(config), config, data, bars)
     trainers: dict[tuple[str, str], Trainer] = {}
-    for method, backend in backends.items():
-        needed = None if METHODS[method].distillation is None else teacher
-        for name in [NO_ND] if backend is None else dict.fromkeys((backend, "reference")):
-            chosen = replace(configs[method], probe=False, backend=None if name == NO_ND else name)
+    for method in configs:
+        distillation, has_nd = METHODS[method]
+        needed = None if distillation is None else teacher
+        for name in dict.fromkeys((backends[method], "reference")) if has_nd else [NO_ND]:
+            chosen = replace(
+                configs[method],
+                probe=False,
+                check_loss=False,
+                backend=None if name == NO_ND else name,
+            )
             trainers[method, name] = build_trainer(chosen, build_accelerator(chosen), data, needed)
     medians: dict[str, dict[str, float]] = {method: {} for method in configs}
     with bars.run("step times", WARM_UP_STEPS + TIMED_STEPS) as bar:

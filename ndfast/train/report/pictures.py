@@ -85,6 +85,7 @@ def comparison_pictures(results: Results) -> list[Picture]:
         method: _median_parts([run["parts_ms"] for run in runs])
         for method, runs in results["runs"].items()
     }
+    step_ms = results["step_ms"] or {}
     return _drawn(
         (
             "By epoch, on the test set",
@@ -101,9 +102,9 @@ def comparison_pictures(results: Results) -> list[Picture]:
         ),
         (
             "Time of a step by backend",
-            draw_step_times(results["step_ms"]),
+            draw_step_times(step_ms),
             "Medians, measured side by side after the training.",
-            _in_words(results["step_ms"]),
+            _in_words(step_ms),
         ),
         ("Time of a step by part", draw_parts(by_method), _ABOUT_PARTS, _in_words(by_method)),
     )

@@ -11,6 +11,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from ndfast.train.verdicts import in_words
+
 Results = dict[str, Any]
 
 NONE = "–"
@@ -69,6 +71,10 @@ def run_grids(results: Results) -> list[Grid]:
     parts = {name: results["parts_ms"][name] for name in PARTS if name in results["parts_ms"]}
     if parts:
         grids.append(_step_grid(parts, results["backend"]))
+    check = results.get("loss_check")
+    if check is not None:
+        shown = {"backend": results["backend"] or NONE, **check}
+        grids.append(_checks_grid({results["config"]["method"]: shown}))
     return grids
 
 
@@ -81,8 +87,8 @@ def comparison_grids(results: Results) -> list[Grid]:
     grids = [_methods_grid(results)]
     if results["pairs"]:
         grids.append(_pairs_grid(results))
-    if results["trajectories"]:
-        grids.append(_trajectories_grid(results["trajectories"]))
+    if results.get("loss_checks"):
+        grids.append(_checks_grid(results["loss_checks"]))
     return grids
 
 
@@ -151,7 +157,7 @@ def _metrics_row(name: str, metrics: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _methods_grid(results: Results) -> Grid:
-    step_ms, teacher = results["step_ms"], results["teacher"]
+    step_ms, teacher = results["step_ms"] or {}, results["teacher"]
     backends = list(dict.fromkeys(name for times in step_ms.values() for name in times))
     rows = []
     if teacher is not None:
@@ -172,10 +178,8 @@ def _methods_grid(results: Results) -> Grid:
         )
     head = ("", "accuracy, %", "‖s‖", "‖s‖/‖t‖", "cos", *(f"step, ms\n{name}" for name in backends))
     seeds = results["config"]["seeds"]
-    caption = (
-        f"{_LEGEND} Means over {count(seeds, 'seed')} ± one standard deviation. Steps: medians."
-    )
-    return Grid(headline(results), head, rows, caption)
+    caption = f"{_LEGEND} Means over {count(seeds, 'seed')} ± one standard deviation."
+    return Grid(headline(results), head, rows, caption + (" Steps: medians." if step_ms else ""))
 
 
 def _pairs_grid(results: Results) -> Grid:
@@ -185,22 +189,23 @@ def _pairs_grid(results: Results) -> Grid:
         if pair["interval"] is not None:
             low, high = (f"{100 * end:+.2f}" for end in pair["interval"])
             interval = f"{low} to {high}"
-        added = added_time(results, pair)
-        rows.append(
-            (
-                f"{pair['plus']} − {pair['base']}",
-                f"{100 * pair['mean']:+.2f}",
-                interval,
-                fixed(pair["p_value"], 4),
-                ", ".join(f"{name} {100 * share:+.1f} %" for name, share in added.items()),
-            )
-        )
-    head = ("", f"{pair['metric']}, points", "95 % interval", "p", "step")
+        row = [f"{pair['plus']} − {pair['base']}", f"{100 * pair['mean']:+.2f}", interval]
+        row.append(fixed(pair["p_value"], 4))
+        if results["step_ms"]:
+            added = added_time(results, pair).items()
+            row.append(", ".join(f"{name} {100 * share:+.1f} %" for name, share in added))
+        rows.append(tuple(row))
+    head = ["", f"{pair['metric']}, points", "95 % interval", "p"]
     caption = (
-        f"Paired by seed, {count(len(pair['differences']), 'pair')}; interval and p by Student's "
-        "t. Step: the median with the ND loss, by the backend that computes it, to the one without."
+        f"Paired by seed, {count(len(pair['differences']), 'pair')}; interval and p by Student's t."
     )
-    return Grid("What the ND loss adds", head, rows, caption)
+    if results["step_ms"]:
+        head.append("step")
+        caption += (
+            " Step: the median with the ND loss, by the backend that computes it, to the one "
+            "without."
+        )
+    return Grid("What the ND loss adds", tuple(head), rows, caption)
 
 
 def _step_grid(parts: dict[str, float], backend: str | None) -> Grid:
@@ -210,7 +215,8 @@ def _step_grid(parts: dict[str, float], backend: str | None) -> Grid:
         by = f" (here by the backend {backend})" if backend else ""
         caption += (
             f" nd is the ND loss alone{by}, a part of forward; what its gradient leaves to the "
-            "backward pass is in backward. ndfast compare times whole steps with it and without."
+            "backward pass is in backward. ndfast compare --step-times times whole steps with it "
+            "and without."
         )
     times = {**parts, "step": step}
     return Grid(
@@ -224,36 +230,40 @@ def _step_grid(parts: dict[str, float], backend: str | None) -> Grid:
     )
 
 
-def _trajectories_grid(trajectories: dict[str, Any]) -> Grid:
-    rows = [
-        (
-            method,
-            found["backend"],
-            f"{found['steps']:,}",
-            f"{found['max_loss_difference']:.1e}",
-            f"{found['parameter_difference']:.1e}",
-            f"{100 * found['accuracy_difference']:+.2f}",
-            f"{found['tolerance']:g}",
-            "agree" if found["agrees"] else "DISAGREE",
-        )
-        for method, found in trajectories.items()
-    ]
-    head = ("", "backend", "steps", "loss", "parameters", "accuracy", "tolerance", "verdict")
-    caption = (
-        "Relative differences of two trainings from the same seed: the largest of a step's loss, "
-        "and that of the final parameters; accuracy: in points, of the last epoch."
-    )
-    for method, found in trajectories.items():
-        rounding = found["rounding"]
-        if rounding is not None:
-            caption += (
-                f" For {method} the tolerance is {rounding['times']} times what another rounding "
-                "of the class means does to the reference by each step "
-                f"(the most of {rounding['runs']}): up to "
-                f"{rounding['max_loss_difference']:.1e} to the loss, "
-                f"{rounding['parameter_difference']:.1e} to the parameters."
+def _checks_grid(checks: dict[str, dict[str, Any]]) -> Grid:
+    """Fused loss against reference, by method; what is not finite is None."""
+    rows = []
+    for method, found in checks.items():
+        tolerances = dict.fromkeys(map(_scientific, found["tolerances"].values()))
+        rows.append(
+            (
+                method,
+                found["backend"],
+                f"{found['steps']:,}",
+                *map(_scientific, found["differences"].values()),
+                ", ".join(tolerances),
+                "agree" if found["agrees"] else "DISAGREE",
             )
-    return Grid("Fused loss and reference", head, rows, caption)
+        )
+    head = ("", "backend", "steps", "loss", "gradient", "class\nmeans", "tolerance", "verdict")
+    caption = (
+        "The ND loss as the training used it, beside the reference in float64 on the same numbers: "
+        "the largest relative differences of a step's loss, of a row's gradient, and of a class "
+        "mean from the teacher's (learnable ones: of their gradient). In half precision the "
+        "tolerance is twice the error of the reference in float32 and rounded."
+    )
+    refused = [
+        in_words(method, found["refused"])
+        for method, found in checks.items()
+        if found["refused"] is not None
+    ]
+    return Grid("Fused loss and reference", head, rows, " ".join([caption, *refused]))
+
+
+def _scientific(value: float | None) -> str:
+    if value is None:
+        return "not finite"
+    return f"{value:.1e}" if value else "0"
 
 
 def _detection_grid(results: Results) -> Grid:
