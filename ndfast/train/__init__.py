@@ -6,6 +6,7 @@ What is trained:
   `flags`: its command line
 - `data/`, `models/`, `losses/`: the parts; a data set, network or method is added there
 - `teacher`: the frozen teacher and its class means; `make_class_means`: the command for them alone
+- `kept_outputs`: its outputs from disk in place of its pass; `make_teacher_outputs`: the command
 - `distiller`: student, projector and losses, all that is trained, in one module
 
 How:
