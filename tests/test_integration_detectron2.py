@@ -122,6 +122,9 @@ def test_without_proposals_and_without_foreground(cfg: Any) -> None:
     losses = student(batch([[], []]))
     assert losses["loss_nd"] == 0
     assert losses["loss_kd"] == 0
+    weight = student.roi_heads.box_predictor.cls_score.weight
+    (gradient,) = torch.autograd.grad(losses["loss_kd"], weight, retain_graph=True)
+    assert torch.equal(gradient, torch.zeros_like(weight))
     sum(losses.values()).backward()
     cfg.ND.BACKGROUND = False
     losses = stand_in.build_model(cfg)(batch([[K, K], [K]]))

@@ -199,6 +199,23 @@ def test_dist_is_as_published(temperature: float, N: int, K: int, scale: float, 
     torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_dist_of_a_class_of_next_to_no_probability_is_as_published(
+    temperature: float, seed: int
+) -> None:
+    teacher = 3 * torch.randn(8, 6)
+    for log_p in (*torch.arange(-26.0, -16.0, 0.5).tolist(), -60.0, -85.0, -100.0):
+        student = torch.randn(8, 6)
+        student[:, 0] += temperature * log_p
+        wide = student.double().requires_grad_()
+        expected = dist_as_published(wide, teacher, temperature)
+        expected.backward()
+        loss = dist_loss(student.requires_grad_(), teacher, temperature=temperature)
+        loss.backward()
+        torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(student.grad.double(), wide.grad, rtol=1e-3, atol=1e-5)
+
+
 def test_dist_of_a_nearly_constant_row_by_hand() -> None:
     # p = 1/2 ± 1/200, centred norm √2/200, of the mean √2/100: q = (√2/2)² = 1/2, weight 3/4.
     student, teacher = log([101 / 200, 99 / 200]), log([3 / 4, 1 / 4])

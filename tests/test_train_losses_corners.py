@@ -279,6 +279,14 @@ def test_wrong_shares(lam: Any, sentence: str) -> None:
         cross_entropy(torch.zeros(4, 5), ndfast.Mix(labels, labels, lam))
 
 
+@pytest.mark.parametrize("at", ["target_a", "target_b"])
+def test_probabilities_are_not_mixed(at: str) -> None:
+    targets = dict.fromkeys(("target_a", "target_b"), torch.tensor([0, 1, 2, 3, 4]))
+    targets[at] = torch.eye(5)  # as many rows as classes: these would be broadcast
+    with pytest.raises(TypeError, match=rf"^labels.{at}: got dtype torch.float32; expected class"):
+        cross_entropy(torch.zeros(5, 5), ndfast.Mix(**targets, lam=0.5))
+
+
 @pytest.mark.parametrize("name", [*LOSSES, "hcl"])
 @pytest.mark.parametrize("compiled", [False, True])
 def test_a_teacher_of_inference_mode(name: str, compiled: bool, seed: int) -> None:

@@ -171,8 +171,8 @@ class NDRCNN(GeneralizedRCNN):
                 self._teacher[0], batched_inputs, proposals
             )
         labels = torch.cat([own.gt_classes for own in proposals])
-        if len(labels):
-            kd = self.kd_weight * kd_loss(logits, teacher_logits, self.temperature)
-        else:
-            kd = logits.sum()  # 0; a mean over no rows is NaN
-        return {**losses, "loss_kd": kd, "loss_nd": self.nd(features, teacher_features, labels)}
+        return {
+            **losses,
+            "loss_kd": self.kd_weight * kd_loss(logits, teacher_logits, self.temperature),
+            "loss_nd": self.nd(features, teacher_features, labels),
+        }

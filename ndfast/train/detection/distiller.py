@@ -77,8 +77,6 @@ class DetectionDistiller(nn.Module):
         losses = {}
         if self.method.distillation == "kd":
             kd = kd_loss(student.logits, teacher.logits, self.config.temperature)
-            # A mean over no row is NaN; and every step has the same losses, to be summed up.
-            kd = kd if len(rows.labels) else student.logits.sum()
             losses["kd"] = self.config.kd_weight * kd
         if self.nd is not None:
             losses["nd"] = self.nd(student.features, teacher.features, rows.labels)

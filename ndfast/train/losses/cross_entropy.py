@@ -35,7 +35,8 @@ def cross_entropy(logits: Tensor, labels: Tensor | Mix, label_smoothing: float =
         The loss in nats, 0-dim, float32 (float64 for float64 logits).
 
     Raises:
-        TypeError: the logits are no floating-point tensor; ``lam`` is neither that nor a number.
+        TypeError: the logits are no floating-point tensor; ``lam`` is neither that nor a number;
+            labels that are mixed are probabilities.
         ValueError: the logits are not [N, K]; ``lam`` is out of range, of a wrong shape, or
             requires a gradient.
         TypeError, ValueError, RuntimeError, IndexError: F.cross_entropy's for labels of a wrong
@@ -52,6 +53,9 @@ def cross_entropy(logits: Tensor, labels: Tensor | Mix, label_smoothing: float =
         counts = rows_that_count(None if labels.is_floating_point() else labels, None, IGNORE_INDEX)
         return mean_over_rows(losses, counts)
     loss_a, loss_b = losses_of(labels.target_a), losses_of(labels.target_b)
+    for name, target in (("target_a", labels.target_a), ("target_b", labels.target_b)):
+        if target.is_floating_point():
+            raise TypeError(f"labels.{name}: got dtype {target.dtype}; expected class indices")
     check_lam("labels.lam", labels.lam, loss_a.shape, loss_a.device)
     lam = labels.lam
     lam = at_least_float32(lam) if isinstance(lam, Tensor) else loss_a.new_full((), lam)

@@ -9,6 +9,7 @@ from ndfast.train.losses.rows import softened
 
 _EPS = 1e-8  # the authors'
 _NEAR_CONSTANT = 0.02
+_TINY = 1e-30  # below it a mean is 0: its reciprocal must be finite in float32
 
 
 def dist_loss(
@@ -73,5 +74,5 @@ def _correlation(x: Tensor, y: Tensor, dim: int) -> Tensor:
     x, y = (values - values.mean(dim, keepdim=True) for values in (x, y))
     norm = torch.linalg.vector_norm(x, dim=dim)
     correlation = (x * y).sum(dim) / (norm * torch.linalg.vector_norm(y, dim=dim) + _EPS)
-    q = (norm / (_NEAR_CONSTANT * mean).clamp(min=_EPS)).clamp(max=1).square()
+    q = (norm / (_NEAR_CONSTANT * mean).clamp(min=_TINY)).clamp(max=1).square()
     return correlation * q * (2 - q)
