@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import nullcontext
 from itertools import product
+from pathlib import Path
 
 import pytest
 import torch
@@ -95,6 +96,20 @@ def test_direct_norm_loss_names_it_as_its_authors_do(inputs: tuple) -> None:
         class_means = class_means.clone()
     with pytest.raises(RuntimeError, match=f"^T_EMB: {INFERENCE}"):
         ndfast.DirectNormLoss()(student.requires_grad_(), teacher, class_means, labels)
+
+
+@pytest.mark.parametrize("suffix", ["json", "npz", "safetensors"])
+def test_class_means_may_be_loaded_in_inference_mode(
+    suffix: str, inputs: tuple, tmp_path: Path
+) -> None:
+    student, teacher, class_means, labels = inputs
+    path = tmp_path / f"means.{suffix}"
+    with torch.inference_mode():
+        ndfast.save_class_means(path, class_means)
+        loaded = ndfast.load_class_means(path)
+    ndfast.nd_loss(student.requires_grad_(), teacher, loaded, labels).backward()
+    expected = definition(student.detach(), teacher, class_means, labels, torch.ones(N))
+    torch.testing.assert_close(student.grad, expected)
 
 
 @pytest.mark.parametrize("learnable", [False, True])
