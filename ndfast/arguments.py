@@ -14,6 +14,7 @@ from torch import Tensor
 from ndfast.backends.reference import MEAN, NONE, SUM, accumulation_dtype
 from ndfast.dispatch import check_backend_name
 from ndfast.labels import Mix, check_label_range, check_shares
+from ndfast.saved import inference_error
 
 _FLOATS = frozenset((torch.float32, torch.bfloat16, torch.float16, torch.float64))
 _LABELS = frozenset((torch.int64, torch.int32, torch.uint8))
@@ -272,4 +273,7 @@ def _centres_of_probabilities(
     # Not torch.amp.is_autocast_available: torch.compile before 2.12 cannot trace it.
     has_autocast = device != "meta"
     with torch.autocast(device, enabled=False) if has_autocast else nullcontext():
-        return flatten(probabilities).to(dtype) @ class_means.to(dtype)
+        shares = flatten(probabilities).to(dtype)
+        if class_means.requires_grad and torch.is_grad_enabled() and shares.is_inference():
+            raise inference_error("target")
+        return shares @ class_means.to(dtype)

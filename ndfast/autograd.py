@@ -54,10 +54,7 @@ def nd_loss_rows(rows: Rows, backend: str | None, measured: bool) -> tuple[Tenso
     if not needs_gradient:
         outputs = dispatch.run_forward(module, (*rows, 8 if measured else 0, False))
         return outputs[0], _measures(outputs[2], measured)
-    try:
-        outputs = _apply_eagerly(student, teacher, class_means, (rows, module, measured))
-    except RuntimeError as error:
-        raise saved.name_inference_tensor(error, rows) from None
+    outputs = _apply_eagerly(student, teacher, class_means, (rows, module, measured))
     return outputs if measured else (outputs, None)
 
 
@@ -75,10 +72,7 @@ def attach_nd_loss_rows(
         call = rows, ops.OpPair(dispatch.named(backend)), measured
         return _AttachedNDLoss.apply(student, *rows[1:3], call)
     module = dispatch.choose(student.device, backend)
-    try:
-        return _attach_eagerly(student, *rows[1:3], (rows, module, measured))
-    except RuntimeError as error:
-        raise saved.name_inference_tensor(error, rows) from None
+    return _attach_eagerly(student, *rows[1:3], (rows, module, measured))
 
 
 def _measures(coefficients: Tensor, measured: bool) -> Tensor | None:
@@ -118,6 +112,14 @@ class _DeadEnd(torch.autograd.Function):
         raise NotImplementedError(transforms.FORWARD_MODE)
 
 
+def _end(gradient: Tensor, it_depends_on: tuple[Tensor | None, ...]) -> Tensor:
+    """The gradient, which is not to be differentiated."""
+    # is_grads_batched loses what a Function makes of it. torch.compile cannot ask under torch.func.
+    if not _is_transforming() and _is_batched(gradient):
+        return gradient + _DeadEnd.apply(torch.zeros((), device=gradient.device), *it_depends_on)
+    return _DeadEnd.apply(gradient, *it_depends_on)
+
+
 def _once_differentiable(
     backward: Callable[..., tuple[Tensor | None, ...]],
 ) -> Callable[..., tuple[Tensor | None, ...]]:
@@ -136,7 +138,7 @@ def _once_differentiable(
         it_depends_on = (*grad_outputs, *ctx.saved_tensors)
         with torch.no_grad():
             gradients = backward(ctx, *grad_outputs)
-        return tuple(g if g is None else _DeadEnd.apply(g, *it_depends_on) for g in gradients)
+        return tuple(g if g is None else _end(g, it_depends_on) for g in gradients)
 
     return wrapper
 

@@ -84,7 +84,8 @@ def load_class_means(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES
             what is wrong.
     """
     array, _ = _read(expand_home(path), max_bytes)
-    return torch.from_numpy(array)
+    with torch.inference_mode(False):  # the loss will save them
+        return torch.from_numpy(array)
 
 
 def load_class_means_metadata(

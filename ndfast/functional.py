@@ -9,6 +9,7 @@ from torch import Tensor
 from ndfast.arguments import check_and_flatten
 from ndfast.autograd import attach_nd_loss_rows, nd_loss_rows
 from ndfast.labels import Mix
+from ndfast.saved import name_inference_tensor
 from ndfast.stats import NDStats, stats_of
 
 
@@ -114,7 +115,10 @@ def nd_loss(
         student, teacher, class_means, target, weight, sample_weight, reduction, ignore_index, eps,
         validate, backend,
     )  # fmt: skip
-    loss, measures = nd_loss_rows(rows, backend, return_stats)
+    try:
+        loss, measures = nd_loss_rows(rows, backend, return_stats)
+    except RuntimeError as error:
+        raise name_inference_tensor(error, rows) from None
     if rows_shape is not None:
         loss = loss.view(rows_shape)
     return loss if measures is None else (loss, stats_of(rows, measures))
@@ -194,7 +198,10 @@ def attach_nd_loss(
         student, teacher, class_means, target, weight, sample_weight, reduction, ignore_index, eps,
         validate, backend,
     )  # fmt: skip
-    features, loss, measures = attach_nd_loss_rows(student, rows, backend, return_stats)
+    try:
+        features, loss, measures = attach_nd_loss_rows(student, rows, backend, return_stats)
+    except RuntimeError as error:
+        raise name_inference_tensor(error, rows) from None
     if rows_shape is not None:
         loss = loss.view(rows_shape)
     return (features, loss) if measures is None else (features, loss, stats_of(rows, measures))

@@ -74,8 +74,13 @@ def name_inference_tensor(error: RuntimeError, inputs: tuple[Any, ...]) -> Runti
             and value.is_inference()
             and (name != "teacher" or value.requires_grad)
         ):
-            return RuntimeError(
-                f"{name}: got a tensor made in torch.inference_mode(), which backward reads and "
-                "autograd cannot keep; expected one made outside of it, or its clone()"
-            )
+            return inference_error(name)
     return error
+
+
+def inference_error(name: str) -> RuntimeError:
+    """That the argument of this name cannot be kept."""
+    return RuntimeError(
+        f"{name}: got a tensor made in torch.inference_mode(), which backward reads and autograd "
+        "cannot keep; expected one made outside of it, or its clone()"
+    )

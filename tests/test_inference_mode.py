@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import nullcontext
 from itertools import product
+from pathlib import Path
 
 import pytest
 import torch
 from both_losses import attached, definition
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 import ndfast
 
@@ -53,12 +55,61 @@ def test_what_backward_reads_cannot_come_from_inference_mode(
         assert loss(values["student"], teacher, values["class_means"].detach(), target).isfinite()
 
 
+@pytest.mark.parametrize("loss", [ndfast.nd_loss, attached])
+@pytest.mark.parametrize("way", ["eager", "mode", "subclass", "torch.func"])
+def test_it_is_named_in_every_way(way: str, loss: Callable[..., Tensor], inputs: tuple) -> None:
+    student, teacher, class_means, labels = inputs
+    with torch.inference_mode():
+        class_means = class_means.clone()
+
+    def call(student: Tensor) -> Tensor:
+        return loss(student, teacher, class_means, labels)
+
+    leaf = student.requires_grad_()
+    if way == "subclass":
+        leaf = leaf.as_subclass(type("Watched", (Tensor,), {}))
+    if way == "torch.func":
+        call = torch.func.grad(call)
+    mode = FlopCounterMode(display=False) if way == "mode" else nullcontext()
+    with mode, pytest.raises(RuntimeError, match=f"^class_means: {INFERENCE}"):
+        call(leaf)
+
+
+def test_class_probabilities_from_inference_mode(inputs: tuple) -> None:
+    student, teacher, class_means, _ = inputs
+    with torch.inference_mode():
+        target = torch.rand(N, K).softmax(dim=1)
+    ndfast.nd_loss(student.requires_grad_(), teacher, class_means, target).backward()
+    centres = target @ class_means
+    expected = definition(student.detach(), teacher, centres, torch.arange(N), torch.ones(N))
+    torch.testing.assert_close(student.grad, expected)
+    learnable = class_means.requires_grad_()
+    with pytest.raises(RuntimeError, match=f"^target: {INFERENCE}"):
+        ndfast.nd_loss(student, teacher, learnable, target)
+    with torch.no_grad():
+        assert ndfast.nd_loss(student, teacher, learnable, target).isfinite()
+
+
 def test_direct_norm_loss_names_it_as_its_authors_do(inputs: tuple) -> None:
     student, teacher, class_means, labels = inputs
     with torch.inference_mode():
         class_means = class_means.clone()
     with pytest.raises(RuntimeError, match=f"^T_EMB: {INFERENCE}"):
         ndfast.DirectNormLoss()(student.requires_grad_(), teacher, class_means, labels)
+
+
+@pytest.mark.parametrize("suffix", ["json", "npz", "safetensors"])
+def test_class_means_may_be_loaded_in_inference_mode(
+    suffix: str, inputs: tuple, tmp_path: Path
+) -> None:
+    student, teacher, class_means, labels = inputs
+    path = tmp_path / f"means.{suffix}"
+    with torch.inference_mode():
+        ndfast.save_class_means(path, class_means)
+        loaded = ndfast.load_class_means(path)
+    ndfast.nd_loss(student.requires_grad_(), teacher, loaded, labels).backward()
+    expected = definition(student.detach(), teacher, class_means, labels, torch.ones(N))
+    torch.testing.assert_close(student.grad, expected)
 
 
 @pytest.mark.parametrize("learnable", [False, True])

@@ -201,6 +201,26 @@ def test_several_upstream_gradients_at_once(reduction: str, backend: str, seed: 
         torch.testing.assert_close(got, expected)
 
 
+@pytest.mark.parametrize("attached", [False, True])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_a_penalty_on_several_gradients_at_once_raises(
+    reduction: str, attached: bool, seed: int
+) -> None:
+    # They would be constants of it otherwise, which is a wrong number.
+    s, t, c, labels = inputs()
+    s.requires_grad_()
+    call = ndfast.attach_nd_loss if attached else ndfast.nd_loss
+    value = call(s, t, c, labels, reduction=reduction)
+    value = value[-1] if attached else value
+    upstream = torch.ones(3, *value.shape)
+    (grads,) = torch.autograd.grad(value, s, upstream, is_grads_batched=True, create_graph=True)
+    for grad in grads:
+        expected = torch.autograd.grad(value, s, upstream[0], retain_graph=True)[0]
+        torch.testing.assert_close(grad, expected)
+    with pytest.raises(RuntimeError, match=r"nd_loss: .*double backward"):
+        (s.exp().sum() + grads.square().sum()).backward()
+
+
 def test_autocast_leaves_the_loss_in_float32(seed: int) -> None:
     s, t, c, labels = inputs()
     probabilities = torch.rand(6, 4).softmax(1)
