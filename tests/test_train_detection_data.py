@@ -187,24 +187,25 @@ STORED: dict[int, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
-def store(file: Path, upright: np.ndarray, orientation: int) -> None:
+def store(file: Path, upright: np.ndarray, orientation: int, mode: str = "RGB") -> None:
     from PIL import Image
 
     exif = Image.Exif()
     exif[0x0112] = orientation
     stored = Image.fromarray(np.ascontiguousarray(STORED[orientation](upright)))
-    stored.save(file, exif=exif)
+    stored.convert(mode).save(file, exif=exif)
 
 
-@pytest.mark.parametrize("suffix", ["png", "tif"])
+@pytest.mark.parametrize(("suffix", "mode"), [("png", "RGB"), ("tif", "RGB"), ("tif", "L")])
 @pytest.mark.parametrize("orientation", STORED)
 @pytest.mark.parametrize("height", [SIDE, 40])
 def test_a_turned_image_is_brought_upright(
-    folder: Path, height: int, orientation: int, suffix: str
+    folder: Path, height: int, orientation: int, suffix: str, mode: str
 ) -> None:
     file = folder / "train" / f"000000.{suffix}"
     pixels = draw(3, 0).pixels[:height]
-    store(file, pixels, orientation)
+    pixels = pixels[:, :, :1].repeat(3, axis=2) if mode == "L" else pixels
+    store(file, pixels, orientation, mode)
     edit(folder, lambda content: content["images"][0].update(height=height, file_name=file.name))
     (image,), _ = read_coco(folder).train.__getitems__(Batch([0], None))
     assert ((image * 255).round().permute(1, 2, 0).numpy() == pixels).all()

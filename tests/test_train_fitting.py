@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import tracemalloc
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,9 @@ import pytest
 import torch
 from saved_weights import assert_read, assert_refused, build
 from torch import Tensor, nn
+
+from ndfast.train.errors import ConfigError
+from ndfast.train.models.fitting import find_weights
 
 State = dict[str, Tensor]
 
@@ -32,6 +37,7 @@ def under(prefix: str, network: nn.Module) -> State:
         ("", ("weights",)),
         ("", ("params",)),
         ("", ("anything",)),
+        ("", ("optimal",)),
         ("", ("a", "b", "c", "d")),
         ("module.", ("model_state_dict",)),
         ("model.", ("state_dict",)),
@@ -102,6 +108,10 @@ RIGHT_AND_WRONG: dict[str, Callable[[nn.Module, nn.Module], dict[str, Any]]] = {
     },
     "student": lambda right, wrong: {"teacher": under("", wrong), "student": under("", right)},
     "_s": lambda right, wrong: {"model_t": under("", wrong), "model_s": under("", right)},
+    "_t": lambda right, wrong: {"net_t": under("", wrong), "net": under("", right)},
+    "t_": lambda right, wrong: {"state_dict": under("t_model.", wrong) | under("s_model.", right)},
+    "tea": lambda right, wrong: {"tea": under("", wrong), "stu": under("", right)},
+    "T": lambda right, wrong: {"S": under("", right), "T": under("", wrong)},
     "no student": lambda right, wrong: {
         "teacher_state_dict": under("", wrong),
         "other": under("", right),
@@ -203,3 +213,40 @@ def test_counters_of_an_average(tmp_path: Path, seed: int) -> None:
     saved = build()
     torch.save({name: value.float() for name, value in saved.state_dict().items()}, tmp_path / "w")
     assert_read(tmp_path / "w", saved)
+
+
+class WithItems:
+    """Pickled as an OrderedDict that has an attribute `items`."""
+
+    def __init__(self, state: State) -> None:
+        self.reduced = OrderedDict, (), {"items": 3}, None, iter(list(state.items()))
+
+    def __reduce__(self) -> tuple:
+        return self.reduced
+
+
+def test_attributes_in_a_pickle_hide_no_method(tmp_path: Path, seed: int) -> None:
+    saved = build()
+    state = saved.state_dict()
+    weight = nn.Parameter(saved.classifier.weight.detach().clone())
+    for name in ("to", "isfinite", "is_floating_point"):
+        setattr(weight, name, 3)
+    state["classifier.weight"] = weight
+    torch.save(WithItems(state), tmp_path / "w")
+    assert_read(tmp_path / "w", saved)
+
+
+@pytest.mark.parametrize("what", ["dots", "dicts"])
+def test_hostile_depth_takes_no_memory_by_its_square(what: str) -> None:
+    content: dict[str, Any] = {"." * 5000: 1}
+    if what == "dicts":
+        for _ in range(5000):
+            content = {"a": content}
+    wanted = build().state_dict()
+    tracemalloc.start()
+    try:
+        with pytest.raises(ConfigError, match="does not fit the network"):
+            find_weights(content, wanted, ())
+        assert tracemalloc.get_traced_memory()[1] < 10 * 2**20  # of 5000 long ones it is 100 MB
+    finally:
+        tracemalloc.stop()

@@ -189,7 +189,8 @@ def read_image(file: str, upright: bool = False) -> Any:
     from PIL import Image
 
     try:
-        with Image.open(file) as image:
+        # Opened: of a path PIL would map the memory, and shuffle a grey TIFF that it turns.
+        with open(file, "rb") as opened, Image.open(opened) as image:
             pixels = _eight_bits(image).convert("RGB")
             # Now, for as it reads a TIFF PIL itself turns it upright and forgets its orientation.
             turn = _turn(image) if upright else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -22,7 +22,11 @@ _USUAL = frozenset(
     )
 )
 _AVERAGES = frozenset(("ema", "swa", "average", "averaged"))
+_TEACHER = re.compile(r"teacher|^t_|_t$|^(t|tea)$", re.IGNORECASE)
+_OPTIMISER = re.compile(r"optim(?!al|um)", re.IGNORECASE)
 _SHOWN = 3
+# A hostile file, of dicts in dicts or of names of dots, would else take memory by its square.
+_MAX_DEPTH, _MAX_PREFIX = 16, 256
 
 
 class _Candidate(NamedTuple):
@@ -37,7 +41,7 @@ class _Candidate(NamedTuple):
 
 
 def find_weights(
-    content: Mapping[Any, Any], wanted: Mapping[str, Tensor], aliases: Iterable[tuple[str, str]]
+    content: dict[Any, Any], wanted: Mapping[str, Tensor], aliases: Iterable[tuple[str, str]]
 ) -> dict[str, Tensor]:
     """A network's weights in a checkpoint: the dict in it, and the prefix there, that fit.
 
@@ -63,7 +67,11 @@ def find_weights(
         _Candidate(place, *_rename(named, wanted, aliases))
         for place, named in _places(content, needed)
     ]
-    fitting = [found for found in candidates if not _misfits(found, wanted)]
+    fitting = [
+        found
+        for found in candidates
+        if len(found.weights) >= needed and not _misfits(found, wanted)
+    ]
     for is_worse in (_is_teacher, _is_plain, _is_unusual):
         better = [found for found in fitting if not is_worse(found.place)]
         fitting = better or fitting
@@ -94,7 +102,7 @@ def listed(what: str, items: Iterable[str]) -> str:
 
 
 def _places(
-    content: Mapping[Any, Any], needed: int
+    content: dict[Any, Any], needed: int
 ) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
     """What lies under each prefix in each dict of a checkpoint, its own first.
 
@@ -102,28 +110,30 @@ def _places(
     """
     for place, state in _dicts(content):
         yield place, state
-        counts = Counter(
-            name[: at + 1] for name in state for at, letter in enumerate(name) if letter == "."
-        )
-        for prefix, count in counts.items():
-            if count >= needed / 2 or count == len(state):
-                below = {
-                    name.removeprefix(prefix): value
-                    for name, value in state.items()
-                    if name.startswith(prefix)
-                }
-                yield (*place, *prefix.split(".")[:-1]), below
+        below: dict[str, dict[str, Any]] = defaultdict(dict)
+        for name, value in state.items():
+            for dot in re.finditer(r"\.", name[:_MAX_PREFIX]):
+                below[name[: dot.end()]][name[dot.end() :]] = value
+        for prefix, found in below.items():
+            if len(found) >= needed / 2 or len(found) == len(state):
+                yield (*place, *prefix.split(".")[:-1]), found
 
 
-def _dicts(content: Mapping[Any, Any]) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
+def _dicts(content: dict[Any, Any]) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
     """A checkpoint's dict and those in it, but for the optimiser's, which may be by names too."""
     seen = {id(content)}  # a pickled dict may hold itself
-    waiting: list[tuple[tuple[str, ...], Mapping[Any, Any]]] = [((), content)]
+    waiting: list[tuple[tuple[str, ...], dict[Any, Any]]] = [((), content)]
     for place, state in waiting:
-        named = {str(name): value for name, value in state.items()}
+        # Attributes that a pickle gives to an OrderedDict or a Parameter would hide its methods.
+        named = {
+            str(name): Tensor.detach(value) if isinstance(value, Tensor) else value
+            for name, value in dict.items(state)
+        }
         yield place, named
+        if len(place) == _MAX_DEPTH:
+            continue
         for name, value in named.items():
-            if isinstance(value, dict) and id(value) not in seen and "optim" not in name.lower():
+            if isinstance(value, dict) and id(value) not in seen and not _OPTIMISER.search(name):
                 seen.add(id(value))
                 waiting.append(((*place, name), value))
 
@@ -204,7 +214,7 @@ def _kind(tensor: Tensor) -> tuple[bool, bool]:
 
 
 def _is_teacher(place: tuple[str, ...]) -> bool:
-    return any("teacher" in part.lower() or part.endswith("_t") for part in place)
+    return any(map(_TEACHER.search, place))
 
 
 def _is_plain(place: tuple[str, ...]) -> bool:
