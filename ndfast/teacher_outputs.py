@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Sequence
+from operator import index
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -76,7 +77,7 @@ class TeacherOutputs:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = expand_home(path)
-        described = descriptions.read(self.path / _DESCRIPTION)
+        self._described = described = descriptions.read(self.path / _DESCRIPTION)
         self.rows = described.rows
         self.num_views = described.num_views
         self.num_classes = described.num_classes
@@ -118,13 +119,9 @@ class TeacherOutputs:
         sizes = {"rows": rows, "num_views": num_views, "num_classes": num_classes}
         asked = descriptions.describe(sizes, dtype, metadata)
         folder = expand_home(path)
-        there = None
-        if (folder / _DESCRIPTION).exists():
-            there = descriptions.read(folder / _DESCRIPTION)
-            descriptions.check_same(folder, there, asked)
-        if there is None or asked.num_views > there.num_views:
-            folder.mkdir(parents=True, exist_ok=True)
-            write_whole(folder / _DESCRIPTION, descriptions.encode(asked))
+        # Looked for first: whoever wrote some had described them before.
+        has_pieces = folder.is_dir() and any(map(_NAME.fullmatch, os.listdir(folder)))
+        descriptions.begin(folder / _DESCRIPTION, asked, has_pieces)
         outputs = cls(folder)
         outputs._check_room()
         return outputs
@@ -184,9 +181,12 @@ class TeacherOutputs:
             norms: [n], ‖t‖ of the features.
 
         Raises:
-            ValueError: the piece or a shape does not fit, or a number is NaN or out of range.
+            ValueError: the piece or a shape does not fit, a number is NaN or out of range, or the
+                folder was begun anew, for other outputs.
             OSError: it cannot be written; what was there stays.
         """
+        there = descriptions.read(self.path / _DESCRIPTION)
+        descriptions.check_same(self.path, there, self._described)
         if piece not in self.pieces([piece.view]):
             raise ValueError(f"piece: got {tuple(piece)}; expected one of TeacherOutputs.pieces()")
         n = piece.stop - piece.start
@@ -216,17 +216,19 @@ class TeacherOutputs:
         """The outputs of n images, each in its view.
 
         Args:
-            rows: of the images.
-            views: one a row.
+            rows: of the images; integers, on the CPU.
+            views: one a row; integers.
 
         Returns:
             Logits [n, K] of `dtype`, and norms float32 [n], on the CPU.
 
         Raises:
+            TypeError: rows or views are no integers, such as a mask.
             IndexError: a row or a view is none of these outputs'.
-            ValueError: rows and views differ in number, or a piece is not there or cut short.
+            ValueError: rows and views differ in number or are not [n], or a piece is not there or
+                cut short.
         """
-        asked, in_views = np.asarray(rows).tolist(), np.asarray(views).tolist()
+        asked, in_views = _integers("rows", rows), _integers("views", views)
         if len(asked) != len(in_views):
             raise ValueError(
                 f"views: got {len(in_views)} for {len(asked)} rows; expected one a row"
@@ -286,19 +288,32 @@ class TeacherOutputs:
     def _check_view(self, view: int) -> int:
         if not 0 <= view < self.num_views:
             raise IndexError(f"views: got {view}; {self.path} holds 0 to {self.num_views - 1}")
-        return view
+        return index(view)
 
     def _check_room(self) -> None:
         """Raises OSError if the disk has not the room for what is missing."""
-        needed = self._record.itemsize * sum(p.stop - p.start for p in self.missing())
+        self._look()
+        there = sum(min(self._piece_rows, self.rows - start) for _, start in self._names)
+        needed = self.num_bytes - self._record.itemsize * there
         free = shutil.disk_usage(self.path).free
         if needed > free:
+            if not there:  # nothing holds the folder to what there is no room for
+                (self.path / _DESCRIPTION).unlink(missing_ok=True)
             sizes = f"{needed / 1e9:.1f} GB are still to be written, {free / 1e9:.1f} GB are free"
             raise OSError(errno.ENOSPC, f"the disk is too small: {sizes}", str(self.path))
 
     def __getstate__(self) -> dict[str, Any]:
         """For a loader's worker: a memory map would be copied whole."""
         return self.__dict__ | {"_maps": {}}
+
+
+def _integers(name: str, given: Sequence[int] | Tensor) -> list[int]:
+    found = np.asarray(given)
+    if found.ndim != 1:
+        raise ValueError(f"{name}: got shape {list(found.shape)}; expected [n]")
+    if found.size and found.dtype.kind not in "iu":
+        raise TypeError(f"{name}: got {found.dtype}; expected integers")
+    return found.tolist()
 
 
 def _damaged(path: Path, why: str) -> ValueError:

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ndfast.files import write_whole
+
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
 
@@ -69,6 +71,29 @@ def encode(description: Description) -> bytes:
     """The description as `read` takes it."""
     content = description._asdict() | {"sha256": _digest(description)}
     return json.dumps(content, indent=2).encode()
+
+
+def begin(path: Path, asked: Description, has_pieces: bool) -> None:
+    """Writes a description to ``path`` where there is none, or one of fewer views.
+
+    Raises:
+        ValueError: other outputs are there, be they of nobody knows what: there are pieces, and
+            nothing describes them.
+        OSError: it cannot be written.
+    """
+    folder = path.parent
+    there = read(path) if path.exists() else None
+    if there is not None:
+        check_same(folder, there, asked)
+    elif has_pieces:
+        raise ValueError(
+            f"path: got {folder}, which holds outputs without {path.name}; whose they "
+            "are is not known; expected a new folder"
+        )
+    if there is None or asked.num_views > there.num_views:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(path, encode(asked))
+        check_same(folder, read(path), asked)  # another process may have begun others just now
 
 
 def check_same(folder: Path, there: Description, asked: Description) -> None:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 import ndfast
-from ndfast import TeacherOutputs, teacher_outputs
+from ndfast import TeacherOutputs, teacher_outputs, teacher_outputs_description
 from ndfast.teacher_outputs import Piece
 
 ROWS, VIEWS, K = 10, 3, 4
@@ -180,11 +180,15 @@ def test_a_disk_without_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(needed - 1))
     with pytest.raises(OSError, match=r"the disk is too small: 0\.0 GB are still to be written"):
         begin(tmp_path)
+    begin(tmp_path, dtype=torch.float16)  # that there is room for
+    (tmp_path / "outputs.json").unlink()
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(needed))
     outputs = begin(tmp_path)
     write_all(outputs, torch.zeros(VIEWS, ROWS, K), torch.zeros(VIEWS, ROWS))
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0))
     begin(tmp_path)  # nothing is missing
+    with pytest.raises(OSError, match=r"the disk is too small: 4\d{14}\.\d GB are still"):
+        begin(tmp_path / "vast", rows=10**12, num_views=10**5, num_classes=10**6)
 
 
 def test_what_cannot_be_written(tmp_path: Path) -> None:
@@ -225,6 +229,65 @@ def test_what_cannot_be_read(made: tuple[TeacherOutputs, Tensor, Tensor], tmp_pa
         outputs.missing(2, 2)
     with pytest.raises(FileNotFoundError):
         TeacherOutputs(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        (torch.tensor([True, False]), TypeError, "got bool; expected integers"),
+        ([1.0, 2.0], TypeError, "got float64; expected integers"),
+        (["1", "2"], TypeError, "got <U1; expected integers"),
+        ([[1], [2]], ValueError, "got shape [2, 1]; expected [n]"),
+        (1, ValueError, "got shape []; expected [n]"),
+    ],
+)
+def test_rows_and_views_are_integers(
+    given: Any,
+    error: type[Exception],
+    message: str,
+    made: tuple[TeacherOutputs, Tensor, Tensor],
+) -> None:
+    outputs, *_ = made
+    for name, arguments in (("rows", (given, [0, 0])), ("views", ([0, 0], given))):
+        with pytest.raises(error, match=f"^{re.escape(f'{name}: {message}')}"):
+            outputs.read(*arguments)
+    with pytest.raises(TypeError):
+        outputs.missing(views=[0.5])  # type: ignore[list-item]
+
+
+def test_pieces_that_nothing_describes_are_not_taken_over(
+    made: tuple[TeacherOutputs, Tensor, Tensor],
+) -> None:
+    outputs, *_ = made
+    (outputs.path / "outputs.json").unlink()
+    with pytest.raises(ValueError, match=r"^path: got .* holds outputs without outputs\.json"):
+        begin(outputs.path, teacher="other")
+    assert not (outputs.path / "outputs.json").exists()
+
+
+def test_makers_of_different_teachers_at_once(
+    tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither saw a description; the last one written holds."""
+    first = begin(tmp_path)
+    logits, norms = torch.randn(VIEWS, ROWS, K), torch.rand(VIEWS, ROWS)
+    other = begin(tmp_path / "other", teacher="other")
+    content = (other.path / "outputs.json").read_bytes()
+    write = teacher_outputs_description.write_whole
+    with monkeypatch.context() as patch:  # the other's comes just behind
+        patch.setattr(
+            teacher_outputs_description,
+            "write_whole",
+            lambda path, data: [write(path, each) for each in (data, content)],
+        )
+        with pytest.raises(
+            ValueError, match=r"teacher: expected 't', but .* was made with 'other'"
+        ):
+            begin(tmp_path / "new")
+    write(tmp_path / "outputs.json", content)
+    with pytest.raises(ValueError, match=r"teacher: expected 't', but .* was made with 'other'"):
+        write_all(first, logits, norms)
+    assert not [*tmp_path.glob("view*")]
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty", "longer", "other"])

@@ -248,6 +248,7 @@ def test_what_is_wrong_is_refused_in_every_method(
     ("plant", "fields", "of"),
     [
         (wrong_kept_row, {}, "class_means"),
+        (wrong_kept_row, {"learnable_class_means": True}, "class_means"),
         (wrong_weight, {}, "loss"),
         (wrong_weight, {}, "gradient"),
         (wrong_value_alone, {}, "loss"),

@@ -61,6 +61,17 @@ def test_the_first_and_the_logged_steps_are_checked_after_a_resume_too(tmp_path:
     assert resumed["loss_check"] == unbroken["loss_check"]
 
 
+def test_the_first_steps_past_a_warm_up_are_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In its first epoch the ND loss counts for nothing, and any gradient is right."""
+    plant(monkeypatch)
+    found = quiet_run(tmp_path, check_loss=True, nd_warmup=1, max_steps=12)["loss_check"]
+    steps = [record["step"] for record in events(tmp_path, "check")]
+    assert steps == [*range(1, 11), 12]
+    assert (found["refused"]["step"], found["refused"]["quantity"]) == (12, "gradient")
+
+
 def test_a_refusal_outlives_a_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         plant(patch)
@@ -77,7 +88,7 @@ def test_a_run_goes_on_with_the_means_of_its_checkpoint(
     """Another machine may give a teacher others."""
     quiet_run(tmp_path, check_loss=True, max_steps=3)
     right = ndfast.ClassMeans.compute
-    monkeypatch.setattr(ndfast.ClassMeans, "compute", lambda means: 1.0001 * right(means))
+    monkeypatch.setattr(ndfast.ClassMeans, "compute", lambda *a, **k: 1.0001 * right(*a, **k))
     found = quiet_run(tmp_path, check_loss=True, resume=True)["loss_check"]
     assert (found["steps"], found["agrees"]) == (10, True)
 
@@ -178,6 +189,14 @@ def checked_by_hand(
     given(student.requires_grad_(), teacher, labels).backward()
     check.end(exact.float())
     return check.answer(Accelerator(cpu=True))
+
+
+def test_what_overflows_in_one_batch_hides_no_other() -> None:
+    check = LossCheck(ndfast.NDLoss(MEANS), MEANS)
+    for differences, tolerances in (([0, torch.inf, 0], [1, torch.inf, 1]), ([0, 3, 0], [1, 2, 1])):
+        check._found.append(torch.tensor([differences, tolerances]))
+    found = check.answer(Accelerator(cpu=True))
+    assert (found["differences"]["gradient"], found["agrees"]) == (3, False)
 
 
 # Of two rows and the means (1, 0) and (0, 1): where ‖s‖ < ‖t‖ the gradient is −c/m, else that and

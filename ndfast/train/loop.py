@@ -224,9 +224,11 @@ class Trainer:
         self._tell(losses, rate)
 
     def _is_checked(self) -> bool:
-        """Whether the step to come is one of the training's first, or is logged."""
+        """Whether the step to come is one of the first, of a warm-up too, or is logged."""
         step = self.position.step
-        return step < FIRST_STEPS or (step + 1) % self.config.log_every == 0
+        starts = (0, self.steps_per_epoch) if self.config.nd_warmup else (0,)
+        is_first = any(start <= step < start + FIRST_STEPS for start in starts)
+        return is_first or (step + 1) % self.config.log_every == 0
 
     def _nd_factor(self) -> float:
         """What the unweighted ND loss counts for in what is differentiated."""

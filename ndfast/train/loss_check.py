@@ -24,7 +24,7 @@ from ndfast.train.verdicts import QUANTITIES
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-FIRST_STEPS = 10  # of a training, which are checked besides those that are logged
+FIRST_STEPS = 10  # which are checked besides those that are logged
 TOLERANCE = 1e-5
 _TIE = 1e-5  # norms so close: rounding decides which is the larger
 # Of norms past these float32 loses the squares, or the coefficients; such rows are not compared.
@@ -43,8 +43,10 @@ class LossCheck:
     def __init__(self, nd: ndfast.NDLoss, class_means: Tensor) -> None:
         self._nd = nd
         self._class_means = class_means.detach().double().clone()
+        self._are_untrained = isinstance(nd.class_means, nn.Parameter)
         self._upstream: float | None = None
         self._expected: _Expected | None = None
+        self._off: Tensor | None = None  # class means that no step has trained yet
         self._arrived: dict[str, Tensor] = {}
         self._of_parameter: RemovableHandle | None = None
         self._found: list[Tensor] = []
@@ -57,10 +59,11 @@ class LossCheck:
         Those of the teacher are taken anew then, and come out otherwise on another machine.
         """
         self._class_means = self._nd.class_means.detach().double().clone()
+        self._are_untrained = False
 
     def begin(self, upstream: float) -> None:
         """The batch to come is checked; ``upstream`` is what its loss, unweighted, counts for."""
-        self._upstream, self._expected, self._arrived = upstream, None, {}
+        self._upstream, self._expected, self._off, self._arrived = upstream, None, None, {}
 
     def end(self, loss: Tensor) -> None:
         """The batch's backward pass is over; ``loss`` is its ND loss, 0-dim, unweighted."""
@@ -68,7 +71,10 @@ class LossCheck:
         if self._of_parameter is not None:
             self._of_parameter.remove()
             self._of_parameter = None
-        self._found.append(self._expected.compare({"loss": loss, **self._arrived}))
+        found = self._expected.compare({"loss": loss, **self._arrived})
+        if self._off is not None:
+            found[0, -1] = torch.maximum(found[0, -1], self._off)
+        self._found.append(found)
         self._upstream, self._expected, self._arrived = None, None, {}
 
     def answer(self, accelerator: Accelerator) -> dict[str, Any]:
@@ -80,7 +86,10 @@ class LossCheck:
         """
         found = accelerator.gather(torch.stack(self._found))
         self._found.clear()
-        worst = (found[:, 0] / found[:, 1]).argmax(dim=0, keepdim=True)
+        self._are_untrained = False  # the step is about to be, or has been
+        # Infinite by an infinite tolerance is not wrong.
+        shares = (found[:, 0] / found[:, 1]).nan_to_num(0, torch.inf)
+        worst = shares.argmax(dim=0, keepdim=True)
         differences, tolerances = (found[:, place].gather(0, worst)[0].tolist() for place in (0, 1))
         return {
             "differences": dict(zip(QUANTITIES, differences, strict=True)),
@@ -116,6 +125,9 @@ class LossCheck:
             self._expected = _Expected(
                 nd, inputs, self._upstream, None if learnable else self._class_means
             )
+            if self._are_untrained:
+                norms = vector_norm(self._class_means, dim=1)
+                self._off = _errors(means, self._class_means, norms).max()
 
     def _keep_means_gradient(self, gradient: Tensor) -> None:
         self._arrived["class_means"] = gradient
