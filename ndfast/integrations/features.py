@@ -88,6 +88,23 @@ class ClassifierInput:
         return result, features.flatten(1)
 
 
+def classifiers_of(
+    student: nn.Module, classifier: str, teacher: nn.Module, teacher_classifier: str | None
+) -> tuple[ClassifierInput, ClassifierInput]:
+    """Those of student and teacher; the teacher's has by default the same name.
+
+    Raises:
+        ValueError: a network has no such module, or the teacher is the student itself.
+    """
+    of_student = ClassifierInput("classifier", classifier)
+    of_teacher = ClassifierInput("teacher_classifier", teacher_classifier or classifier)
+    of_student.find(student)
+    of_teacher.find(teacher)
+    if teacher is student:
+        raise ValueError("teacher: got the student; expected a network of its own")
+    return of_student, of_teacher
+
+
 @contextmanager
 def watched(
     module: nn.Module, keep: Callable[[tuple[Any, ...], dict[str, Any], Any], None]

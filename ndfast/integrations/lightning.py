@@ -11,7 +11,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 import ndfast
-from ndfast.integrations.features import ClassifierInput
+from ndfast.integrations.features import classifiers_of
 from ndfast.train.losses import kd_loss
 
 
@@ -71,14 +71,9 @@ class NDDistillation(LightningModule):
         temperature: float = 4.0,
     ) -> None:
         super().__init__()
-        self._classifier = ClassifierInput("classifier", classifier)
-        self._teacher_classifier = ClassifierInput(
-            "teacher_classifier", teacher_classifier or classifier
+        self._classifier, self._teacher_classifier = classifiers_of(
+            student, classifier, teacher, teacher_classifier
         )
-        self._classifier.find(student)
-        self._teacher_classifier.find(teacher)
-        if teacher is student:
-            raise ValueError("teacher: got the student; expected a network of its own")
         self.student = student
         self.teacher = teacher
         self.projector = nn.Identity() if projector is None else projector

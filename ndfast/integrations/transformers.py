@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import Trainer
 
 import ndfast
-from ndfast.integrations.features import ClassifierInput
+from ndfast.integrations.features import classifiers_of
 from ndfast.train.losses import kd_loss
 
 
@@ -74,14 +74,9 @@ class NDTrainer(Trainer):
             raise ValueError("n_gpu: DataParallel is not served; start a process a GPU by torchrun")
         device, student = self.args.device, self.model
         assert student is not None
-        self._classifier = ClassifierInput("classifier", classifier)
-        self._teacher_classifier = ClassifierInput(
-            "teacher_classifier", teacher_classifier or classifier
+        self._classifier, self._teacher_classifier = classifiers_of(
+            student, classifier, teacher, teacher_classifier
         )
-        self._classifier.find(student)
-        self._teacher_classifier.find(teacher)
-        if teacher is student:
-            raise ValueError("teacher: got the student; expected a network of its own")
         self.teacher = teacher.requires_grad_(False).eval().to(device)
         self.nd = ndfast.NDLoss(class_means, nd_weight).to(device)
         self.kd_weight = kd_weight
