@@ -1,41 +1,27 @@
 """A frozen teacher's logits and feature norms on disk, by the row of an image and its view.
 
-A folder holds outputs.json, and the outputs in pieces: some rows of one view, as an array of
-records in NumPy's format. A piece's name ends in its SHA-256, and it appears whole or not at all:
-what is there can be checked, and a kill loses no more than the piece that was being written.
+A folder holds outputs.json, which describes them, and the outputs in pieces.
 """
 
 from __future__ import annotations
 
 import errno
-import hashlib
-import io
 import os
-import re
 import shutil
 from collections.abc import Iterable, Sequence
 from operator import index
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ndfast import teacher_outputs_description as descriptions
-from ndfast.files import expand_home, write_whole
+from ndfast.files import expand_home
+from ndfast.teacher_outputs_pieces import Piece, PieceFiles, has_pieces
 
 _DESCRIPTION = "outputs.json"
-_NAME = re.compile(r"view(\d+)-row(\d+)\.([0-9a-f]{64})\.npy")
 _PIECE_BYTES = 2**26  # 64 MiB: what a kill loses at most, and what is held in memory to be written
-
-
-class Piece(NamedTuple):
-    """The outputs of one view of the rows from ``start`` to before ``stop``."""
-
-    view: int
-    start: int
-    stop: int
 
 
 class TeacherOutputs:
@@ -83,11 +69,8 @@ class TeacherOutputs:
         self.num_classes = described.num_classes
         self.dtype = descriptions.DTYPES[described.dtype]
         self.metadata = described.metadata
-        logits = (described.dtype, (self.num_classes,))
-        self._record = np.dtype([("norm", "<f4"), ("logits", *logits)]).newbyteorder("<")
-        self._piece_rows = max(1, min(self.rows, _PIECE_BYTES // self._record.itemsize))
-        self._names: dict[tuple[int, int], str] = {}  # by view and first row
-        self._maps: dict[tuple[int, int], np.ndarray] = {}
+        self._record = described.record()
+        self._files = PieceFiles(self.path, self.rows, described.piece_rows, self._record)
 
     @classmethod
     def create(
@@ -117,11 +100,10 @@ class TeacherOutputs:
             OSError: the folder cannot be written, or its disk has no room for what is missing.
         """
         sizes = {"rows": rows, "num_views": num_views, "num_classes": num_classes}
-        asked = descriptions.describe(sizes, dtype, metadata)
+        asked = descriptions.describe(sizes, dtype, metadata, _PIECE_BYTES)
         folder = expand_home(path)
         # Looked for first: whoever wrote some had described them before.
-        has_pieces = folder.is_dir() and any(map(_NAME.fullmatch, os.listdir(folder)))
-        descriptions.begin(folder / _DESCRIPTION, asked, has_pieces)
+        descriptions.begin(folder / _DESCRIPTION, asked, has_pieces(folder))
         outputs = cls(folder)
         outputs._check_room()
         return outputs
@@ -147,9 +129,7 @@ class TeacherOutputs:
         """
         chosen = range(self.num_views) if views is None else views
         return [
-            Piece(view, start, min(start + self._piece_rows, self.rows))
-            for view in map(self._check_view, chosen)
-            for start in range(0, self.rows, self._piece_rows)
+            piece for view in map(self._check_view, chosen) for piece in self._files.of_view(view)
         ]
 
     def missing(
@@ -168,9 +148,8 @@ class TeacherOutputs:
         """
         if not 0 <= rank < processes:
             raise ValueError(f"rank: got {rank}; expected 0 to {processes - 1}")
-        self._look()
-        share = self.pieces(views)[rank::processes]
-        return [piece for piece in share if (piece.view, piece.start) not in self._names]
+        there = set(self._files.there())
+        return [piece for piece in self.pieces(views)[rank::processes] if piece not in there]
 
     def write(self, piece: Piece, logits: Tensor, norms: Tensor) -> None:
         """Writes a piece, which appears whole or not at all.
@@ -204,11 +183,7 @@ class TeacherOutputs:
             raise ValueError("norms: got NaN, Inf or less than 0; expected the norms of features")
         records = np.empty(n, self._record)
         records["logits"], records["norm"] = rounded.cpu().numpy(), norms.cpu().numpy()
-        data = io.BytesIO()
-        np.lib.format.write_array(data, records, allow_pickle=False)
-        digest = hashlib.sha256(data.getbuffer()).hexdigest()
-        name = f"view{piece.view:05}-row{piece.start:09}.{digest}.npy"
-        write_whole(self.path / name, data.getvalue())
+        self._files.write(piece, records)
 
     def read(
         self, rows: Sequence[int] | Tensor, views: Sequence[int] | Tensor
@@ -237,9 +212,7 @@ class TeacherOutputs:
         for place, (row, view) in enumerate(zip(asked, in_views, strict=True)):
             if not 0 <= row < self.rows:
                 raise IndexError(f"rows: got {row}; {self.path} holds 0 to {self.rows - 1}")
-            start = row - row % self._piece_rows
-            found = self._maps.get((view, start))
-            records[place] = (self._open(view, start) if found is None else found)[row - start]
+            records[place] = self._files.row(self._check_view(view), row)
         logits, norms = (
             torch.from_numpy(np.ascontiguousarray(records[name])) for name in ("logits", "norm")
         )
@@ -253,37 +226,7 @@ class TeacherOutputs:
             ValueError: a piece is not there, or damaged; names it.
         """
         for piece in self.pieces(views):
-            name = self._name(piece.view, piece.start)
-            if hashlib.sha256((self.path / name).read_bytes()).hexdigest() not in name:
-                raise _damaged(self.path / name, "its SHA-256 does not fit")
-
-    def _open(self, view: int, start: int) -> np.ndarray:
-        path = self.path / self._name(self._check_view(view), start)
-        expected = min(self._piece_rows, self.rows - start)
-        try:
-            found = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (ValueError, EOFError) as error:  # the header, or too few bytes
-            raise _damaged(path, str(error)) from error
-        if found.dtype != self._record or found.shape != (expected,):
-            raise _damaged(path, "it holds other records")
-        self._maps[view, start] = np.asarray(found)  # a memmap takes ten times as long to index
-        return self._maps[view, start]
-
-    def _name(self, view: int, start: int) -> str:
-        if (view, start) not in self._names:
-            self._look()
-        if (view, start) not in self._names:
-            raise ValueError(
-                f"{self.path}: the outputs of view {view} from row {start} on are not there; they "
-                "have not been made to the end"
-            )
-        return self._names[view, start]
-
-    def _look(self) -> None:
-        """For the pieces that are there; of two of the same rows always the same one."""
-        names = sorted(os.listdir(self.path))
-        found = filter(None, map(_NAME.fullmatch, names))
-        self._names = {(int(name[1]), int(name[2])): name[0] for name in found}
+            self._files.verify(piece)
 
     def _check_view(self, view: int) -> int:
         if not 0 <= view < self.num_views:
@@ -292,8 +235,7 @@ class TeacherOutputs:
 
     def _check_room(self) -> None:
         """Raises OSError if the disk has not the room for what is missing."""
-        self._look()
-        there = sum(min(self._piece_rows, self.rows - start) for _, start in self._names)
+        there = sum(piece.stop - piece.start for piece in self._files.there())
         needed = self.num_bytes - self._record.itemsize * there
         free = shutil.disk_usage(self.path).free
         if needed > free:
@@ -301,10 +243,6 @@ class TeacherOutputs:
                 (self.path / _DESCRIPTION).unlink(missing_ok=True)
             sizes = f"{needed / 1e9:.1f} GB are still to be written, {free / 1e9:.1f} GB are free"
             raise OSError(errno.ENOSPC, f"the disk is too small: {sizes}", str(self.path))
-
-    def __getstate__(self) -> dict[str, Any]:
-        """For a loader's worker: a memory map would be copied whole."""
-        return self.__dict__ | {"_maps": {}}
 
 
 def _integers(name: str, given: Sequence[int] | Tensor) -> list[int]:
@@ -314,9 +252,3 @@ def _integers(name: str, given: Sequence[int] | Tensor) -> list[int]:
     if found.size and found.dtype.kind not in "iu":
         raise TypeError(f"{name}: got {found.dtype}; expected integers")
     return found.tolist()
-
-
-def _damaged(path: Path, why: str) -> ValueError:
-    return ValueError(
-        f"{path}: is damaged ({why}); remove it and make the outputs again, which makes it alone"
-    )

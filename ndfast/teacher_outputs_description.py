@@ -9,6 +9,7 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from ndfast.files import write_whole
@@ -22,14 +23,24 @@ class Description(NamedTuple):
     rows: int
     num_views: int
     num_classes: int
+    piece_rows: int
     dtype: str
     metadata: dict[str, Any]
 
+    def record(self) -> np.dtype:
+        """What is kept of a row and a view."""
+        return _record(self.num_classes, self.dtype)
+
+
+def _record(num_classes: int, dtype: str) -> np.dtype:
+    fields: list[Any] = [("norm", "f4"), ("logits", dtype, (num_classes,))]
+    return np.dtype(fields).newbyteorder("<")
+
 
 def describe(
-    sizes: Mapping[str, int], dtype: torch.dtype, metadata: Mapping[str, Any]
+    sizes: Mapping[str, int], dtype: torch.dtype, metadata: Mapping[str, Any], piece_bytes: int
 ) -> Description:
-    """A checked description of ``sizes``: rows, num_views and num_classes.
+    """A checked description of ``sizes``: rows, num_views and num_classes; pieces are no larger.
 
     Raises:
         TypeError: a size is no int, or JSON does not hold the metadata.
@@ -44,7 +55,9 @@ def describe(
     if not names:
         raise ValueError(f"dtype: got {dtype}; expected torch.float32 or torch.float16")
     ints = {name: int(value) for name, value in sizes.items()}
-    return Description(**ints, dtype=names[0], metadata=_as_json(metadata))
+    fitting = piece_bytes // _record(ints["num_classes"], names[0]).itemsize
+    piece_rows = max(1, min(ints["rows"], fitting))
+    return Description(**ints, piece_rows=piece_rows, dtype=names[0], metadata=_as_json(metadata))
 
 
 def read(path: Path) -> Description:
@@ -85,6 +98,7 @@ def begin(path: Path, asked: Description, has_pieces: bool) -> None:
     there = read(path) if path.exists() else None
     if there is not None:
         check_same(folder, there, asked)
+        asked = asked._replace(piece_rows=there.piece_rows)
     elif has_pieces:
         raise ValueError(
             f"path: got {folder}, which holds outputs without {path.name}; whose they "

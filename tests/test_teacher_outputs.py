@@ -18,7 +18,7 @@ from torch import Tensor
 
 import ndfast
 from ndfast import TeacherOutputs, teacher_outputs, teacher_outputs_description
-from ndfast.teacher_outputs import Piece
+from ndfast.teacher_outputs_pieces import Piece
 
 ROWS, VIEWS, K = 10, 3, 4
 
@@ -121,6 +121,19 @@ def test_epochs_are_added(made: tuple[TeacherOutputs, Tensor, Tensor]) -> None:
     assert torch.equal(more.read([7], [2])[0], logits[2, 7:8])
     with pytest.raises(ValueError, match=r"the outputs of view 3 from row 4 on are not there"):
         more.read([7], [3])
+
+
+def test_pieces_keep_their_size(
+    made: tuple[TeacherOutputs, Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outputs, logits, norms = made
+    monkeypatch.setattr(teacher_outputs, "_PIECE_BYTES", 40)  # of another version
+    more = begin(outputs.path, num_views=4)
+    assert more.missing() == more.pieces([3]) == [Piece(3, 0, 4), Piece(3, 4, 8), Piece(3, 8, 10)]
+    for piece in more.missing():
+        rows = slice(piece.start, piece.stop)
+        more.write(piece, logits[0, rows], norms[0, rows])
+    assert torch.equal(TeacherOutputs(outputs.path).read([9], [3])[0], logits[0, 9:])
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from torch.utils.data import Sampler
 import ndfast
 from ndfast import TeacherOutputs
 from ndfast.files import reason_of
-from ndfast.teacher_outputs import Piece
+from ndfast.teacher_outputs_pieces import Piece
 from ndfast.train import folder as files
 from ndfast.train.config import TrainConfig
 from ndfast.train.data import Data, build_data
