@@ -15,7 +15,7 @@ GPU_PROCESSES := import os, xdist; print('-n', min(12, len(os.sched_getaffinity(
 GPU_XDIST = $(shell $(PYTHON) -c "$(GPU_PROCESSES)" 2>/dev/null)
 GPU_PARTS := gpu-build gpu-test gpu-sanitize gpu-bench gpu-report
 # Other files of tests/ import what such a machine may lack.
-GPU_TESTS := tests/gpu tests/test_class_means.py tests/test_compat.py
+GPU_TESTS := tests/gpu tests/test_class_means.py tests/test_class_means_count.py tests/test_compat.py
 
 .PHONY: help setup test mutants sanitize demo bench docs dist lint format clean gpu $(GPU_PARTS)
 
