@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,81 +13,30 @@ from torch import Tensor
 
 pytest.importorskip("accelerate", reason="needs the extra [train]")
 
-from accelerate.state import AcceleratorState
-from small_runs import events, quiet_run, run_in_two_processes
+from small_outputs import ROWS, K, Kept, as_arguments, hand_over_norms, keep_outputs, make
+from small_runs import events, quiet_run, run_in_two_processes, small_config
 
-import ndfast
 from ndfast import TeacherOutputs
-from ndfast.cli import main
 from ndfast.train import kept_outputs
 from ndfast.train import teacher as teachers
 from ndfast.train.data import arrays, build_data
 from ndfast.train.data.arrays import NUM_VIEWS, ArrayDataset, crop_and_flip
-from ndfast.train.data.batches import Batch
+from ndfast.train.data.batches import Batch, draw_views
 from ndfast.train.errors import ConfigError
-from ndfast.train.models import AnyNetwork, Output, build_model
-from ndfast.train.models.weights import load_weights, save_weights
-
-ROWS, K = 40, 4
-
-
-class Kept(NamedTuple):
-    """Images with 162 views, a teacher, and the folder of its outputs."""
-
-    flags: dict[str, Any]
-    weights: str
-    folder: Path
-
-    def config(self, **fields: Any) -> dict[str, Any]:
-        """Fields of a run: of the data and the teacher, and ``fields``."""
-        own = {
-            "method": "kd++",
-            "model": "convnet4",
-            "epochs": 2,
-            "batch_size": 8,
-            "temperature": 4.0,
-        }
-        return {**self.flags, **own, "distill_warmup": 0, **fields}
-
-
-def make(out: Path, *more: str, **flags: Any) -> int:
-    AcceleratorState._reset_state()  # one process has one precision otherwise
-    given = [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]
-    return main(["teacher-outputs", *given, "--out", str(out), *more])
+from ndfast.train.models import AnyNetwork, build_model
+from ndfast.train.models.weights import load_weights
+from ndfast.train.teacher import Teacher, freeze
 
 
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory: pytest.TempPathFactory) -> Kept:
-    folder = tmp_path_factory.mktemp("kept")
-    rng = np.random.default_rng(0)
-    labels = np.arange(ROWS) % K
-    # A class has a colour: there is something to learn.
-    images = rng.integers(60, size=(ROWS, 3, 8, 8)) + 60 * labels[:, None, None, None]
-    images = images.astype(np.uint8)
-    file = folder / "images.npz"
-    np.savez(file, x_train=images, y_train=labels, x_test=images[:12], y_test=labels[:12])
-    torch.manual_seed(1)
-    weights = str(folder / "teacher.safetensors")
-    save_weights(build_model("convnet32", K, (3, 8, 8)), Path(weights))
-    flags = {"data": f"npz:{file}", "teacher": "convnet32"}
-    assert make(folder / "outputs", **flags, teacher_weights=weights) == 0
-    return Kept(flags, weights, folder / "outputs")
-
-
-def hand_over_norms(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes a teacher that runs in the steps hand over what is kept, by the same function."""
-    run = teachers.Teacher.__call__
-
-    def logits_and_norms(teacher: teachers.Teacher, images: Tensor) -> Output:
-        return kept_outputs.as_output(*kept_outputs.logits_and_norms(run(teacher, images)))
-
-    monkeypatch.setattr(teachers.Teacher, "__call__", logits_and_norms)
+    return keep_outputs(tmp_path_factory.mktemp("kept"))
 
 
 def load_network(kept: Kept) -> AnyNetwork:
-    network = build_model("convnet32", K, (3, 8, 8)).eval()
+    network = build_model("convnet32", K, (3, 8, 8))
     load_weights(network, kept.weights)
-    return network
+    return freeze(network, small_config(Path("none")), torch.device("cpu"))
 
 
 def test_every_view_is_kept(kept: Kept) -> None:
@@ -124,7 +73,7 @@ def test_every_view_is_kept(kept: Kept) -> None:
 def test_a_student_is_the_same_to_the_bit(
     fields: dict[str, Any], kept: Kept, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hand_over_norms(monkeypatch)
+    monkeypatch.setattr(Teacher, "__call__", hand_over_norms)
     with_outputs = kept.config(**fields, teacher_outputs=str(kept.folder))
     with_network = kept.config(**fields, teacher_weights=kept.weights)
     read = quiet_run(tmp_path / "read", **with_outputs)
@@ -145,27 +94,31 @@ def test_a_resumed_student_is_the_same(kept: Kept, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes(kept: Kept, tmp_path: Path) -> None:
+def test_made_by_two_processes(kept: Kept, tmp_path: Path) -> None:
     flags = {**kept.flags, "teacher_weights": kept.weights}
-    given = [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]
     shutil.copytree(kept.folder, tmp_path / "made")
     pieces = sorted((tmp_path / "made").glob("view*"))
     names = {piece.name for piece in pieces}
     for piece in pieces[::3]:  # a part is there already
         piece.unlink()
-    run_in_two_processes_without_results(tmp_path / "made", "teacher-outputs", *given)
+    (tmp_path / "made" / "results.json").write_text("{}")  # which is read at the end
+    run_in_two_processes(tmp_path / "made", "teacher-outputs", *as_arguments(flags))
     assert {piece.name for piece in (tmp_path / "made").glob("view*")} == names
-    config = kept.config(teacher_outputs=str(kept.folder))
-    given = [f"--{name.replace('_', '-')}={value}" for name, value in config.items()]
-    two = run_in_two_processes(tmp_path / "two", "train", *given)
-    again = run_in_two_processes(tmp_path / "again", "train", *given, "--no-deterministic")
-    assert two["sha256"] == again["sha256"]
-    assert two["teacher"]["norm"] > 0
 
 
-def run_in_two_processes_without_results(out: Path, *arguments: str) -> None:
-    (out / "results.json").write_text("{}")
-    run_in_two_processes(out, *arguments)
+@pytest.mark.slow
+def test_a_student_of_two_processes_is_the_same_to_the_bit(kept: Kept, tmp_path: Path) -> None:
+    found = {}
+    for name, source in (
+        ("read", {"teacher_outputs": kept.folder}),
+        ("ran", {"teacher_weights": kept.weights}),
+    ):
+        arguments = as_arguments({**kept.config(), **source})
+        program = (str(Path(__file__).with_name("small_outputs.py")),)
+        found[name] = run_in_two_processes(tmp_path / name, "train", *arguments, program=program)
+    assert found["read"]["sha256"] == found["ran"]["sha256"]
+    assert "teacher" in found["ran"]["parts_ms"]
+    assert "teacher" not in found["read"]["parts_ms"]
 
 
 def test_norms_for_features_differ_by_rounding_alone(kept: Kept, tmp_path: Path) -> None:
@@ -201,92 +154,10 @@ def test_the_network_is_neither_loaded_nor_run(
     def refuse(*_: Any) -> None:
         raise AssertionError("the teacher was used")
 
-    monkeypatch.setattr(teachers.Teacher, "__call__", refuse)
+    monkeypatch.setattr(Teacher, "__call__", refuse)
     for module in (teachers, kept_outputs):
         monkeypatch.setattr(module, "load_teacher", refuse)
     quiet_run(tmp_path, **kept.config(teacher_outputs=str(kept.folder), max_steps=2))
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"teacher": "convnet4"}, r"teacher_outputs: teacher: expected 'convnet4', but .* was"),
-        ({"precision": "bf16"}, r"teacher_outputs: precision: expected 'bf16', but .* was made"),
-        (
-            {"data": "digits"},
-            r"teacher_outputs: data: expected 'digits', but .* was made with 'npz",
-        ),
-        (
-            {"class_means": "augmented"},
-            r"class_means: got augmented; the class means in .* as they",
-        ),
-        ({"mixup": 0.2}, "teacher_outputs: got it with mixup or cutmix; the teacher must be"),
-        (
-            {"cutmix": 0.2},
-            "teacher_outputs: got it with mixup or cutmix; the teacher must be",
-        ),
-        ({"method": "reviewkd++"}, r"teacher_outputs: got it with reviewkd\+\+, which compares"),
-        (
-            {"teacher_outputs": "nowhere"},
-            "teacher_outputs: cannot read nowhere/outputs.json: No su",
-        ),
-    ],
-    ids=str,
-)
-def test_what_does_not_fit(
-    fields: dict[str, Any], message: str, kept: Kept, tmp_path: Path
-) -> None:
-    with pytest.raises(ConfigError, match=message) as raised:
-        quiet_run(tmp_path, **kept.config(**{"teacher_outputs": str(kept.folder), **fields}))
-    assert "\n" not in str(raised.value)
-
-
-def test_another_teachers_weights_or_class_means(kept: Kept, tmp_path: Path) -> None:
-    weights = str(tmp_path / "other.safetensors")
-    torch.manual_seed(2)
-    save_weights(build_model("convnet32", K, (3, 8, 8)), Path(weights))
-    config = kept.config(teacher_outputs=str(kept.folder))
-    with pytest.raises(ConfigError, match="teacher_outputs: teacher_sha256: expected"):
-        quiet_run(tmp_path / "run", **config, teacher_weights=weights)
-    means = ndfast.load_class_means(kept.folder / "class_means.safetensors")
-    ndfast.save_class_means(tmp_path / "other.json", means.roll(1, 0))
-    with pytest.raises(ConfigError, match="does not say whose it is, and is not of this teacher"):
-        quiet_run(tmp_path / "run", **config, class_means=str(tmp_path / "other.json"))
-    ndfast.save_class_means(tmp_path / "same.json", means)
-    quiet_run(tmp_path / "run", **config, class_means=str(tmp_path / "same.json"), max_steps=1)
-
-
-def test_half_made_or_damaged(kept: Kept, tmp_path: Path) -> None:
-    folder = tmp_path / "outputs"
-    shutil.copytree(kept.folder, folder)
-    piece = next(folder.glob("view00100*"))
-    content = piece.read_bytes()
-    piece.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    config = kept.config(teacher_outputs=str(folder))
-    with pytest.raises(ConfigError, match=r"view00100.* is damaged \(its SHA-256 does not fit\)"):
-        quiet_run(tmp_path / "run", **config)
-    piece.unlink()
-    with pytest.raises(ConfigError, match="the outputs of view 100 from row 0 on are not there"):
-        quiet_run(tmp_path / "run", **config)
-    assert make(folder, **kept.flags, teacher_weights=kept.weights) == 0
-    assert piece.read_bytes() == content
-    quiet_run(tmp_path / "run", **config, max_steps=1)
-
-
-def test_making_refuses(kept: Kept, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    def refused(*more: str, out: Path = kept.folder, **flags: str) -> str:
-        given = {**kept.flags, "teacher_weights": kept.weights, **flags}
-        assert make(out, *more, **given) == 2
-        return capsys.readouterr().err.strip()
-
-    before = sorted(file.name for file in kept.folder.iterdir())
-    assert "out: dtype: got float16, but" in refused("--dtype=float16")
-    assert "out: precision: expected 'bf16', but" in refused(precision="bf16")
-    (tmp_path / "file").write_text("mine")
-    assert "out: cannot write to" in refused(out=tmp_path / "file" / "outputs")
-    assert before == sorted(file.name for file in kept.folder.iterdir())
-    assert make(kept.folder, **kept.flags) == 2
-    assert "teacher_weights: got none; expected a checkpoint" in capsys.readouterr().err
 
 
 def test_a_view_an_epoch(kept: Kept, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -294,7 +165,7 @@ def test_a_view_an_epoch(kept: Kept, tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(arrays, "ArrayDataset", EpochViews)
     flags = {**kept.flags, "teacher_weights": kept.weights}
     assert make(tmp_path / "made", **flags, epochs=2, data_seed=5) == 0
-    hand_over_norms(monkeypatch)
+    monkeypatch.setattr(Teacher, "__call__", hand_over_norms)
     outputs = TeacherOutputs(tmp_path / "made")
     assert (outputs.num_views, outputs.metadata["data_seed"]) == (2, 5)
     config = kept.config(teacher_outputs=str(tmp_path / "made"))
@@ -311,6 +182,33 @@ def test_a_view_an_epoch(kept: Kept, tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(arrays, "ArrayDataset", EpochViews)
     assert make(tmp_path / "made", **flags, epochs=3, data_seed=5) == 0
     quiet_run(tmp_path / "run", **{**config, "epochs": 3}, data_seed=5, max_steps=1)
+
+
+def test_per_epoch_where_views_are_finitely_many(
+    kept: Kept, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = {**kept.flags, "teacher_weights": kept.weights}
+    assert make(tmp_path / "made", "--per-epoch", **flags, epochs=2, data_seed=5) == 0
+    outputs, all_views = TeacherOutputs(tmp_path / "made"), TeacherOutputs(kept.folder)
+    assert (outputs.num_views, outputs.metadata["data_seed"]) == (2, 5)
+    rows = [*range(ROWS)]
+    for epoch in range(2):
+        views = [view % NUM_VIEWS for view in draw_views(5, epoch, rows)]
+        for ours, theirs in zip(
+            outputs.read(rows, [epoch] * ROWS), all_views.read(rows, views), strict=True
+        ):
+            assert torch.equal(ours, theirs)
+    monkeypatch.setattr(Teacher, "__call__", hand_over_norms)
+    config = kept.config(teacher_outputs=str(tmp_path / "made"), data_seed=5, seed=1)
+    read = quiet_run(tmp_path / "read", **config)
+    ran = quiet_run(
+        tmp_path / "ran", **kept.config(teacher_weights=kept.weights, data_seed=5, seed=1)
+    )
+    assert read["sha256"] == ran["sha256"]
+    with pytest.raises(ConfigError, match=r"teacher_outputs: data_seed: expected 1, but .* with 5"):
+        quiet_run(tmp_path / "run", **{**config, "data_seed": None})
+    with pytest.raises(ConfigError, match=r"teacher_outputs: epochs: got 3; .* holds 2"):
+        quiet_run(tmp_path / "run", **{**config, "epochs": 3})
 
 
 class EpochViews:

@@ -112,7 +112,7 @@ def add_make_class_means(parser: argparse.ArgumentParser) -> None:
 def add_teacher_outputs(parser: argparse.ArgumentParser) -> None:
     """The flags of `ndfast teacher-outputs`."""
     words = {
-        "epochs": "to be made, where each has views of its own (folders of images)",
+        "epochs": "to be made, where each has views of its own (folders of images; --per-epoch)",
         "teacher_weights": "its checkpoint, or `pretrained` for timm's weights; needed",
     }
     _add_recipe(parser)
@@ -126,6 +126,12 @@ def add_teacher_outputs(parser: argparse.ArgumentParser) -> None:
         choices=("float32", "float16"),
         default="float32",
         help="of the logits: float32 is exact to the bit, float16 half the size (default: float32)",
+    )
+    writing.add_argument(
+        "--per-epoch",
+        action="store_true",
+        help="keep the views of --epochs epochs for one --data-seed, where views are finitely many "
+        "too: fewer, if the epochs are",
     )
     parser.usage = "ndfast teacher-outputs --teacher-weights FILE --out DIR [FLAG ...]"
     parser.epilog = _PROCESSES
@@ -238,7 +244,7 @@ def make_teacher_outputs(given: argparse.Namespace) -> None:
     if config.teacher_weights is None:
         raise ConfigError("teacher_weights: got none; expected a checkpoint, or `pretrained`")
     dtype = torch.float16 if given.dtype == "float16" else torch.float32
-    make_teacher_outputs(config, out, dtype, Console())
+    make_teacher_outputs(config, out, dtype, given.per_epoch, Console())
 
 
 def read_config(given: argparse.Namespace, method: str | None = None) -> TrainConfig:

@@ -152,7 +152,9 @@ class TrainConfig:
         choices=("fp32", "bf16", "fp16"),
     )
     compile: bool = _option(False, MACHINE, "torch.compile student and teacher")
-    channels_last: bool = _option(False, MACHINE, "images and weights in NHWC")
+    channels_last: bool | None = _option(
+        None, MACHINE, "images and weights in NHWC (default: on the CPU, where it is faster)"
+    )
     deterministic: bool = _option(
         True, MACHINE, "on a GPU no TF32, and of cuDNN the deterministic kernels: slower"
     )
@@ -207,6 +209,11 @@ class TrainConfig:
             raise ConfigError(
                 f"mixup and cutmix: {self.method} takes neither, it needs one class for each image"
             )
+
+    @property
+    def augmentation_seed(self) -> int:
+        """The data seed, or the seed where none is given."""
+        return self.seed if self.data_seed is None else self.data_seed
 
     def _check_teacher_outputs(self) -> None:
         if self.mixup or self.cutmix:

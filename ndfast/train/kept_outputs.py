@@ -16,7 +16,6 @@ from ndfast.train.data import Data
 from ndfast.train.data.batches import Batch, BatchDataset
 from ndfast.train.errors import ConfigError
 from ndfast.train.models import Output, build_model
-from ndfast.train.models.weights import weights_digest
 from ndfast.train.processes import resolve_precision
 from ndfast.train.progress import Bars
 from ndfast.train.teacher import (
@@ -31,6 +30,7 @@ from ndfast.train.teacher import (
     read_class_means,
 )
 
+DATA_SEED = "data_seed"  # in the metadata of outputs whose views are epochs
 METRICS = "teacher.json"  # beside the outputs, as are the class means
 _SOURCES = {
     FROM_TEACHER: ("images", "as they are"),
@@ -49,6 +49,7 @@ class KeptDataset:
 
     def __init__(self, dataset: BatchDataset, outputs: TeacherOutputs) -> None:
         self.dataset, self.outputs = dataset, outputs
+        self._is_per_epoch = DATA_SEED in outputs.metadata
         self.num_views, self.preprocessing = dataset.num_views, dataset.preprocessing
 
     def __len__(self) -> int:
@@ -60,7 +61,8 @@ class KeptDataset:
         if batch.views is None:
             return images, labels
         views = [batch.epoch] * len(labels)
-        if self.num_views is not None:
+        if not self._is_per_epoch:
+            assert self.num_views is not None
             views = [view % self.num_views for view in batch.views]
         return images, labels, *self.outputs.read(batch.indices, views)
 
@@ -75,16 +77,22 @@ def as_output(logits: Tensor, norms: Tensor) -> Output:
     return Output(norms, logits, ())
 
 
-def identity(config: TrainConfig, data: Data, digest: str | None) -> dict[str, Any]:
-    """What the outputs depend on; ``digest`` is of the teacher's weights, None if not known."""
+def identity(
+    config: TrainConfig, data: Data, digest: str | None, data_seed: int | None
+) -> dict[str, Any]:
+    """What the outputs depend on.
+
+    ``digest`` is of the teacher's weights, None if not known; ``data_seed`` of outputs whose views
+    are epochs, None of others.
+    """
     found: dict[str, Any] = {
         "teacher": config.teacher,
         "data": data.name,
         "preprocessing": data.train.preprocessing,
         "precision": resolve_precision(config.precision),
     }
-    if data.train.num_views is None:
-        found["data_seed"] = config.seed if config.data_seed is None else config.data_seed
+    if data_seed is not None:
+        found[DATA_SEED] = data_seed
     return found if digest is None else {**found, "teacher_sha256": digest}
 
 
@@ -121,12 +129,15 @@ def open_outputs(
     folder = Path(config.teacher_outputs or "")
     digest = None
     if config.teacher_weights is not None:  # given besides: it must be the same
-        digest = weights_digest(load_teacher(config, data, torch.device("cpu")))
+        _, digest = load_teacher(config, data, torch.device("cpu"))
     try:
         outputs = TeacherOutputs(folder)
-        outputs.check(**identity(config, data, digest))
-        sizes = {"rows": len(data.train), "num_classes": data.num_classes}
-        if data.train.num_views is not None:
+        data_seed: int | None = None
+        if data.train.num_views is None or DATA_SEED in outputs.metadata:
+            data_seed = config.augmentation_seed
+        outputs.check(**identity(config, data, digest, data_seed))
+        sizes: dict[str, int | None] = {"rows": len(data.train), "num_classes": data.num_classes}
+        if data_seed is None:
             sizes["num_views"] = data.train.num_views
         elif config.epochs > outputs.num_views:
             raise ValueError(f"epochs: got {config.epochs}; {folder} holds {outputs.num_views}")
@@ -145,7 +156,7 @@ def open_outputs(
     _verify(accelerator, config, outputs, bars)
     with torch.device("meta"):
         network = build_model(config.teacher, data.num_classes, data.image_shape)
-    about = identity(config, data, outputs.metadata["teacher_sha256"])
+    about = identity(config, data, outputs.metadata["teacher_sha256"], data_seed)
     means, told = _class_means(config, about, network, data.num_classes)
     kept = KeptDataset(data.train, outputs)
     return (
@@ -181,9 +192,7 @@ def _verify(
     accelerator: Accelerator, config: TrainConfig, outputs: TeacherOutputs, bars: Bars
 ) -> None:
     """Compares all pieces with their hashes; each process reads a share, and all fail together."""
-    epochs = range(outputs.num_views)
-    if outputs.metadata.get("data_seed") is not None:
-        epochs = range(config.epochs)
+    epochs = range(config.epochs if DATA_SEED in outputs.metadata else outputs.num_views)
     error: ValueError | None = None
     share = epochs[accelerator.process_index :: accelerator.num_processes]
     with bars.run("teacher outputs", len(share)) as bar:

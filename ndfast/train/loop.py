@@ -86,7 +86,7 @@ class Trainer:
             len(data.train),
             config.batch_size,
             config.seed,
-            config.seed if config.data_seed is None else config.data_seed,
+            config.augmentation_seed,
             accelerator.process_index,
             accelerator.num_processes,
         )

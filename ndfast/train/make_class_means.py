@@ -39,10 +39,10 @@ def make_class_means(config: TrainConfig, out: Path, augmented: bool, console: C
     check_writable(out.parent, out)
     accelerator = build_accelerator(config)
     data = build_data(config.data, config.data_dir, config.image_size)
-    network = load_teacher(config, data, accelerator.device)
+    network, digest = load_teacher(config, data, accelerator.device)
     config = replace(config, class_means=AUGMENTED if augmented else FROM_TEACHER)
     with torch_settings(config), Bars(console, accelerator.is_main_process) as bars:
-        means, about = find_class_means(accelerator, config, data, network, bars)
+        means, about = find_class_means(accelerator, config, data, network, digest, bars)
     if accelerator.is_main_process:
         try:
             ndfast.save_class_means(out, means, **about)

@@ -17,12 +17,11 @@ from ndfast.files import reason_of
 from ndfast.teacher_outputs_pieces import Piece
 from ndfast.train import folder as files
 from ndfast.train.config import TrainConfig
-from ndfast.train.data import Data, build_data
+from ndfast.train.data import build_data
 from ndfast.train.data.batches import Batch, draw_views, load
 from ndfast.train.errors import ConfigError
-from ndfast.train.evaluation import BATCH, move
+from ndfast.train.evaluation import batch_size, move
 from ndfast.train.kept_outputs import METRICS, identity, logits_and_norms
-from ndfast.train.models.weights import weights_digest
 from ndfast.train.processes import build_accelerator, resolve_precision, torch_settings
 from ndfast.train.progress import Bars
 from ndfast.train.run import leave_together
@@ -30,17 +29,19 @@ from ndfast.train.teacher import prepare_teacher
 
 
 def make_teacher_outputs(
-    config: TrainConfig, out: Path, dtype: torch.dtype, console: Console
+    config: TrainConfig, out: Path, dtype: torch.dtype, per_epoch: bool, console: Console
 ) -> None:
     """Keeps a teacher's outputs for its students, its class means, and what it reaches in tests.
 
     Any number of processes share the pieces, and those that are there already are not made again.
 
     Args:
-        config: the teacher, its weights and class means, and the data; of data whose views are not
-            finitely many, the data seed, and the epochs to be made.
+        config: the teacher, its weights and class means, and the data; per epoch also the data
+            seed, and the epochs to be made.
         out: the folder.
         dtype: of the logits.
+        per_epoch: keep the views of each epoch, for one data seed, of data whose views are finitely
+            many too; of other data it is so in any case.
         console: where progress goes.
 
     Raises:
@@ -50,16 +51,18 @@ def make_teacher_outputs(
     config = replace(config, precision=resolve_precision(config.precision))
     accelerator = build_accelerator(config)
     data = build_data(config.data, config.data_dir, config.image_size)
+    num_views = None if per_epoch else data.train.num_views
+    data_seed = config.augmentation_seed if num_views is None else None
     with torch_settings(config), Bars(console, accelerator.is_main_process) as bars:
         teacher, about = prepare_teacher(accelerator, config, data, bars)
         try:
             outputs = TeacherOutputs.create(
                 out,
                 rows=len(data.train),
-                num_views=data.train.num_views or config.epochs,
+                num_views=num_views or config.epochs,
                 num_classes=data.num_classes,
                 dtype=dtype,
-                **identity(config, data, weights_digest(teacher.network)),
+                **identity(config, data, about["teacher_sha256"], data_seed),
             )
             if accelerator.is_main_process:
                 assert teacher.class_means is not None
@@ -67,12 +70,12 @@ def make_teacher_outputs(
                 files.write_json(out / METRICS, teacher.metrics)
             pieces = outputs.missing(accelerator.process_index, accelerator.num_processes)
             bars.note(f"{out}: {outputs.num_bytes / 1e9:.2f} GB, {len(pieces)} pieces to make")
-            batches = _PieceBatches(pieces, data, config)
+            batches = _PieceBatches(pieces, batch_size(accelerator.device), data_seed)
             loaded = load(data.train, batches, config.workers, accelerator.device)
             with bars.run("teacher outputs", len(batches)) as bar, torch.inference_mode():
                 for piece in pieces:
                     parts, start = [], perf_counter()
-                    for _ in _starts(piece):
+                    for _ in range(batches.count(piece)):
                         images, *_ = next(loaded)
                         with accelerator.autocast():
                             output = teacher(move(images, accelerator.device, config))
@@ -89,25 +92,26 @@ def make_teacher_outputs(
     console.print(f"Written to {out}")
 
 
-def _starts(piece: Piece) -> range:
-    return range(piece.start, piece.stop, BATCH)
-
-
 class _PieceBatches(Sampler[Batch]):
-    """The rows of the pieces, each in its view."""
+    """The rows of the pieces in batches, each in its piece's view, or in its view of that epoch."""
 
-    def __init__(self, pieces: list[Piece], data: Data, config: TrainConfig) -> None:
-        self._pieces, self._has_epochs = pieces, data.train.num_views is None
-        self._data_seed = config.seed if config.data_seed is None else config.data_seed
+    def __init__(self, pieces: list[Piece], size: int, data_seed: int | None) -> None:
+        self._pieces, self._size, self._data_seed = pieces, size, data_seed
 
     def __len__(self) -> int:
-        return sum(len(_starts(piece)) for piece in self._pieces)
+        return sum(map(self.count, self._pieces))
+
+    def count(self, piece: Piece) -> int:
+        return len(self._starts(piece))
 
     def __iter__(self) -> Iterator[Batch]:
         for piece in self._pieces:
-            for start in _starts(piece):
-                rows = [*range(start, min(start + BATCH, piece.stop))]
-                if self._has_epochs:  # the view is one
-                    yield Batch(rows, draw_views(self._data_seed, piece.view, rows), piece.view)
-                else:
-                    yield Batch(rows, [piece.view] * len(rows))
+            for start in self._starts(piece):
+                rows = [*range(start, min(start + self._size, piece.stop))]
+                views = [piece.view] * len(rows)
+                if self._data_seed is not None:  # the piece's view is an epoch
+                    views = draw_views(self._data_seed, piece.view, rows)
+                yield Batch(rows, views, piece.view)
+
+    def _starts(self, piece: Piece) -> range:
+        return range(piece.start, piece.stop, self._size)

@@ -6,8 +6,11 @@ from dataclasses import asdict
 from statistics import median
 from typing import Any
 
+import torch
+
+from ndfast.train.data import Data
 from ndfast.train.loop import Trainer
-from ndfast.train.models import AnyNetwork
+from ndfast.train.models import AnyNetwork, build_model
 from ndfast.train.verdicts import summarise_checks
 
 
@@ -47,7 +50,7 @@ def summarise(
         },
         "teacher": None
         if teacher is None
-        else _describe(config.teacher, teacher.network) | teacher.metrics,
+        else _describe(config.teacher, _as_built(config.teacher, data)) | teacher.metrics,
         "student": _describe(config.model, distiller.network),
         "loss_check": summarise_checks(
             [record for record in records if record["event"] == "check"]
@@ -62,6 +65,12 @@ def summarise(
         "images_per_s": median(speeds) if speeds else None,
         "sha256": digest,
     }
+
+
+def _as_built(name: str, data: Data) -> AnyNetwork:
+    """The network without its weights: a teacher's norms are folded, and no parameters any more."""
+    with torch.device("meta"):
+        return build_model(name, data.num_classes, data.image_shape)
 
 
 def _describe(name: str, network: AnyNetwork) -> dict[str, Any]:

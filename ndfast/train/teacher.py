@@ -23,6 +23,7 @@ from ndfast.train.evaluation import (
     take_class_means,
 )
 from ndfast.train.models import AnyNetwork, Output, build_model
+from ndfast.train.models.folding import fold_batch_norms
 from ndfast.train.models.weights import load_weights, weights_digest
 from ndfast.train.progress import Bars
 
@@ -44,8 +45,8 @@ class Teacher(NamedTuple):
             return self.network(images)
 
 
-def load_teacher(config: TrainConfig, data: Data, device: torch.device) -> AnyNetwork:
-    """The teacher's network from its weights, in evaluation mode and frozen.
+def load_teacher(config: TrainConfig, data: Data, device: torch.device) -> tuple[AnyNetwork, str]:
+    """The teacher's network from its weights, see `freeze`, and their `weights_digest`.
 
     Raises:
         ConfigError: there is no such network, or the weights do not fit it.
@@ -54,12 +55,17 @@ def load_teacher(config: TrainConfig, data: Data, device: torch.device) -> AnyNe
     network = build_model(config.teacher, data.num_classes, data.image_shape, pretrained)
     if not pretrained:
         load_weights(network, Path(config.teacher_weights or ""))
-    return freeze(network, config, device)
+    digest = weights_digest(network)  # before they are folded
+    return freeze(network, config, device), digest
 
 
 def freeze(network: AnyNetwork, config: TrainConfig, device: torch.device) -> AnyNetwork:
-    """The network on the device as a teacher is used: in evaluation mode, without gradients."""
-    return place(network.eval().requires_grad_(False), device, config)
+    """The network on the device as a teacher is used: in evaluation mode, without gradients, with
+    batch normalisation folded into the convolutions.
+    """
+    network = network.eval().requires_grad_(False)
+    fold_batch_norms(network)
+    return place(network, device, config)
 
 
 def find_class_means(
@@ -67,9 +73,12 @@ def find_class_means(
     config: TrainConfig,
     data: Data,
     network: AnyNetwork,
+    digest: str,
     bars: Bars,
 ) -> tuple[Tensor, dict[str, Any]]:
     """Takes, reads or builds the class means that the config asks for.
+
+    ``network`` and ``digest`` are what `load_teacher` gives.
 
     Returns:
         The means [K, D] on the device, and what `ndfast.save_class_means` keeps beside them.
@@ -80,7 +89,7 @@ def find_class_means(
     """
     about: dict[str, Any] = {
         "teacher": config.teacher,
-        "teacher_sha256": weights_digest(network),
+        "teacher_sha256": digest,
         "data": data.name,
     }
     means: Tensor
@@ -208,11 +217,11 @@ def prepare_teacher(
     """The teacher with its metrics and, ``with_means``, which take a pass over the training set,
     its class means and what is to be kept beside them.
     """
-    network = load_teacher(config, data, accelerator.device)
+    network, digest = load_teacher(config, data, accelerator.device)
     means: Tensor | None = None
     about: dict[str, Any] = {}
     if with_means:
-        means, about = find_class_means(accelerator, config, data, network, bars)
+        means, about = find_class_means(accelerator, config, data, network, digest, bars)
 
     def features_and_logits(images: Tensor) -> dict[str, Tensor]:
         with accelerator.autocast():

@@ -1,0 +1,40 @@
+"""Batch normalisation folded into the convolutions before it, for networks that only evaluate."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from torch import fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+_PAIRS = {nn.Conv1d: nn.BatchNorm1d, nn.Conv2d: nn.BatchNorm2d}
+
+
+def fold_batch_norms(network: nn.Module) -> None:
+    """Folds, in place, each batch normalisation of a network that only its convolution feeds.
+
+    In evaluation it is an affine map of each channel, which the convolution's weight and bias can
+    take over: the same function but for rounding, and a pass over the maps less. A network whose
+    graph depends on its data, so that torch.fx cannot follow it, stays as it is.
+
+    Args:
+        network: in evaluation mode.
+    """
+    try:
+        graph = fx.symbolic_trace(network).graph
+    except Exception:  # whatever a network's own code makes of fx's stand-ins for tensors
+        return
+    modules = dict(network.named_modules())
+    calls = [node for node in graph.nodes if node.op == "call_module"]
+    # By module, not by name: one that is shared under two names is called twice.
+    uses = Counter(id(modules[node.target]) for node in calls)
+    for node in calls:
+        norm, before = modules[node.target], node.args[0] if node.args else None
+        if not isinstance(before, fx.Node) or before.op != "call_module":
+            continue
+        convolution = modules[before.target]
+        if _PAIRS.get(type(convolution)) is not type(norm) or norm.running_mean is None:
+            continue
+        if uses[id(convolution)] == uses[id(norm)] == len(before.users) == 1:
+            network.set_submodule(str(before.target), fuse_conv_bn_eval(convolution, norm))
+            network.set_submodule(str(node.target), nn.Identity())
