@@ -1,11 +1,13 @@
-"""What the ND loss costs of a training step: fused, by the definition, and by KD++'s loop.
+"""A training step: what the ND loss costs of it, and what the teacher does where it is not kept.
 
-ResNet-56 to ResNet-20 on noise in CIFAR-100's size, batches of 64, as KD++ trains them.
+Networks of KD++'s on noise in CIFAR-100's size, batches of 64, as KD++ trains them.
 """
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import replace
+from pathlib import Path
 from statistics import median
 
 import pytest
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 pytest.importorskip("accelerate", reason="needs the extra [train]")
 pytest.importorskip("rich", reason="needs the extra [train]")
 
+from rich.console import Console
 from rich.table import Table
 
 import ndfast
@@ -22,15 +25,20 @@ from bench.steps import per_sample_loss
 from bench.timing import clock
 from ndfast.train.config import TrainConfig
 from ndfast.train.data import build_data
+from ndfast.train.evaluation import move
+from ndfast.train.kept_outputs import find_teacher
 from ndfast.train.loop import Trainer
+from ndfast.train.make_teacher_outputs import make_teacher_outputs
 from ndfast.train.models import build_model
+from ndfast.train.models.weights import save_weights
 from ndfast.train.processes import build_accelerator, torch_settings
+from ndfast.train.progress import Bars
 from ndfast.train.run import build_trainer
 from ndfast.train.step_times import time_steps
 from ndfast.train.teacher import Teacher, freeze
 
 ROUNDS = 200
-BATCH, CLASSES = 64, 100
+BATCH, CLASSES, KEPT_STEPS = 64, 100, 20
 
 
 class PerSample(nn.Module):
@@ -64,9 +72,81 @@ def test_training_step(capsys: pytest.CaptureFixture) -> None:
             "" if loss is None else f"{100 * loss / step:.2f} %",
         )
     with capsys.disabled():
-        from rich.console import Console
-
         Console(width=100).print("\n", table)
+
+
+@pytest.mark.parametrize(
+    ("teacher", "student"), [("resnet56", "resnet20"), ("resnet32x4", "resnet8x4")]
+)
+def test_kept_outputs(
+    teacher: str, student: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    weights = tmp_path / "teacher.safetensors"
+    torch.manual_seed(0)
+    save_weights(build_model(teacher, CLASSES, (3, 32, 32)), weights)
+    config = TrainConfig(
+        data=f"synthetic:{BATCH * KEPT_STEPS},{CLASSES},3x32x32",
+        teacher=teacher,
+        model=student,
+        batch_size=BATCH,
+        teacher_weights=str(weights),
+    )
+    outputs = tmp_path / "outputs"
+    bars = Bars(Console(quiet=True), enabled=False)
+    with torch_settings(config):
+        make_teacher_outputs(config, outputs, torch.float32, False, Console(quiet=True))
+        trainers = {}
+        for name, chosen in {
+            "teacher running": config,
+            "outputs kept": replace(config, teacher_outputs=str(outputs)),
+        }.items():
+            accelerator = build_accelerator(chosen)
+            found, _, data = find_teacher(accelerator, chosen, build_data(chosen.data), bars)
+            trainers[name] = build_trainer(chosen, accelerator, data, found)
+        steps = _time_whole_steps(trainers)
+        forward = _time_forward(config)
+    running, kept = steps["teacher running"], steps["outputs kept"]
+    table = Table(title=f"{teacher} to {student}, KD++, batches of {BATCH}; medians")
+    for heading in ("", "ms", ""):
+        table.add_column(heading, justify="right" if heading else "left")
+    table.add_row("step, teacher running", f"{running:.1f}")
+    table.add_row("step, outputs kept", f"{kept:.1f}", f"{running / kept:.2f} times as fast")
+    plain, folded = (1e3 * BATCH / forward[name] for name in ("plain", "folded"))
+    table.add_row("teacher's forward", f"{forward['plain']:.1f}", f"{plain:.0f} images/s")
+    table.add_row("folded, NHWC", f"{forward['folded']:.1f}", f"{folded:.0f} images/s")
+    with capsys.disabled():
+        Console(width=100).print("\n", table)
+
+
+def _time_whole_steps(trainers: dict[str, Trainer]) -> dict[str, float]:
+    """Of steps in turn, each with the loading of its batch, in ms."""
+    times: dict[str, list[float]] = {name: [] for name in trainers}
+    batches = {name: trainer.steps_of_epoch(0) for name, trainer in trainers.items()}
+    for _ in range(KEPT_STEPS):
+        for name, trainer in trainers.items():
+            start = clock()
+            trainer.step(next(batches[name]))
+            times[name].append(1e3 * (clock() - start))
+    return {name: median(found[2:]) for name, found in times.items()}
+
+
+def _time_forward(config: TrainConfig) -> dict[str, float]:
+    """Of the teacher as it was trained, in NCHW, and as a frozen one runs, in ms."""
+    device = build_accelerator(config).device
+    network = build_model(config.teacher, CLASSES, (3, 32, 32)).eval().to(device)
+    images = torch.randn(BATCH, 3, 32, 32, device=device)
+    runs = {
+        "plain": (deepcopy(network), images),
+        "folded": (freeze(network, config, device), move(images, device, config)),
+    }
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    with torch.inference_mode():
+        for _ in range(KEPT_STEPS):
+            for name, (model, batch) in runs.items():
+                start = clock()
+                model(batch)
+                times[name].append(1e3 * (clock() - start))
+    return {name: median(found[2:]) for name, found in times.items()}
 
 
 def _trainers(config: TrainConfig) -> dict[str, Trainer]:

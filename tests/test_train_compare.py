@@ -90,15 +90,17 @@ def test_seeds_and_methods_are_added(compared: tuple[Path, dict[str, Any]], caps
 
 
 @pytest.mark.parametrize(
-    ("arguments", "runs"),
+    ("arguments", "runs", "first"),
     [
-        (["--method", "ce", "kd", "kd++", "--seeds", "2"], {"ce": 2, "kd": 2, "kd++": 2}),
-        (["--method", "kd", "--seeds", "1"], {"kd": 1}),
+        (["--method", "ce", "kd", "kd++", "--seeds", "2"], {"ce": 2, "kd": 2, "kd++": 2}, 0),
+        (["--method", "kd", "--seeds", "1"], {"kd": 1}, 0),
+        (["--method", "kd", "--seeds", "1", "--seed", "1"], {"kd": 1}, 1),
     ],
 )
 def test_train_compares_several_methods_or_seeds(
     arguments: list[str],
     runs: dict[str, int],
+    first: int,
     compared: tuple[Path, dict[str, Any]],
     tmp_path: Path,
 ) -> None:
@@ -106,7 +108,7 @@ def test_train_compares_several_methods_or_seeds(
     found = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
     assert {method: len(of_seeds) for method, of_seeds in found["runs"].items()} == runs
     for method, of_seeds in found["runs"].items():
-        expected = compared[1]["runs"][method][: len(of_seeds)]
+        expected = compared[1]["runs"][method][first : first + len(of_seeds)]
         assert [run["sha256"] for run in of_seeds] == [run["sha256"] for run in expected]
 
 

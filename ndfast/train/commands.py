@@ -16,7 +16,7 @@ from ndfast.train.recipes import load_recipe, recipe_names
 from ndfast.train.verdicts import in_words
 
 _SEEDS = 5
-_OF_ONE_RUN = ("seed", "probe", "check_loss", "max_steps", "ema")  # a comparison has its own
+_OF_ONE_RUN = ("probe", "check_loss", "max_steps", "ema")  # a comparison has its own
 _OF_CLASS_MEANS = (
     "data",
     "data_dir",
@@ -52,8 +52,8 @@ def add_train(parser: argparse.ArgumentParser) -> None:
         type=int,
         metavar="N",
         default=None,
-        help=f"compare students of seeds 0 to N - 1 (default: one student; of several methods "
-        f"{_SEEDS} each)",
+        help=f"compare students of N seeds, from --seed on (default: one student; of several "
+        f"methods {_SEEDS} each)",
     )
     _add_step_times(learned)
     _add_recipe(parser)
@@ -78,7 +78,7 @@ def add_compare(parser: argparse.ArgumentParser) -> None:
         type=int,
         metavar="N",
         default=_SEEDS,
-        help=f"students a method (default: {_SEEDS})",
+        help=f"students a method, of as many seeds from --seed on (default: {_SEEDS})",
     )
     _add_step_times(compared)
     _add_recipe(parser)

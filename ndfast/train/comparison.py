@@ -45,7 +45,7 @@ def compare(
 
     Args:
         configs: by method, a name in `ndfast.train.losses.METHODS`; they differ in their losses.
-        seeds: students a method; their seeds are 0 to seeds - 1.
+        seeds: students a method, each of its own seed, from the configs' on.
         console: where progress and the table go.
         step_times: also measure the time of a step of each method.
 
@@ -75,7 +75,8 @@ def compare(
         }
         runs = {
             method: [
-                run_once(_run_config(chosen, seed, backends[method]), bars) for seed in range(seeds)
+                run_once(_run_config(chosen, seed, backends[method]), bars)
+                for seed in range(chosen.seed, chosen.seed + seeds)
             ]
             for method, chosen in configs.items()
         }
