@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import shlex
 import sys
@@ -18,6 +17,7 @@ from bench import results
 from bench.cases import grid
 from bench.report import table
 from ndfast.files import expand_home
+from ndfast.train.allocator import keep_freed_memory
 
 RECORDS = pytest.StashKey[list[dict[str, Any]]]()
 # What --add has found in the results files.
@@ -31,9 +31,6 @@ ADD = (
     "ndfast: with --results, keep the file's records of cases that are not timed now, where GPU, "
     "torch, Triton and driver are the same"
 )
-
-# From glibc's malloc.h.
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -62,15 +59,11 @@ def hold_allocator() -> str:
     """Makes freed memory stay with the process, and says whether that worked.
 
     malloc gets a buffer of 32 MB fresh from the kernel at each call, and its page faults would take
-    longer than the loss. With no mmap at all a threshold for it needs no setting.
+    longer than the loss.
     """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, TypeError, OSError):
-        return f"not held, {sys.platform} has no mallopt: large cases include page faults"
-    if mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, -1):
+    if keep_freed_memory():
         return "held (mallopt: M_MMAP_MAX=0, no trimming), so that no page faults are timed"
-    return "not held, mallopt refused: large cases include page faults"
+    return f"not held, {sys.platform} has no such mallopt: large cases include page faults"
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import platform
 import re
 import subprocess
 import sys
@@ -191,3 +192,39 @@ def test_what_trainings_leave_goes_before_the_processes_group() -> None:
     finally:
         gc.enable()
     assert at_the_end == ["together", None]
+
+
+COUNT_FAULTS = """
+import resource, sys, torch
+from ndfast.train.processes import build_accelerator
+from ndfast.train.config import TrainConfig
+if "keep" in sys.argv:
+    build_accelerator(TrainConfig())
+def step():
+    first, second = torch.ones(2**23), torch.ones(2**22)
+for _ in range(3):
+    step()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):
+    step()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="is about glibc's malloc")
+def test_a_training_on_the_cpu_keeps_its_pages() -> None:
+    """Of maps of 48 MB that come and go 20 times; else each comes fresh from the kernel."""
+    faults = {
+        how: int(
+            subprocess.run(
+                [sys.executable, "-c", COUNT_FAULTS, how],
+                env=os.environ | {"ACCELERATE_USE_CPU": "true"},
+                capture_output=True,
+                text=True,
+                check=True,
+                timeout=120,
+            ).stdout
+        )
+        for how in ("keep", "as it is")
+    }
+    assert faults["keep"] < 20 < faults["as it is"]

@@ -15,7 +15,7 @@ How:
   `finite`, `skipping`, `stopwatch`
 - `loss_check`: the ND loss as it trains, beside the reference; `verdicts`: what that comes to
 - `evaluation`: passes over a whole data set
-- `processes`, `fsdp`: device and processes by Accelerate
+- `processes`, `fsdp`: device and processes by Accelerate; `allocator`: memory on the CPU
 - `checkpoints`: written atomically, kept in a ring
 
 What comes of it:

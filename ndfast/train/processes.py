@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, GradientAccumulationPlugin
 
 from ndfast.train import fsdp
+from ndfast.train.allocator import keep_freed_memory
 from ndfast.train.config import TrainConfig
 from ndfast.train.errors import ConfigError
 from ndfast.train.interrupts import dropped_interrupts_come_again
@@ -61,6 +62,8 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
     except (ImportError, NotImplementedError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"processes: Accelerate cannot start: {reason}") from error
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
     # Accelerate takes it, and trains in float32.
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise ConfigError("precision: got fp16; on the CPU it takes fp32 or bf16")
