@@ -1,5 +1,6 @@
 """ndfast: the fused loss of knowledge distillation by feature direction and norm (KD++)."""
 
+from ndfast import losses
 from ndfast.class_means import ClassMeans
 from ndfast.class_means_files import (
     load_class_means,
@@ -27,6 +28,7 @@ __all__ = [
     "available_backends",
     "load_class_means",
     "load_class_means_metadata",
+    "losses",
     "nd_loss",
     "save_class_means",
     "use_backend",

@@ -19,7 +19,7 @@ from held_features import seen_by
 from torch import Tensor
 
 import ndfast
-from ndfast.train.losses import kd_loss
+from ndfast.losses import kd_loss
 
 EXAMPLES = Path(__file__).parents[1] / "examples/detectron2"
 

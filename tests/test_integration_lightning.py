@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import ndfast
 from ndfast.integrations.lightning import NDDistillation
-from ndfast.train.losses import kd_loss
+from ndfast.losses import kd_loss
 
 # Lightning's advice has a class of its own, which pytest-xdist's controller would import, and with
 # it a torchvision that may not fit this torch.

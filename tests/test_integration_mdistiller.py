@@ -17,7 +17,7 @@ import yaml
 from held_features import seen_by
 
 import ndfast
-from ndfast.train.losses import dkd_loss, kd_loss
+from ndfast.losses import dkd_loss, kd_loss
 
 N, D, K = 6, 8, 5
 EXAMPLE = Path(__file__).parents[1] / "examples/mdistiller/kdpp_res56_res20.yaml"

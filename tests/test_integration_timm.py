@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 import ndfast
 from ndfast.integrations.timm import NDDistillationTask
-from ndfast.train.losses import kd_loss
+from ndfast.losses import kd_loss
 
 K, SIZE = 4, 64
 EXAMPLE = Path(__file__).parents[1] / "examples/timm/train.py"

@@ -29,7 +29,7 @@ from transformers import (
 
 import ndfast
 from ndfast.integrations.transformers import NDTrainer
-from ndfast.train.losses import kd_loss
+from ndfast.losses import kd_loss
 
 K, D = 5, 8
 SIZES = {

@@ -14,10 +14,21 @@ pytest.importorskip("accelerate", reason="needs the extra [train]")
 from small_networks import Linear, small_teacher
 from small_runs import small_config
 
+from ndfast.losses import kd_loss
 from ndfast.train.distiller import Distiller
-from ndfast.train.losses import kd_loss
+from ndfast.train.errors import ConfigError
+from ndfast.train.methods import METHODS
 from ndfast.train.models import build_model
 from ndfast.train.teacher import Teacher
+
+
+def test_methods_come_in_pairs() -> None:
+    assert METHODS["ce"] == (None, False)
+    names = [name for name in METHODS if name.endswith("++")]
+    assert names == ["kd++", "dkd++", "dist++", "reviewkd++"]
+    for name in names:
+        assert METHODS[name] == (name[:-2], True)
+        assert METHODS[name[:-2]] == (name[:-2], False)
 
 
 @pytest.mark.parametrize("method", ["ce", "kd", "kd++"])
@@ -51,9 +62,19 @@ def test_reviewkd_takes_a_students_stages_after_their_activation(seed: int, tmp_
     ours, theirs = network(images), teacher(images)
     found = distiller(images, labels, theirs)["distillation"]
     distiller.review.before_fusion = None
-    active = ours._replace(stages=tuple(map(F.silu, ours.stages)))
-    torch.testing.assert_close(found, distiller.review(active, theirs))
-    assert not torch.isclose(found, distiller.review(ours, theirs))
+    active = (*map(F.silu, ours.stages), ours.features)
+    of_teacher = (*theirs.stages, theirs.features)
+    torch.testing.assert_close(found, distiller.review(active, of_teacher))
+    inactive = (*ours.stages, ours.features)
+    assert not torch.isclose(found, distiller.review(inactive, of_teacher))
+
+
+def test_reviewkd_wants_equal_numbers_of_stages(tmp_path: Path) -> None:
+    config = small_config(tmp_path, method="reviewkd")
+    student = build_model("resnet8x4", 10, (3, 32, 32))
+    teacher = Teacher(build_model("resnet50", 10, (3, 32, 32)), None, {})
+    with pytest.raises(ConfigError, match="got a network of 3 stages against the teacher's 4;"):
+        Distiller(student, config, teacher)
 
 
 @pytest.mark.parametrize(("method", "reaches"), [("kd++", True), ("kd", False)])

@@ -22,7 +22,7 @@ from ndfast import autograd, module
 from ndfast.backends import native
 from ndfast.train.data import Data, build_data
 from ndfast.train.evaluation import take_class_means
-from ndfast.train.losses import METHODS
+from ndfast.train.methods import METHODS
 from ndfast.train.models import build_model
 from ndfast.train.run import build_trainer
 from ndfast.train.teacher import Teacher, freeze

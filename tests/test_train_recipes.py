@@ -21,9 +21,9 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 from small_runs import events
 
+from ndfast.losses import ReviewKD
 from ndfast.train.commands import add_train, read_config
 from ndfast.train.config import TrainConfig
-from ndfast.train.losses import ReviewKD
 from ndfast.train.models import build_model
 from ndfast.train.recipes import FOLDER, load_recipe, recipe_names
 from ndfast.train.run import run, teacher_config

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
@@ -45,3 +46,15 @@ def test_what_is_there_is_named() -> None:
     top = {Path(name) for name in ("ndfast", "csrc", "bench", "tests", "docs", "examples")}
     modules -= {Path("ndfast/__init__.py"), Path("ndfast/__main__.py")}
     assert sorted(str(path) for path in (modules | folders | top) - named) == []
+
+
+def test_only_the_command_line_knows_the_harness() -> None:
+    """Losses and adapters come without it."""
+    for path in (ROOT / "ndfast").rglob("*.py"):
+        if "train" in path.relative_to(ROOT / "ndfast").parts or path.name == "cli.py":
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            assert not any(name.startswith("ndfast.train") for name in names), path

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import ndfast
 from ndfast.integrations.features import watched
-from ndfast.train.losses import kd_loss
+from ndfast.losses import kd_loss
 
 _NOTHING = -100
 

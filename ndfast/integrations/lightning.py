@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import ndfast
 from ndfast.integrations.features import classifiers_of
-from ndfast.train.losses import kd_loss
+from ndfast.losses import kd_loss
 
 
 class NDDistillation(LightningModule):

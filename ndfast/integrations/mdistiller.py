@@ -16,7 +16,7 @@ from mdistiller.engine.cfg import CFG
 from torch import Tensor, nn
 
 import ndfast
-from ndfast.train.losses import dkd_loss, kd_loss
+from ndfast.losses import dkd_loss, kd_loss
 
 CFG.ND = type(CFG)()
 CFG.ND.CLASS_MEANS = ""  # file of the teacher's class means [K, D], as load_class_means takes it

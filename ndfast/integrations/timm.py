@@ -9,7 +9,7 @@ from timm.task import FeatureDistillationTask
 from torch import Tensor, nn
 
 import ndfast
-from ndfast.train.losses import kd_loss
+from ndfast.losses import kd_loss
 
 
 class NDDistillationTask(FeatureDistillationTask):

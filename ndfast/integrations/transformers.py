@@ -10,7 +10,7 @@ from transformers import Trainer
 
 import ndfast
 from ndfast.integrations.features import classifiers_of
-from ndfast.train.losses import kd_loss
+from ndfast.losses import kd_loss
 
 
 class NDTrainer(Trainer):

@@ -4,7 +4,8 @@ What is trained:
 
 - `config`: what a run is made of; `options`: its fields; `recipes/`: files of it; `commands`,
   `flags`: its command line
-- `data/`, `models/`, `losses/`: the parts; a data set, network or method is added there
+- `data/`, `models/`: the parts; a data set or network is added there
+- `methods`: which of `ndfast.losses` a student learns from, with the ND loss and without
 - `teacher`: the frozen teacher and its class means; `make_class_means`: the command for them alone
 - `kept_outputs`: its outputs from disk in place of its pass; `make_teacher_outputs`: the command
 - `distiller`: student, projector and losses, all that is trained, in one module

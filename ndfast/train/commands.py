@@ -10,7 +10,7 @@ from ndfast.train.config import TrainConfig
 from ndfast.train.detection.config import DetectionConfig
 from ndfast.train.errors import ConfigError
 from ndfast.train.flags import add_flags, given_flags
-from ndfast.train.losses import METHODS
+from ndfast.train.methods import METHODS
 from ndfast.train.models import MODELS
 from ndfast.train.recipes import load_recipe, recipe_names
 from ndfast.train.verdicts import in_words

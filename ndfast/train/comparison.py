@@ -17,7 +17,7 @@ from ndfast.train.config import TrainConfig, without_losses
 from ndfast.train.data import build_data
 from ndfast.train.errors import CheckpointError
 from ndfast.train.kept_outputs import find_teacher
-from ndfast.train.losses import METHODS
+from ndfast.train.methods import METHODS
 from ndfast.train.processes import build_accelerator, resolve_precision, torch_settings
 from ndfast.train.progress import Bars
 from ndfast.train.report import build_comparison_table, plot_comparison, write_comparison_page
@@ -44,7 +44,7 @@ def compare(
     comparison is resumed, so that methods and seeds can be added.
 
     Args:
-        configs: by method, a name in `ndfast.train.losses.METHODS`; they differ in their losses.
+        configs: by method, a name in `ndfast.train.methods.METHODS`; they differ in their losses.
         seeds: students a method, each of its own seed, from the configs' on.
         console: where progress and the table go.
         step_times: also measure the time of a step of each method.

@@ -13,7 +13,7 @@ from typing import Any
 from ndfast.dispatch import BACKENDS
 from ndfast.train.data import DATA
 from ndfast.train.errors import ConfigError
-from ndfast.train.losses import METHODS
+from ndfast.train.methods import METHODS
 from ndfast.train.models import MODELS
 from ndfast.train.options import SEEDS, check_values, expand_paths
 from ndfast.train.options import option as _option

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 
 import ndfast
+from ndfast.losses import ReviewKD, cross_entropy, dist_loss, dkd_loss, kd_loss
 from ndfast.train.config import TrainConfig
 from ndfast.train.errors import ConfigError
-from ndfast.train.losses import METHODS, ReviewKD, cross_entropy, dist_loss, dkd_loss, kd_loss
+from ndfast.train.methods import METHODS
 from ndfast.train.models import AnyNetwork, Output
 from ndfast.train.models.network import initialise_linear
 from ndfast.train.teacher import Teacher
@@ -33,7 +34,7 @@ class Distiller(nn.Module):
             and a projector, and its gradient stops at the network's features.
 
     Raises:
-        ConfigError: ReviewKD and a network without stages.
+        ConfigError: ReviewKD and a network without stages, or two of unequal numbers of them.
     """
 
     def __init__(
@@ -73,6 +74,11 @@ class Distiller(nn.Module):
             ours, theirs = (
                 (*model.stage_channels, model.dim) for model in (network, teacher.network)
             )
+            if len(ours) != len(theirs):
+                raise ConfigError(
+                    f"model: got a network of {len(ours) - 1} stages against the teacher's "
+                    f"{len(theirs) - 1}; reviewkd takes equal numbers of stages"
+                )
             self.review = ReviewKD(ours, theirs, config.review_channels, network.before_fusion)
 
     def forward(
@@ -140,4 +146,4 @@ class Distiller(nn.Module):
                 config.temperature,
             )
         assert self.review is not None
-        return self.review(student, teacher)
+        return self.review((*student.stages, student.features), (*teacher.stages, teacher.features))

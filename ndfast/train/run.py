@@ -25,7 +25,7 @@ from ndfast.train.distiller import Distiller
 from ndfast.train.errors import CheckpointError, ConfigError
 from ndfast.train.kept_outputs import find_teacher
 from ndfast.train.loop import Trainer, count_steps
-from ndfast.train.losses import METHODS
+from ndfast.train.methods import METHODS
 from ndfast.train.models import build_model
 from ndfast.train.models.weights import (
     gather_weights,

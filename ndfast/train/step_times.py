@@ -15,7 +15,7 @@ from ndfast.train.config import TrainConfig
 from ndfast.train.data import build_data
 from ndfast.train.kept_outputs import find_teacher
 from ndfast.train.loop import Trainer
-from ndfast.train.losses import METHODS
+from ndfast.train.methods import METHODS
 from ndfast.train.processes import build_accelerator
 from ndfast.train.progress import Bars
 from ndfast.train.run import build_trainer

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 
 import ndfast
+from ndfast.losses import kd_loss
 from ndfast.train.detection.config import DetectionConfig
 from ndfast.train.detection.detector import BoxOutput, Detector, Rows, Target
-from ndfast.train.losses import METHODS, kd_loss
+from ndfast.train.methods import METHODS
 
 _NOTHING = -100
 
@@ -21,7 +22,7 @@ class DetectionDistiller(nn.Module):
 
     Args:
         student: what is trained.
-        method: "ce", "kd" or "kd++"; see `ndfast.train.losses.METHODS`.
+        method: "ce", "kd" or "kd++"; see `ndfast.train.methods.METHODS`.
         config: weights and temperature.
         class_means: of the teacher's box features [K + 1, D], background last; None for a method
             without the ND loss.

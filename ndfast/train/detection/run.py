@@ -27,7 +27,7 @@ from ndfast.train.detection.shapes import write_shapes
 from ndfast.train.detection.small_detector import SmallDetector
 from ndfast.train.detection.torchvision_detector import TorchvisionDetector
 from ndfast.train.errors import ConfigError
-from ndfast.train.losses import METHODS
+from ndfast.train.methods import METHODS
 from ndfast.train.models.weights import load_weights, save_weights, weights_digest
 from ndfast.train.processes import build_accelerator, resolve_precision, torch_settings
 from ndfast.train.progress import Bars

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ndfast.train.errors import ConfigError
-from ndfast.train.losses import ReviewKD, hcl_loss
-from ndfast.train.models import Output
+from ndfast.losses import ReviewKD, hcl_loss
+
+Maps = tuple[Tensor, ...]  # stages from high to low resolution, and features
 
 
 def review(*channels: tuple[int, ...]) -> ReviewKD:
@@ -36,34 +36,26 @@ def test_by_hand() -> None:
         attention = fusion.attention[0]
         attention.weight.data = torch.tensor([[0.0, weight], [0.0, -weight]])[..., None, None]
         attention.bias.data = torch.tensor([bias, -bias])
-    student = Output(
-        torch.tensor([[2.0]]),
-        torch.empty(1, 0),
-        (torch.tensor([[[1.0, 3.0]]]), torch.tensor([[[6.0]]])),
-    )
-    teacher = Output(
-        torch.tensor([[3.0]]),
-        torch.empty(1, 0),
-        (torch.tensor([[[3.0, 4.0]]]), torch.tensor([[[9.0]]])),
-    )
+    student = torch.tensor([[[1.0, 3.0]]]), torch.tensor([[[6.0]]]), torch.tensor([[2.0]])
+    teacher = torch.tensor([[[3.0, 4.0]]]), torch.tensor([[[9.0]]]), torch.tensor([[3.0]])
     # Fused: 2, 6·3/4 + 2·1/4 = 5, (1, 3)·3/4 + 5·1/4 = (2, 7/2). Twice that against the teacher's:
     # off by 1, 1, and (1, 3), whose mean square is 5 and whose mean 2.
     expected = 1 + 1 + (5 + 4 / 2) / (1 + 1 / 2)
     assert model(student, teacher).item() == pytest.approx(expected)
 
 
-def outputs(dtype: torch.dtype = torch.float64) -> tuple[Output, Output]:
+def outputs(dtype: torch.dtype = torch.float64) -> tuple[Maps, Maps]:
     """Of a student and a teacher whose stages differ in widths and sizes."""
     student, teacher = (
-        Output(
-            torch.randn(2, channels[2], dtype=dtype, requires_grad=True),
-            torch.empty(2, 0),
-            tuple(
-                torch.randn(2, width, side, side, dtype=dtype, requires_grad=True)
-                for width, side in zip(channels, sides, strict=False)
-            ),
+        tuple(
+            torch.randn(2, *shape, dtype=dtype, requires_grad=True)
+            for shape in (
+                (channels[0], side, side),
+                (channels[1], side // 2, side // 2),
+                channels[2:],
+            )
         )
-        for channels, sides in (((2, 3, 4), (4, 2)), ((3, 4, 5), (6, 3)))
+        for channels, side in (((2, 3, 4), 4), ((3, 4, 5), 6))
     )
     return student, teacher
 
@@ -73,7 +65,7 @@ def test_only_a_students_stages_go_through_what_comes_before_the_fusion(seed: in
     plain = ReviewKD((2, 3, 4), (3, 4, 5), mid_channels=2).double().eval()
     model = ReviewKD((2, 3, 4), (3, 4, 5), 2, before_fusion=torch.relu).double().eval()
     model.load_state_dict(plain.state_dict())
-    active = student._replace(stages=tuple(stage.relu() for stage in student.stages))
+    active = (*(stage.relu() for stage in student[:-1]), student[-1])
     torch.testing.assert_close(model(student, teacher), plain(active, teacher), rtol=0, atol=0)
     assert model(student, teacher) != plain(student, teacher)
 
@@ -82,20 +74,20 @@ def test_trains_everything_but_the_teacher(seed: int) -> None:
     student, teacher = outputs()
     model = review((2, 3, 4), (3, 4, 5)).train()
     model(student, teacher).backward()
-    for tensor in (student.features, *student.stages, *model.parameters()):
+    for tensor in (*student, *model.parameters()):
         assert tensor.grad is not None
         assert tensor.grad.count_nonzero() > 0
-    assert all(tensor.grad is None for tensor in (teacher.features, *teacher.stages))
+    assert all(tensor.grad is None for tensor in teacher)
 
 
 def test_gradients(seed: int) -> None:
     student, teacher = outputs()
     model = review((2, 3, 4), (3, 4, 5))
 
-    def loss(features: Tensor, first: Tensor, second: Tensor, *parameters: Tensor) -> Tensor:
-        return model(Output(features, student.logits, (first, second)), teacher)
+    def loss(first: Tensor, second: Tensor, features: Tensor, *parameters: Tensor) -> Tensor:
+        return model((first, second, features), teacher)
 
-    inputs = (student.features, *student.stages, *model.parameters())
+    inputs = (*student, *model.parameters())
     assert torch.autograd.gradcheck(loss, inputs, fast_mode=True)
 
 
@@ -112,21 +104,23 @@ def test_is_sized_and_initialised_as_the_authors_have_it(seed: int) -> None:
 
 
 def test_wants_equal_numbers_of_stages() -> None:
-    with pytest.raises(ConfigError, match="got a network of 2 stages against the teacher's 3;"):
+    with pytest.raises(ValueError, match=r"^teacher_channels: got 4 for 3 of the student; "):
         ReviewKD((1, 2, 2), (1, 2, 3, 3))
+    with pytest.raises(ValueError, match=r"^teacher_channels: got 0 for 0 of the student; "):
+        ReviewKD((), ())
 
 
 @pytest.mark.parametrize("name", ["student", "teacher"])
 def test_wants_the_stages_that_it_was_built_for(name: str, seed: int) -> None:
     given = dict(zip(("student", "teacher"), outputs(), strict=True))
-    given[name] = given[name]._replace(stages=given[name].stages[:1])
-    with pytest.raises(ValueError, match=rf"^{name}: got 1 stages; expected 2$"):
+    given[name] = given[name][1:]
+    with pytest.raises(ValueError, match=rf"^{name}: got 2 stages and features; expected 3$"):
         review((2, 3, 4), (3, 4, 5))(**given)
 
 
 def test_wants_the_rows_and_channels_of_the_teacher(seed: int) -> None:
     student, teacher = outputs()
-    one_row = Output(teacher.features[:1], teacher.logits, tuple(s[:1] for s in teacher.stages))
+    one_row = [maps[:1] for maps in teacher]
     with pytest.raises(ValueError, match=r"^teacher_stages\[0\]: got shape \[1, 5, 1, 1\]"):
         review((2, 3, 4), (3, 4, 5))(student, one_row)
     with pytest.raises(ValueError, match=r"^teacher_stages\[0\]: got shape \[2, 5, 1, 1\]"):
@@ -157,10 +151,7 @@ def test_hcl_of_wrong_stages(
 
 @pytest.mark.parametrize("training", [True, False])
 def test_no_row(training: bool, seed: int) -> None:
-    student, teacher = (
-        Output(output.features[:0], output.logits, tuple(s[:0] for s in output.stages))
-        for output in outputs()
-    )
+    student, teacher = ([maps[:0] for maps in output] for output in outputs())
     model = review((2, 3, 4), (3, 4, 5)).train(training)
     loss = model(student, teacher)
     loss.backward()
@@ -182,9 +173,7 @@ def test_float16_stages_times_50(seed: int) -> None:
 def test_a_teacher_of_inference_mode(seed: int) -> None:
     student, teacher = outputs()
     with torch.inference_mode():
-        constant = Output(
-            teacher.features.clone(), teacher.logits, tuple(s.clone() for s in teacher.stages)
-        )
+        constant = [maps.clone() for maps in teacher]
     model = review((2, 3, 4), (3, 4, 5))
     loss = model(student, constant)
     loss.backward()

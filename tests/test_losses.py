@@ -1,4 +1,4 @@
-"""The harness's losses by hand, by other ways to the same value, and their gradients."""
+"""The losses beside the ND loss by hand, by other ways to the same value, and their gradients."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 import ndfast
-from ndfast.train.losses import (
-    METHODS,
+from ndfast.losses import (
     cross_entropy,
     dist_loss,
     dkd_loss,
@@ -36,15 +35,6 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 def log(*rows: list[float]) -> Tensor:
     """Logits whose softmax at temperature 1 is ``rows``."""
     return torch.tensor(rows, dtype=torch.float64).log()
-
-
-def test_methods_come_in_pairs() -> None:
-    assert METHODS["ce"] == (None, False)
-    names = [name for name in METHODS if name.endswith("++")]
-    assert names == ["kd++", "dkd++", "dist++", "reviewkd++"]
-    for name in names:
-        assert METHODS[name] == (name[:-2], True)
-        assert METHODS[name[:-2]] == (name[:-2], False)
 
 
 def test_cross_entropy_by_hand() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ndfast.train.losses.rows import softened
+from ndfast.losses.rows import softened
 
 _EPS = 1e-8  # the authors'
 _NEAR_CONSTANT = 0.02

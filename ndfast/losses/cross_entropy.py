@@ -8,7 +8,7 @@ from torch import Tensor
 from ndfast.arguments import check_lam
 from ndfast.backends.reference import rows_that_count
 from ndfast.labels import Mix
-from ndfast.train.losses.rows import IGNORE_INDEX, at_least_float32, check_logits, mean_over_rows
+from ndfast.losses.rows import IGNORE_INDEX, at_least_float32, check_logits, mean_over_rows
 
 
 def cross_entropy(logits: Tensor, labels: Tensor | Mix, label_smoothing: float = 0.0) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ndfast.train.losses.rows import kl_divergence, mean_over_rows, softened
+from ndfast.losses.rows import kl_divergence, mean_over_rows, softened
 
 
 def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 4.0) -> Tensor:

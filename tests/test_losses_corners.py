@@ -1,4 +1,4 @@
-"""The harness's losses where logits are infinite, constant, few or none, and what they refuse."""
+"""Losses where logits are infinite, constant, few or none, and what they refuse."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import ndfast
-from ndfast.train.losses import cross_entropy, dist_loss, dkd_loss, hcl_loss, kd_loss
+from ndfast.losses import cross_entropy, dist_loss, dkd_loss, hcl_loss, kd_loss
 
 INF = math.inf
 

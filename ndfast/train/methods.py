@@ -1,25 +1,8 @@
-"""The methods, and the losses they add to cross entropy. The ND loss is `ndfast.nd_loss`."""
+"""The methods: what a student learns from besides the labels."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
-
-from ndfast.train.losses.cross_entropy import cross_entropy
-from ndfast.train.losses.dist import dist_loss
-from ndfast.train.losses.dkd import dkd_loss
-from ndfast.train.losses.kd import kd_loss
-from ndfast.train.losses.review import ReviewKD, hcl_loss
-
-__all__ = [
-    "METHODS",
-    "Method",
-    "ReviewKD",
-    "cross_entropy",
-    "dist_loss",
-    "dkd_loss",
-    "hcl_loss",
-    "kd_loss",
-]
 
 
 class Method(NamedTuple):

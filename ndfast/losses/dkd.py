@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ndfast.backends.reference import rows_that_count
-from ndfast.train.losses.rows import IGNORE_INDEX, kl_divergence, mean_over_rows, softened
+from ndfast.losses.rows import IGNORE_INDEX, kl_divergence, mean_over_rows, softened
 
 
 def dkd_loss(

@@ -9,9 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ndfast.arguments import check_float_tensor
-from ndfast.train.errors import ConfigError
-from ndfast.train.losses.rows import at_least_float32
-from ndfast.train.models import Output
+from ndfast.losses.rows import at_least_float32
 
 
 def hcl_loss(student_stages: Sequence[Tensor], teacher_stages: Sequence[Tensor]) -> Tensor:
@@ -82,7 +80,7 @@ def _check_stage(index: int, student: Tensor, teacher: Tensor) -> None:
 
 
 class ReviewKD(nn.Module):
-    """The fusion of the student's stages, and the loss between them and the teacher's.
+    """ReviewKD: the student's stages, each fused with the deeper ones, against the teacher's.
 
     From the deepest stage upwards, each is fused with what the deeper ones gave and brought to the
     teacher's size and channels, where `hcl_loss` compares them. The deepest stage are the pooled
@@ -102,7 +100,7 @@ class ReviewKD(nn.Module):
             take a student's stages after their activation, and a teacher's before it.
 
     Raises:
-        ConfigError: student and teacher differ in their number of stages.
+        ValueError: student and teacher differ in their number of stages, or have none.
     """
 
     def __init__(
@@ -113,10 +111,10 @@ class ReviewKD(nn.Module):
         before_fusion: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         super().__init__()
-        if len(student_channels) != len(teacher_channels):
-            raise ConfigError(
-                f"model: got a network of {len(student_channels) - 1} stages against the teacher's "
-                f"{len(teacher_channels) - 1}; reviewkd takes equal numbers of stages"
+        if not 0 < len(student_channels) == len(teacher_channels):
+            raise ValueError(
+                f"teacher_channels: got {len(teacher_channels)} for {len(student_channels)} of the "
+                "student; expected as many, and at least one"
             )
         if mid_channels is None:
             mid_channels = min(512, student_channels[-1])
@@ -127,11 +125,12 @@ class ReviewKD(nn.Module):
             for index, (ours, theirs) in enumerate(pairs)
         )
 
-    def forward(self, student: Output, teacher: Output) -> Tensor:
+    def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
         """The loss of a batch.
 
         Args:
-            student: of `ndfast.train.models`; stages [N, C, H, W] or, of 1-D data, [N, C, L].
+            student: the stages from high to low resolution, [N, C, H, W] or, of 1-D data,
+                [N, C, L]; and last the pooled features [N, D].
             teacher: the same; constants, no gradient goes to them.
 
         Returns:
@@ -141,17 +140,19 @@ class ReviewKD(nn.Module):
             TypeError, ValueError: the stages are not as many as the channels that the module was
                 built for; or as of `hcl_loss`, for the rows or channels of the teacher's.
         """
-        theirs = _deepest_first(teacher)
-        for name, output in (("student", student), ("teacher", teacher)):
-            if 1 + len(output.stages) != len(self.fusions):
+        for name, maps in (("student", student), ("teacher", teacher)):
+            if len(maps) != len(self.fusions):
                 raise ValueError(
-                    f"{name}: got {len(output.stages)} stages; expected {len(self.fusions) - 1}"
+                    f"{name}: got {len(maps)} stages and features; expected {len(self.fusions)}"
                 )
+        theirs = _deepest_first(teacher)
+        *stages, features = student
         if self.before_fusion is not None:
-            student = student._replace(stages=tuple(map(self.before_fusion, student.stages)))
+            stages = [self.before_fusion(stage) for stage in stages]
+        ours = _deepest_first([*stages, features])
         fused: Tensor | None = None
         reviewed = []
-        for fusion, stage, goal in zip(self.fusions, _deepest_first(student), theirs, strict=True):
+        for fusion, stage, goal in zip(self.fusions, ours, theirs, strict=True):
             fused, result = fusion(stage, fused, goal.shape[2:])
             reviewed.append(result)
         return hcl_loss(reviewed, theirs)
@@ -186,6 +187,7 @@ class _Fusion(nn.Module):
         return maps, self.outer(maps)
 
 
-def _deepest_first(output: Output) -> list[Tensor]:
-    stages = [stage.unsqueeze(2) if stage.ndim == 3 else stage for stage in output.stages]
-    return [output.features[:, :, None, None], *reversed(stages)]
+def _deepest_first(maps: Sequence[Tensor]) -> list[Tensor]:
+    *stages, features = maps
+    stages = [stage.unsqueeze(2) if stage.ndim == 3 else stage for stage in stages]
+    return [features[:, :, None, None], *reversed(stages)]
