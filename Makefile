@@ -83,7 +83,7 @@ gpu-sanitize:  ## compute-sanitizer's four tools over every option (ARGS="--back
 gpu-bench:  ## the loss against its peers, into bench/results/ (ARGS=--full: the whole grid)
 	$(PYTHON) -m pytest bench/ -m gpu --results bench/results $(ARGS)
 
-gpu-report:  ## the README's GPU table and docs/roofline.png from bench/results/
+gpu-report:  ## the GPU table of docs/performance.md, and docs/roofline.png from bench/results/
 	$(PYTHON) -m bench.publish $(ARGS)
 
 lint: setup  ## ruff, mypy and clang-format, nothing is changed

@@ -2,8 +2,8 @@
 
 `pytest bench/` runs a quick grid, `pytest bench/ --full` the whole one; `--benchmark-json FILE`
 keeps every figure and `-k "cpu and 4096x2048"` chooses rows. On a GPU `--results bench/results`
-keeps the records, and `python -m bench.publish` makes the README's table and picture of them. A
-test is a row of the table:
+keeps the records, and `python -m bench.publish` makes docs/performance.md's table and the picture
+of them. A test is a row of the table:
 
 - cases.py: the grid, and the inputs of a case.
 - steps.py: what is timed: ndfast's loss, its peers and rooflines.

@@ -1,7 +1,7 @@
-"""Makes the README's GPU table and the roofline picture from the results files.
+"""Makes the GPU table of docs/performance.md and the roofline picture from the results files.
 
 `python -m bench.publish [FILE ...]`, by default every bench/results/*.json. The table replaces what
-stands between the README's two marker comments; without a results file it says "not measured".
+stands between the page's two marker comments; without a results file it says "not measured".
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ Column = tuple[str, Callable[[Record], str]]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command; a bad file or README is one sentence and exit status 2."""
+    """The command; a bad file or page is one sentence and exit status 2."""
     parser = argparse.ArgumentParser(prog="python -m bench.publish", description=__doc__)
     parser.add_argument(
         "files", nargs="*", type=expand_home, metavar="FILE", help="of pytest --results"
     )
-    parser.add_argument("--readme", type=expand_home, default=ROOT / "README.md")
+    parser.add_argument("--page", type=expand_home, default=ROOT / "docs" / "performance.md")
     parser.add_argument("--picture", type=expand_home, default=ROOT / "docs" / "roofline.png")
     options = parser.parse_args(arguments)
     files = options.files or sorted((ROOT / "bench" / "results").glob("*.json"))
     try:
         measured = [results.load(file) for file in files]
-        text = options.readme.read_text(encoding="utf-8")
+        text = options.page.read_text(encoding="utf-8")
         text = between_markers(text, markdown(measured))
     except (OSError, ValueError) as error:
         parser.error(str(error))
-    options.readme.write_text(text, encoding="utf-8")
-    print(f"{options.readme}: {len(measured) or 'no'} GPU's results")
+    options.page.write_text(text, encoding="utf-8")
+    print(f"{options.page}: {len(measured) or 'no'} GPU's results")
     if not measured:
         return
     try:
@@ -63,12 +63,12 @@ def between_markers(text: str, body: str) -> str:
     before, start, rest = text.partition(START)
     _, end, after = rest.partition(END)
     if not (start and end) or START in rest or END in before + after:
-        raise ValueError(f"the README must have {START} and, after it, {END}, once each")
+        raise ValueError(f"the page must have {START} and, after it, {END}, once each")
     return f"{before}{START}\n{body}\n{END}{after}"
 
 
 def markdown(measured: list[tuple[str, list[Record]]]) -> str:
-    """The README's part: two tables for each (command, records)."""
+    """The page's part: two tables for each (command, records)."""
     if not measured:
         return NOT_MEASURED
     return "\n\n".join(_of_gpu(command, records) for command, records in measured)

@@ -1,4 +1,4 @@
-"""DirectNormLoss: the KD++ authors' class, call for call, on the fused loss."""
+"""DirectNormLoss: a drop-in replacement for the KD++ authors' class, on the fused loss."""
 
 from __future__ import annotations
 

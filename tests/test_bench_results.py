@@ -177,23 +177,21 @@ def test_bad_results_are_named(content: str, message: str, tmp_path: Path) -> No
     assert str(caught.value).startswith(str(path))
 
 
-README = f"# Title\n\n{publish.START}\nold\n{publish.END}\n\nend\n"
+PAGE = f"# Title\n\n{publish.START}\nold\n{publish.END}\n\nend\n"
 
 
 def published(tmp_path: Path, *files: Path) -> str:
-    """The README once the command has run on ``files``."""
-    readme = tmp_path / "README.md"
-    readme.write_text(README)
+    """The PAGE once the command has run on ``files``."""
+    page = tmp_path / "performance.md"
+    page.write_text(PAGE)
     picture = tmp_path / "docs" / "roofline.png"
-    publish.main([*map(str, files), "--readme", str(readme), "--picture", str(picture)])
-    return readme.read_text()
+    publish.main([*map(str, files), "--page", str(page), "--picture", str(picture)])
+    return page.read_text()
 
 
-def test_without_results_the_readme_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_results_the_page_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(publish, "ROOT", tmp_path)  # which has no results
-    assert published(tmp_path) == README.replace("old", "not measured")
+    assert published(tmp_path) == PAGE.replace("old", "not measured")
     assert not (tmp_path / "docs").exists()
 
 
@@ -250,18 +248,18 @@ def test_the_picture_has_every_series(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["no markers", publish.START, f"{publish.END}{publish.START}", README + README]
+    "text", ["no markers", publish.START, f"{publish.END}{publish.START}", PAGE + PAGE]
 )
-def test_a_readme_without_its_markers_is_left_alone(
+def test_a_page_without_its_markers_is_left_alone(
     text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    readme = tmp_path / "README.md"
-    readme.write_text(text)
+    page = tmp_path / "performance.md"
+    page.write_text(text)
     file = tmp_path / "gpu.json"
     file.write_text(json.dumps({}))
     with pytest.raises(SystemExit):
-        publish.main([str(file), "--readme", str(readme)])
+        publish.main([str(file), "--page", str(page)])
     assert "list of records" in capsys.readouterr().err
     with pytest.raises(ValueError, match="once each"):
         publish.between_markers(text, "body")
-    assert readme.read_text() == text
+    assert page.read_text() == text

@@ -1,4 +1,4 @@
-"""The tree in the README is the tree on disk."""
+"""The tree in docs/extending.md is the tree on disk."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ _FILE_OR_FOLDER = re.compile(r"[\w.]+(?:\.(?:py|h|cpp|md|yml)\b|/)")
 
 
 def named_in_the_tree() -> set[Path]:
-    """Every file and folder that the README's tree names, by its indentation."""
-    tree = (ROOT / "README.md").read_text(encoding="utf-8").partition("\n## The tree\n")[2]
+    """Every file and folder that the page's tree names, by its indentation."""
+    tree = (
+        (ROOT / "docs" / "extending.md").read_text(encoding="utf-8").partition("\n## The tree\n")[2]
+    )
     found: set[Path] = set()
     parents: list[tuple[int, Path]] = [(0, Path())]
     for line in tree.splitlines():
@@ -33,7 +35,7 @@ def named_in_the_tree() -> set[Path]:
     return found
 
 
-def test_what_the_readme_names_is_there() -> None:
+def test_what_the_tree_names_is_there() -> None:
     named = named_in_the_tree()
     assert len(named) > 30
     assert sorted(str(path) for path in named if not (ROOT / path).exists()) == []
