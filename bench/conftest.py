@@ -17,7 +17,7 @@ from bench import results
 from bench.cases import grid
 from bench.report import table
 from ndfast.files import expand_home
-from ndfast.train.allocator import keep_freed_memory
+from ndfast.train.machine.allocator import keep_freed_memory
 
 RECORDS = pytest.StashKey[list[dict[str, Any]]]()
 # What --add has found in the results files.

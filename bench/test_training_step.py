@@ -23,19 +23,19 @@ from rich.table import Table
 import ndfast
 from bench.steps import per_sample_loss
 from bench.timing import clock
-from ndfast.train.config import TrainConfig
+from ndfast.train.compare.step_times import time_steps
+from ndfast.train.config.train_config import TrainConfig
 from ndfast.train.data import build_data
-from ndfast.train.evaluation import move
-from ndfast.train.kept_outputs import find_teacher
-from ndfast.train.loop import Trainer
-from ndfast.train.make_teacher_outputs import make_teacher_outputs
+from ndfast.train.distill.evaluation import move
+from ndfast.train.distill.kept_outputs import find_teacher
+from ndfast.train.distill.make_teacher_outputs import make_teacher_outputs
+from ndfast.train.distill.teacher import Teacher, freeze
+from ndfast.train.engine.loop import Trainer
+from ndfast.train.machine.processes import build_accelerator, torch_settings
+from ndfast.train.machine.progress import Bars
 from ndfast.train.models import build_model
 from ndfast.train.models.weights import save_weights
-from ndfast.train.processes import build_accelerator, torch_settings
-from ndfast.train.progress import Bars
-from ndfast.train.run import build_trainer
-from ndfast.train.step_times import time_steps
-from ndfast.train.teacher import Teacher, freeze
+from ndfast.train.runs.run import build_trainer
 
 ROUNDS = 200
 BATCH, CLASSES, KEPT_STEPS = 64, 100, 20

@@ -14,7 +14,7 @@ from accelerate.utils import DistributedType
 from torch.distributed.tensor import DTensor
 
 from ndfast.cli import main
-from ndfast.train.loop import Trainer
+from ndfast.train.engine.loop import Trainer
 
 init, train = AcceleratorState.__init__, Trainer.train
 

@@ -21,10 +21,10 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from ndfast.train.config import TrainConfig
+from ndfast.train.config.train_config import TrainConfig
 from ndfast.train.recipes import load_recipe
-from ndfast.train.records import read_log
-from ndfast.train.run import run
+from ndfast.train.runs.records import read_log
+from ndfast.train.runs.run import run
 
 
 def config(weights: str, out: Path) -> TrainConfig:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ndfast.train.distill.teacher import Teacher
 from ndfast.train.models import Output
-from ndfast.train.teacher import Teacher
 
 
 class Linear(nn.Module):

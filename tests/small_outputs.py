@@ -16,10 +16,10 @@ from accelerate.state import AcceleratorState
 from torch import Tensor
 
 from ndfast.cli import main
-from ndfast.train import kept_outputs
+from ndfast.train.distill import kept_outputs
+from ndfast.train.distill.teacher import Teacher
 from ndfast.train.models import Output, build_model
 from ndfast.train.models.weights import save_weights
-from ndfast.train.teacher import Teacher
 
 ROWS, K = 40, 4
 

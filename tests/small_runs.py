@@ -12,10 +12,10 @@ from typing import Any
 from accelerate.state import AcceleratorState
 from rich.console import Console
 
-from ndfast.train.config import TrainConfig
+from ndfast.train.config.train_config import TrainConfig
 from ndfast.train.recipes import load_recipe
-from ndfast.train.records import read_log
-from ndfast.train.run import run
+from ndfast.train.runs.records import read_log
+from ndfast.train.runs.run import run
 
 
 def small_config(out: Path, **fields: Any) -> TrainConfig:

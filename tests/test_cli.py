@@ -98,7 +98,7 @@ def test_unusable_backend_says_why(
     def refuse(device: torch.device, name: str) -> None:
         raise RuntimeError(f"backend {name!r} cannot run: no reason")
 
-    monkeypatch.setattr("ndfast.train.run.choose", refuse)
+    monkeypatch.setattr("ndfast.train.runs.run.choose", refuse)
     assert run("train", "--backend", "triton", "--out", str(tmp_path)) == 2
     assert "'triton' cannot run: no reason" in capsys.readouterr().err
 

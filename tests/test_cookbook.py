@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("accelerate", reason="needs the extra [train]")
 
-from ndfast.train.config import TrainConfig
+from ndfast.train.config.train_config import TrainConfig
 from ndfast.train.recipes import FOLDER, load_recipe, recipe_names
 
 PAGE = (Path(__file__).parents[1] / "docs" / "cookbook.md").read_text(encoding="utf-8")

@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("accelerate", reason="needs the extra [train]")
 
-from ndfast.train.comparison import pair_differences
+from ndfast.train.compare.comparison import pair_differences
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

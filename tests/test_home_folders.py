@@ -19,7 +19,7 @@ from saved_weights import assert_same, build
 from small_runs import quiet_run
 
 from ndfast.cli import main
-from ndfast.train.config import TrainConfig
+from ndfast.train.config.train_config import TrainConfig
 from ndfast.train.data import build_data
 from ndfast.train.detection.coco import read_coco
 from ndfast.train.detection.config import DetectionConfig

@@ -17,7 +17,7 @@ from matplotlib.image import imread
 
 import ndfast
 from ndfast.cli import main
-from ndfast.train.comparison import pair_differences
+from ndfast.train.compare.comparison import pair_differences
 
 COMMAND = ["compare", "--epochs", "2", "--seeds", "2", "--methods", "ce", "kd", "kd++", "--out"]
 
@@ -135,7 +135,7 @@ def test_what_train_compares_by_default(
         assert [config.method for config in configs.values()] == list(configs)
         return {"loss_checks": {"ce": {"refused": None}, "kd": {"refused": REFUSED}}}
 
-    monkeypatch.setattr("ndfast.train.comparison.compare", compare)
+    monkeypatch.setattr("ndfast.train.compare.comparison.compare", compare)
     assert main(["train", *arguments]) == 1  # for they disagree
     assert asked == [expected]
     assert "of kd with seed 2, at step 3, the loss is off by 1.1e-02" in capsys.readouterr().err

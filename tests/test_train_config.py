@@ -11,9 +11,9 @@ import pytest
 
 from ndfast.cli import main
 from ndfast.train.commands import add_train, read_config
-from ndfast.train.config import TrainConfig, check_same_run
+from ndfast.train.config.train_config import TrainConfig, check_same_run
+from ndfast.train.engine.optimizers import learning_rate
 from ndfast.train.errors import ConfigError
-from ndfast.train.optimizers import learning_rate
 from ndfast.train.recipes import load_recipe
 
 

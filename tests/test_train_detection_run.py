@@ -27,9 +27,9 @@ from ndfast.train.detection.loop import DetectionTrainer
 from ndfast.train.detection.run import run
 from ndfast.train.detection.shapes import write_shapes
 from ndfast.train.detection.small_detector import SmallDetector
+from ndfast.train.engine.position import Silent
 from ndfast.train.errors import ConfigError
 from ndfast.train.models.weights import load_weights
-from ndfast.train.position import Silent
 from ndfast.train.report import build_detection_table
 
 

@@ -15,11 +15,11 @@ from small_networks import Linear, small_teacher
 from small_runs import small_config
 
 from ndfast.losses import kd_loss
-from ndfast.train.distiller import Distiller
+from ndfast.train.config.methods import METHODS
+from ndfast.train.distill.distiller import Distiller
+from ndfast.train.distill.teacher import Teacher
 from ndfast.train.errors import ConfigError
-from ndfast.train.methods import METHODS
 from ndfast.train.models import build_model
-from ndfast.train.teacher import Teacher
 
 
 def test_methods_come_in_pairs() -> None:

@@ -13,8 +13,8 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from small_runs import quiet_run
 
-from ndfast.train import run
-from ndfast.train.config import TrainConfig
+from ndfast.train.config.train_config import TrainConfig
+from ndfast.train.runs import run
 
 # Too large at first, and raised again soon: steps are left out, and the scale keeps changing.
 SCALE = {"init_scale": 2.0**24, "growth_interval": 3}

@@ -17,10 +17,10 @@ from rich.console import Console
 from small_detection import small_config as small_detection
 from small_runs import quiet_run, run_in_two_processes, small_config
 
-from ndfast.train import fsdp
 from ndfast.train.detection.run import run as detect
 from ndfast.train.errors import ConfigError
-from ndfast.train.processes import build_accelerator
+from ndfast.train.machine import fsdp
+from ndfast.train.machine.processes import build_accelerator
 
 # As `accelerate launch --use_fsdp --fsdp_version 2 --fsdp_state_dict_type FULL_STATE_DICT` has it.
 FSDP = {

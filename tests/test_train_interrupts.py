@@ -16,11 +16,11 @@ from torch import Tensor
 
 pytest.importorskip("accelerate", reason="needs the extra [train]")
 
-from ndfast.train.config import TrainConfig
+from ndfast.train.config.train_config import TrainConfig
 from ndfast.train.data import build_data
 from ndfast.train.data.batches import TrainingBatches, load
 from ndfast.train.interrupts import uninterrupted
-from ndfast.train.processes import torch_settings
+from ndfast.train.machine.processes import torch_settings
 
 at_a_fork: list[Callable[[], None]] = []
 os.register_at_fork(before=lambda: [call() for call in at_a_fork])

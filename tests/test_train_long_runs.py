@@ -17,8 +17,8 @@ pytest.importorskip("accelerate", reason="needs the extra [train]")
 from small_runs import events, quiet_run, run_in_two_processes
 
 from ndfast.cli import main
+from ndfast.train.engine.loop import Trainer
 from ndfast.train.errors import ConfigError
-from ndfast.train.loop import Trainer
 
 TESTS = Path(__file__).parent
 STEPS = 11  # of an epoch

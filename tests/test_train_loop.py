@@ -19,15 +19,15 @@ from accelerate import Accelerator
 from small_networks import Linear, small_teacher
 from small_runs import events, quiet_run, small_config
 
-from ndfast.train.config import TrainConfig
+from ndfast.train.config.train_config import TrainConfig
 from ndfast.train.data import Data, build_data
 from ndfast.train.data.batches import Batch
-from ndfast.train.distiller import Distiller
-from ndfast.train.evaluation import evaluate, take_class_means
-from ndfast.train.finite import FiniteCheck
-from ndfast.train.loop import Trainer
-from ndfast.train.run import build_trainer
-from ndfast.train.stopwatch import Stopwatch
+from ndfast.train.distill.distiller import Distiller
+from ndfast.train.distill.evaluation import evaluate, take_class_means
+from ndfast.train.engine.finite import FiniteCheck
+from ndfast.train.engine.loop import Trainer
+from ndfast.train.engine.stopwatch import Stopwatch
+from ndfast.train.runs.run import build_trainer
 
 
 class Rows:
@@ -184,7 +184,7 @@ def test_finite_gradients_however_large() -> None:
 
 def test_the_stopwatch_adds_up_a_steps_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr("ndfast.train.stopwatch.perf_counter", lambda: now[0])
+    monkeypatch.setattr("ndfast.train.engine.stopwatch.perf_counter", lambda: now[0])
     watch = Stopwatch(torch.device("cpu"))
     layer = nn.Linear(2, 2)
     layer.register_forward_hook(lambda *_: now.__setitem__(0, now[0] + 0.25))
@@ -241,7 +241,7 @@ def test_two_processes_train_as_one_with_the_whole_batch(tmp_path: Path) -> None
         "import sys, torch\n"
         f"sys.path[:0] = {[str(Path(__file__).parent)]!r}\n"
         "from pathlib import Path\n"
-        "from ndfast.train.run import leave_together\n"
+        "from ndfast.train.machine.processes import leave_together\n"
         "from test_train_loop import parameters, toy_rows, toy_trainer\n"
         "trainer = toy_trainer(Path(sys.argv[1]), toy_rows(23), batch_size=4, epochs=2)\n"
         "trainer.train(trainer.log, trainer.bar, lambda epoch_ends: None)\n"

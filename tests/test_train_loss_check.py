@@ -20,13 +20,13 @@ from small_runs import small_config
 
 from ndfast import autograd, module
 from ndfast.backends import native
+from ndfast.train.config.methods import METHODS
 from ndfast.train.data import Data, build_data
-from ndfast.train.evaluation import take_class_means
-from ndfast.train.methods import METHODS
+from ndfast.train.distill.evaluation import take_class_means
+from ndfast.train.distill.teacher import Teacher, freeze
+from ndfast.train.engine.verdicts import summarise_checks
 from ndfast.train.models import build_model
-from ndfast.train.run import build_trainer
-from ndfast.train.teacher import Teacher, freeze
-from ndfast.train.verdicts import summarise_checks
+from ndfast.train.runs.run import build_trainer
 
 pytestmark = needs_native
 

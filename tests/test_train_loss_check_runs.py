@@ -21,8 +21,8 @@ from small_runs import events, quiet_run
 
 import ndfast
 from ndfast.cli import main
-from ndfast.train.loss_check import LossCheck
-from ndfast.train.verdicts import in_words, summarise_checks
+from ndfast.train.engine.loss_check import LossCheck
+from ndfast.train.engine.verdicts import in_words, summarise_checks
 
 WRONG_RANK = Path(__file__).with_name("wrong_rank.py")
 
@@ -94,7 +94,7 @@ def test_a_run_goes_on_with_the_means_of_its_checkpoint(
 
 
 def test_a_batch_of_nan_is_no_disagreement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ndfast.train.distiller import Distiller
+    from ndfast.train.distill.distiller import Distiller
 
     right, calls = Distiller._project, []
 

@@ -14,9 +14,9 @@ pytest.importorskip("accelerate", reason="needs the extra [train]")
 from small_runs import quiet_run
 
 import ndfast
-from ndfast.train import replaced
+from ndfast.train.engine.loop import Trainer
 from ndfast.train.errors import ConfigError
-from ndfast.train.loop import Trainer
+from ndfast.train.runs import replaced
 
 OLD = {"epochs": 1, "max_steps": 2}
 NAMES = ("config.json", "log.jsonl", "checkpoints", "teacher", "runs")

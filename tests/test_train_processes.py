@@ -23,11 +23,10 @@ from accelerate.state import AcceleratorState
 from small_runs import quiet_run, small_config
 
 from ndfast.cli import main
-from ndfast.train import run as train_run
 from ndfast.train.errors import ConfigError
-from ndfast.train.processes import build_accelerator
-from ndfast.train.records import RunLog
-from ndfast.train.run import leave_together
+from ndfast.train.machine.processes import build_accelerator, leave_together
+from ndfast.train.runs import run as train_run
+from ndfast.train.runs.records import RunLog
 
 
 def test_the_environment_neither_accumulates_nor_compiles(
@@ -196,8 +195,8 @@ def test_what_trainings_leave_goes_before_the_processes_group() -> None:
 
 COUNT_FAULTS = """
 import resource, sys, torch
-from ndfast.train.processes import build_accelerator
-from ndfast.train.config import TrainConfig
+from ndfast.train.machine.processes import build_accelerator
+from ndfast.train.config.train_config import TrainConfig
 if "keep" in sys.argv:
     build_accelerator(TrainConfig())
 def step():

@@ -23,10 +23,10 @@ from small_runs import events
 
 from ndfast.losses import ReviewKD
 from ndfast.train.commands import add_train, read_config
-from ndfast.train.config import TrainConfig
+from ndfast.train.config.train_config import TrainConfig
 from ndfast.train.models import build_model
 from ndfast.train.recipes import FOLDER, load_recipe, recipe_names
-from ndfast.train.run import run, teacher_config
+from ndfast.train.runs.run import run, teacher_config
 
 # Factors of the authors' scripts for KD++ (kd, nd), DKD++ (tckd, nckd, nd), DIST++ (kd, nd) and
 # ReviewKD++ (kd, nd), all beside 1 for cross entropy.

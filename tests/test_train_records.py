@@ -18,8 +18,8 @@ pytest.importorskip("accelerate", reason="needs the extra [train]")
 from rich.console import Console
 
 from ndfast.train.errors import CheckpointError, ConfigError
-from ndfast.train.progress import Bars
-from ndfast.train.records import RunLog, read_log
+from ndfast.train.machine.progress import Bars
+from ndfast.train.runs.records import RunLog, read_log
 
 
 def open_log(folder: Path, resumed_step: int | None = None, tensorboard: bool = False) -> RunLog:

@@ -114,7 +114,7 @@ def test_resuming_with_other_data_is_refused(tmp_path: Path) -> None:
 def test_resuming_in_another_number_of_processes_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ndfast.train.position import Position
+    from ndfast.train.engine.position import Position
 
     with monkeypatch.context() as patch:
         state_dict = Position.state_dict
@@ -153,7 +153,7 @@ def test_a_comparison_goes_on_where_it_was_moved_to(
 def test_class_means_have_a_place_before_they_are_taken(
     place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    import ndfast.train.make_class_means as command
+    import ndfast.train.distill.make_class_means as command
 
     monkeypatch.chdir(tmp_path)
     Path("means.safetensors").touch()

@@ -17,15 +17,15 @@ from small_outputs import ROWS, K, Kept, as_arguments, hand_over_norms, keep_out
 from small_runs import events, quiet_run, run_in_two_processes, small_config
 
 from ndfast import TeacherOutputs
-from ndfast.train import kept_outputs
-from ndfast.train import teacher as teachers
 from ndfast.train.data import arrays, build_data
 from ndfast.train.data.arrays import NUM_VIEWS, ArrayDataset, crop_and_flip
 from ndfast.train.data.batches import Batch, draw_views
+from ndfast.train.distill import kept_outputs
+from ndfast.train.distill import teacher as teachers
+from ndfast.train.distill.teacher import Teacher, freeze
 from ndfast.train.errors import ConfigError
 from ndfast.train.models import AnyNetwork, build_model
 from ndfast.train.models.weights import load_weights
-from ndfast.train.teacher import Teacher, freeze
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,9 @@ pytest.importorskip("accelerate", reason="needs the extra [train]")
 from accelerate import Accelerator
 from small_runs import run_in_two_processes
 
-from ndfast.train.config import TrainConfig
+from ndfast.train.config.train_config import TrainConfig
 from ndfast.train.data import build_data
-from ndfast.train.evaluation import evaluate
+from ndfast.train.distill.evaluation import evaluate
 from ndfast.train.models import build_model
 from ndfast.train.models.weights import load_weights
 

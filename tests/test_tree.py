@@ -50,13 +50,43 @@ def test_what_is_there_is_named() -> None:
     assert sorted(str(path) for path in (modules | folders | top) - named) == []
 
 
+# Of ndfast/train/, from below: each imports only from those before it.
+ROOMS = (
+    *("errors", "interrupts", "files", "data", "models", "config", "recipes", "machine", "distill"),
+    *("engine", "report", "runs", "compare", "detection", "commands"),
+)
+
+
+def imported(path: Path) -> set[str]:
+    """The modules that a file of ours imports, anywhere in it."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def room(module: str) -> str | None:
+    """Of a module's whole name; None for one that is not the harness's."""
+    parts = module.split(".")
+    return parts[2] if parts[:2] == ["ndfast", "train"] and len(parts) > 2 else None
+
+
 def test_only_the_command_line_knows_the_harness() -> None:
     """Losses and adapters come without it."""
     for path in (ROOT / "ndfast").rglob("*.py"):
-        if "train" in path.relative_to(ROOT / "ndfast").parts or path.name == "cli.py":
-            continue
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            if isinstance(node, ast.Import):
-                names = [alias.name for alias in node.names]
-            assert not any(name.startswith("ndfast.train") for name in names), path
+        if "train" not in path.relative_to(ROOT / "ndfast").parts and path.name != "cli.py":
+            assert {room(module) for module in imported(path)} <= {None}, path
+
+
+def test_the_rooms_of_the_harness() -> None:
+    folder = ROOT / "ndfast" / "train"
+    there = {path.name.removesuffix(".py") for path in folder.iterdir()} - {"__pycache__"}
+    assert there - {"__init__"} == set(ROOMS)
+    for own in ROOMS:
+        paths = [*(folder / own).rglob("*.py")] or [folder / f"{own}.py"]
+        for path in paths:
+            below = set(ROOMS[: ROOMS.index(own) + 1])
+            assert {room(module) for module in imported(path)} - {None} <= below, path

@@ -18,8 +18,8 @@ import numpy as np
 
 import ndfast
 from ndfast.files import write_whole
-from ndfast.train.comparison import loss_checks, pair_differences
-from ndfast.train.config import HOW, MACHINE, WHAT, TrainConfig
+from ndfast.train.compare.comparison import loss_checks, pair_differences
+from ndfast.train.config.train_config import HOW, MACHINE, WHAT, TrainConfig
 from ndfast.train.report import plot_comparison
 
 ENVIRONMENT = ("python", "ndfast", "torch", "numpy", "simd", "device", "processes", "packages")

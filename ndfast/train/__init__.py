@@ -1,28 +1,18 @@
-"""The training harness behind `ndfast train` and `ndfast compare`.
+"""The training harness behind `ndfast train`, `compare`, `detect` and `teacher-outputs`, in rooms.
 
-What is trained:
+Each imports only from those above it:
 
-- `config`: what a run is made of; `options`: its fields; `recipes/`: files of it; `commands`,
-  `flags`: its command line
-- `data/`, `models/`: the parts; a data set or network is added there
-- `methods`: which of `ndfast.losses` a student learns from, with the ND loss and without
-- `teacher`: the frozen teacher and its class means; `make_class_means`: the command for them alone
-- `kept_outputs`: its outputs from disk in place of its pass; `make_teacher_outputs`: the command
-- `distiller`: student, projector and losses, all that is trained, in one module
-
-How:
-
-- `loop`: the steps and epochs of one training, with `optimizers`, `average`, `position`,
-  `finite`, `skipping`, `stopwatch`
-- `loss_check`: the ND loss as it trains, beside the reference; `verdicts`: what that comes to
-- `evaluation`: passes over a whole data set
-- `processes`, `fsdp`: device and processes by Accelerate; `allocator`: memory on the CPU
-- `checkpoints`: written atomically, kept in a ring
-
-What comes of it:
-
-- `run`: one student from the config to the files in its `folder`; `replaced`: what --overwrite does
-- `comparison`: methods and seeds in pairs; `step_times`
-- `results`, `records`, `progress`, `report/`: results.json, the log, the bars, tables and pages
+- `errors`, `interrupts`, `files`: what every room may use
+- `data/`: images, labels, views, batches, mixing
+- `models/`: networks by name, and checkpoints that fit them
+- `config/`: what a run is made of: its fields, their flags, the methods
+- `recipes/`: files of such fields, for the lines of the paper's tables
+- `machine/`: device and processes by Accelerate, memory on the CPU, bars in the terminal
+- `distill/`: the frozen teacher, what is kept of it, the student beside it, what both reach
+- `engine/`: one training: steps, epochs, and what watches them
+- `report/`: what was found, as tables, pictures, a page
+- `runs/`: one student from its config to the files in its folder
+- `compare/`: students by several methods from the same seeds
 - `detection/`: the ND loss on the box-head features of a detector
+- `commands`: the command line
 """

@@ -6,14 +6,14 @@ import argparse
 from typing import Any
 
 from ndfast.files import expand_home
-from ndfast.train.config import TrainConfig
+from ndfast.train.config.flags import add_flags, given_flags
+from ndfast.train.config.methods import METHODS
+from ndfast.train.config.train_config import TrainConfig
 from ndfast.train.detection.config import DetectionConfig
+from ndfast.train.engine.verdicts import in_words
 from ndfast.train.errors import ConfigError
-from ndfast.train.flags import add_flags, given_flags
-from ndfast.train.methods import METHODS
 from ndfast.train.models import MODELS
 from ndfast.train.recipes import load_recipe, recipe_names
-from ndfast.train.verdicts import in_words
 
 _SEEDS = 5
 _OF_ONE_RUN = ("probe", "check_loss", "max_steps", "ema")  # a comparison has its own
@@ -169,7 +169,7 @@ def train(given: argparse.Namespace) -> str | None:
             "with it, as kd++"
         )
 
-    from ndfast.train.run import run
+    from ndfast.train.runs.run import run
 
     return _refused({config.method: run(config, Console())["loss_check"]})
 
@@ -182,7 +182,7 @@ def compare(given: argparse.Namespace) -> str | None:
 def _compare(given: argparse.Namespace, methods: list[str], seeds: int) -> str | None:
     from rich.console import Console
 
-    from ndfast.train.comparison import compare
+    from ndfast.train.compare.comparison import compare
 
     if seeds < 1:
         raise ConfigError(f"seeds: got {seeds}; it takes 1 or more")
@@ -218,7 +218,7 @@ def make_class_means(given: argparse.Namespace) -> None:
     """Runs `ndfast class-means --teacher ...`."""
     from rich.console import Console
 
-    from ndfast.train.make_class_means import make_class_means
+    from ndfast.train.distill.make_class_means import make_class_means
 
     if given.out is None:
         raise ConfigError("out: got none; it takes the file to write, .safetensors or .npz")
@@ -236,7 +236,7 @@ def make_teacher_outputs(given: argparse.Namespace) -> None:
     import torch
     from rich.console import Console
 
-    from ndfast.train.make_teacher_outputs import make_teacher_outputs
+    from ndfast.train.distill.make_teacher_outputs import make_teacher_outputs
 
     out = given.out
     del given.out  # a run's is another

@@ -16,8 +16,8 @@ pytest.importorskip("matplotlib", reason="needs the extra [train]")
 from accelerate.state import AcceleratorState
 from rich.console import Console
 
-from ndfast.train.config import TrainConfig
-from ndfast.train.run import run
+from ndfast.train.config.train_config import TrainConfig
+from ndfast.train.runs.run import run
 
 pytestmark = pytest.mark.gpu
 
@@ -54,7 +54,7 @@ def test_a_resumed_run_ends_bit_for_bit(precision: str, tmp_path: Path) -> None:
 def test_nothing_waits_for_the_gpu_but_the_finite_check(tmp_path: Path) -> None:
     from accelerate import Accelerator
 
-    from ndfast.train.finite import FiniteCheck
+    from ndfast.train.engine.finite import FiniteCheck
 
     AcceleratorState._reset_state()
     check = FiniteCheck(Accelerator())

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ndfast.dispatch import BACKENDS
-from ndfast.train.config import TrainConfig
+from ndfast.train.config.options import SEEDS, check_values, expand_paths, option
+from ndfast.train.config.train_config import TrainConfig
 from ndfast.train.errors import ConfigError
-from ndfast.train.options import SEEDS, check_values, expand_paths, option
 
 METHODS = ("ce", "kd", "kd++")
 WIDTHS = {"tiny": 4, "small": 24}

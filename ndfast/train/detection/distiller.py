@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 import ndfast
 from ndfast.losses import kd_loss
+from ndfast.train.config.methods import METHODS
 from ndfast.train.detection.config import DetectionConfig
 from ndfast.train.detection.detector import BoxOutput, Detector, Rows, Target
-from ndfast.train.methods import METHODS
 
 _NOTHING = -100
 
@@ -22,7 +22,7 @@ class DetectionDistiller(nn.Module):
 
     Args:
         student: what is trained.
-        method: "ce", "kd" or "kd++"; see `ndfast.train.methods.METHODS`.
+        method: "ce", "kd" or "kd++"; see `ndfast.train.config.methods.METHODS`.
         config: weights and temperature.
         class_means: of the teacher's box features [K + 1, D], background last; None for a method
             without the ND loss.

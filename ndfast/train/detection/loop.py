@@ -15,13 +15,13 @@ from ndfast.train.detection.coco import CocoDataset, DetectionData
 from ndfast.train.detection.config import DetectionConfig
 from ndfast.train.detection.detector import Detector, Target
 from ndfast.train.detection.distiller import DetectionDistiller
+from ndfast.train.distill.evaluation import share_buffers
+from ndfast.train.engine.finite import FiniteCheck
+from ndfast.train.engine.optimizers import build_optimizer, learning_rate, step_at
+from ndfast.train.engine.position import Bar, Log, Position, Silent
+from ndfast.train.engine.skipping import Skipping
+from ndfast.train.engine.stopwatch import Stopwatch
 from ndfast.train.errors import ConfigError
-from ndfast.train.evaluation import share_buffers
-from ndfast.train.finite import FiniteCheck
-from ndfast.train.optimizers import build_optimizer, learning_rate, step_at
-from ndfast.train.position import Bar, Log, Position, Silent
-from ndfast.train.skipping import Skipping
-from ndfast.train.stopwatch import Stopwatch
 
 
 def count_steps(accelerator: Accelerator, dataset: CocoDataset, config: DetectionConfig) -> int:

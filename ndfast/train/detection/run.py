@@ -13,9 +13,8 @@ from torch import Tensor
 
 import ndfast
 from ndfast.files import reason_of
-from ndfast.train import folder as files
-from ndfast.train import fsdp
-from ndfast.train.checkpoints import load_newest_checkpoint, save_checkpoint
+from ndfast.train import files
+from ndfast.train.config.methods import METHODS
 from ndfast.train.detection.class_means import take_class_means
 from ndfast.train.detection.coco import DetectionData, read_coco
 from ndfast.train.detection.config import TORCHVISION, WIDTHS, DetectionConfig
@@ -26,15 +25,22 @@ from ndfast.train.detection.loop import DetectionTrainer, count_steps
 from ndfast.train.detection.shapes import write_shapes
 from ndfast.train.detection.small_detector import SmallDetector
 from ndfast.train.detection.torchvision_detector import TorchvisionDetector
+from ndfast.train.distill.teacher import read_class_means
 from ndfast.train.errors import ConfigError
-from ndfast.train.methods import METHODS
+from ndfast.train.machine import fsdp
+from ndfast.train.machine.processes import (
+    build_accelerator,
+    leave_together,
+    resolve_precision,
+    torch_settings,
+)
+from ndfast.train.machine.progress import Bars
 from ndfast.train.models.weights import load_weights, save_weights, weights_digest
-from ndfast.train.processes import build_accelerator, resolve_precision, torch_settings
-from ndfast.train.progress import Bars
-from ndfast.train.records import RunLog, read_log
 from ndfast.train.report import build_detection_table, write_detection_page
-from ndfast.train.run import check_inputs, leave_together, resolve_backend
-from ndfast.train.teacher import read_class_means
+from ndfast.train.runs import folder
+from ndfast.train.runs.checkpoints import load_newest_checkpoint, save_checkpoint
+from ndfast.train.runs.records import RunLog, read_log
+from ndfast.train.runs.run import check_inputs, resolve_backend
 
 SHAPES = "shapes"
 _TEST_SHARE = 3  # one drawn test image for so many training images
@@ -43,8 +49,8 @@ _TEST_SHARE = 3  # one drawn test image for so many training images
 def run(config: DetectionConfig, console: Console) -> dict[str, Any]:
     """Trains a student by each method from the same seed, and shows what each reaches.
 
-    Into ``config.out`` goes what `ndfast.train.folder` lists, each student's under runs/METHOD;
-    and, where none are given, the images, in shapes/.
+    Into ``config.out`` goes what `ndfast.train.runs.folder` lists, each student's under
+    runs/METHOD; and, where none are given, the images, in shapes/.
 
     Args:
         config: the run.
@@ -72,14 +78,14 @@ def run(config: DetectionConfig, console: Console) -> dict[str, Any]:
     with (
         torch_settings(shared),
         Bars(console, accelerator.is_main_process) as bars,
-        files.opened(config, accelerator),
+        folder.opened(config, accelerator),
     ):
         try:
             data = _prepare(accelerator, config, out, bars)
             results, logs = _train_all(accelerator, config, data, out, bars)
             if accelerator.is_main_process:
-                write_detection_page(out / files.REPORT, results, logs)
-                files.write_json(out / files.RESULTS, results)
+                write_detection_page(out / folder.REPORT, results, logs)
+                files.write_json(out / folder.RESULTS, results)
         except OSError as error:
             raise ConfigError(
                 f"out: cannot write to {str(error.filename or config.out)!r}: {reason_of(error)}"
@@ -125,7 +131,7 @@ def _train_all(
     """The results, and by training its log."""
     _rehearse(accelerator, config, data)
     if accelerator.is_main_process and config.teacher_weights is None:
-        files.begin(config)  # the teacher's training is a part of it
+        folder.begin(config)  # the teacher's training is a part of it
     teacher = _find_teacher(accelerator, config, data, out, bars)
     means = _find_class_means(accelerator, config, data, teacher, out)
 
@@ -135,15 +141,15 @@ def _train_all(
 
     students, logs, ends = {}, {}, {}
     if config.teacher_weights is None:
-        logs["teacher"], ends["teacher"] = _read_log(out / files.TEACHER)
+        logs["teacher"], ends["teacher"] = _read_log(out / folder.TEACHER)
     for method in config.methods:
-        folder = out / files.RUNS / method
-        student = _train_one(config, data, method, teacher, means, folder, bars)
-        logs[method], ends[method] = _read_log(folder)
+        own = out / folder.RUNS / method
+        student = _train_one(config, data, method, teacher, means, own, bars)
+        logs[method], ends[method] = _read_log(own)
         students[method] = measure(student) | {"losses": ends[method]["train"]}
     results = {
         "config": asdict(config),
-        "environment": files.run_environment(accelerator),
+        "environment": folder.run_environment(accelerator),
         "data": {"name": data.name, "train": len(data.train), "test": len(data.test)},
         "teacher": measure(teacher),
         "students": students,
@@ -176,20 +182,20 @@ def _train_one(
     method: str,
     teacher: Detector | None,
     means: Tensor | None,
-    folder: Path,
+    own: Path,
     bars: Bars,
 ) -> Detector:
     """A student by a method, or without a teacher the teacher itself; one that is done is read."""
     accelerator = build_accelerator(config.shared())  # of its own: it collects a checkpoint's state
     role, name = ("teacher ", config.teacher) if teacher is None else ("", config.model)
-    weights, checkpoints = folder / files.MODEL, folder / files.CHECKPOINTS
+    weights, checkpoints = own / folder.MODEL, own / folder.CHECKPOINTS
     set_seed(config.seed)
     detector = build_detector(config, name, data.num_classes)
     if weights.exists():  # what a run that starts anew replaces was set aside
         load_weights(detector, str(weights))
         return detector.to(accelerator.device).eval()
     if accelerator.is_main_process:
-        folder.mkdir(parents=True, exist_ok=True)
+        own.mkdir(parents=True, exist_ok=True)
     accelerator.wait_for_everyone()
     needed = None if METHODS[method].distillation is None else teacher
     distiller = DetectionDistiller(detector, method, config, means)
@@ -197,7 +203,7 @@ def _train_one(
     position = trainer.position
     resumed = load_newest_checkpoint(accelerator, checkpoints, bars.note)
     log = RunLog(
-        folder, config.tensorboard, position.step if resumed else None, accelerator.is_main_process
+        own, config.tensorboard, position.step if resumed else None, accelerator.is_main_process
     )
 
     def after_epoch() -> None:
@@ -211,7 +217,7 @@ def _train_one(
             "resume" if resumed else "start",
             step=position.step,
             epoch=position.epoch + 1,
-            environment=files.run_environment(accelerator),
+            environment=folder.run_environment(accelerator),
         )
         trainer.train(log, bar, after_epoch)
         log.write("end", step=position.step, sha256=weights_digest(detector))
@@ -226,7 +232,7 @@ def _find_teacher(
     accelerator: Accelerator, config: DetectionConfig, data: DetectionData, out: Path, bars: Bars
 ) -> Detector:
     if config.teacher_weights is None:
-        teacher = _train_one(config, data, "ce", None, None, out / files.TEACHER, bars)
+        teacher = _train_one(config, data, "ce", None, None, out / folder.TEACHER, bars)
     else:
         teacher = build_detector(config, config.teacher, data.num_classes)
         load_weights(teacher, config.teacher_weights)
@@ -256,7 +262,7 @@ def _find_class_means(
         set_seed(config.seed)
         means, counts = take_class_means(accelerator, teacher, data.train, config.batch_size)
     if accelerator.is_main_process:
-        files.begin(config)
+        folder.begin(config)
         if counts is not None:
             path = out / files.CLASS_MEANS
             ndfast.save_class_means(path, means, counts=counts.cpu(), **about)
@@ -273,19 +279,19 @@ def _read_class_means(file: str, about: dict[str, str], teacher: Detector) -> Te
     return means
 
 
-def _read_log(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def _read_log(own: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """The log of a training that is over, and what it tells of the last epoch.
 
     Raises:
         ConfigError: it is gone, or tells of none, or was written before steps were skipped.
     """
-    path = folder / files.LOG
+    path = own / folder.LOG
     log = read_log(path) if path.exists() else []
     epochs = [record for record in log if record["event"] == "epoch"]
     if not epochs or "skipped" not in epochs[-1]:
         lacking = "skipped steps" if epochs else "epoch"
         raise ConfigError(
-            f"out: {path} tells of no {lacking}, and the training in {folder} is over; it takes "
+            f"out: {path} tells of no {lacking}, and the training in {own} is over; it takes "
             "--overwrite to begin anew, or another folder"
         )
     return log, epochs[-1]

@@ -18,7 +18,7 @@ from ndfast.train.errors import ConfigError
 from ndfast.train.models.checkpoint_files import read_checkpoint
 from ndfast.train.models.fitting import find_weights, is_counter, listed
 
-_STUDENT = "network."  # of a checkpoint of `ndfast.train.distiller`
+_STUDENT = "network."  # of a checkpoint of `ndfast.train.distill.distiller`
 _DIGEST = "weights_digest"
 
 
@@ -37,7 +37,7 @@ def gather_weights(model: nn.Module) -> dict[str, Tensor]:
 
 
 def student_weights(weights: Mapping[str, Any]) -> dict[str, Any]:
-    """The student's of a `ndfast.train.distiller`'s weights, by the network's own names."""
+    """The student's of a `ndfast.train.distill.distiller`'s weights, by the network's own names."""
     return {
         name.removeprefix(_STUDENT): value
         for name, value in weights.items()

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ndfast.files import expand_home
-from ndfast.train.config import TrainConfig, check_keys
+from ndfast.train.config.methods import METHODS
+from ndfast.train.config.train_config import TrainConfig, check_keys
 from ndfast.train.errors import ConfigError
-from ndfast.train.methods import METHODS
 
 FOLDER = Path(__file__).parent
 _OF_ONE_RUN = ("out", "resume", "overwrite")
@@ -31,7 +31,7 @@ def load_recipe(name: str, method: str | None = None) -> dict[str, Any]:
     Args:
         name: one of `recipe_names`, or a path to a .toml file, or to the config.json in a run's
             folder, whose training is repeated; not where it was, nor by resuming it.
-        method: in `ndfast.train.methods.METHODS`; by default the recipe's own, or kd++.
+        method: in `ndfast.train.config.methods.METHODS`; by default the recipe's own, or kd++.
 
     Raises:
         ConfigError: there is none, it is not TOML or JSON, or it has a key that is no field of

@@ -77,7 +77,7 @@ def plot_comparison(results: Results, path: Path) -> None:
     """Draws each method's curves, the mean over the seeds in a band of one standard deviation.
 
     Args:
-        results: what `ndfast.train.comparison.compare` returns.
+        results: what `ndfast.train.compare.comparison.compare` returns.
         path: where to, a .png file.
 
     Raises:

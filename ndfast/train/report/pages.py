@@ -40,8 +40,8 @@ def write_run_page(path: Path, results: Results, records: list[dict[str, Any]]) 
 
     Args:
         path: the HTML file.
-        results: what `ndfast.train.run.run` returns.
-        records: the run's log, from `ndfast.train.records.read_log`.
+        results: what `ndfast.train.runs.run.run` returns.
+        records: the run's log, from `ndfast.train.runs.records.read_log`.
 
     Raises:
         OSError: it cannot be written.
@@ -64,7 +64,7 @@ def write_comparison_page(path: Path, results: Results) -> None:
 
     Args:
         path: the HTML file.
-        results: what `ndfast.train.comparison.compare` returns.
+        results: what `ndfast.train.compare.comparison.compare` returns.
 
     Raises:
         OSError: it cannot be written.
@@ -91,7 +91,7 @@ def write_detection_page(
     Args:
         path: the HTML file.
         results: what `ndfast.train.detection.run.run` returns.
-        logs: of the trainings, from `ndfast.train.records.read_log`, by the names in
+        logs: of the trainings, from `ndfast.train.runs.records.read_log`, by the names in
             ``results["skipped"]``.
 
     Raises:

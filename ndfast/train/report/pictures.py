@@ -53,8 +53,8 @@ def run_pictures(results: Results, records: Records) -> list[Picture]:
     """The pictures of one run, without those that there is nothing to draw for.
 
     Args:
-        results: what `ndfast.train.run.run` returns.
-        records: its log; see `ndfast.train.records`.
+        results: what `ndfast.train.runs.run.run` returns.
+        records: its log; see `ndfast.train.runs.records`.
     """
     parts = {"step": results["parts_ms"]}
     return _drawn(
@@ -79,7 +79,7 @@ def comparison_pictures(results: Results) -> list[Picture]:
     """The pictures of a comparison, without those that there is nothing to draw for.
 
     Args:
-        results: what `ndfast.train.comparison.compare` returns.
+        results: what `ndfast.train.compare.comparison.compare` returns.
     """
     by_method = {
         method: _median_parts([run["parts_ms"] for run in runs])
@@ -115,7 +115,7 @@ def detection_pictures(logs: dict[str, Records], methods: Collection[str]) -> li
 
     Args:
         logs: by training, the teacher's among them where it was trained; see
-            `ndfast.train.records`.
+            `ndfast.train.runs.records`.
         methods: of the students.
     """
     epochs = {

@@ -11,7 +11,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from ndfast.train.verdicts import in_words
+from ndfast.train.engine.verdicts import in_words
 
 Results = dict[str, Any]
 
@@ -52,7 +52,7 @@ def run_grids(results: Results) -> list[Grid]:
     """The tables of one run: what it reached, and the time of its step.
 
     Args:
-        results: what `ndfast.train.run.run` returns.
+        results: what `ndfast.train.runs.run.run` returns.
     """
     rows = []
     if results["teacher"] is not None:
@@ -82,7 +82,7 @@ def comparison_grids(results: Results) -> list[Grid]:
     """The tables of a comparison: the methods, what the ND loss adds, fused against reference.
 
     Args:
-        results: what `ndfast.train.comparison.compare` returns.
+        results: what `ndfast.train.compare.comparison.compare` returns.
     """
     grids = [_methods_grid(results)]
     if results["pairs"]:

@@ -11,10 +11,9 @@ from accelerate import Accelerator
 from torch import Tensor
 
 import ndfast
-from ndfast.train.config import TrainConfig
+from ndfast.train.config.train_config import TrainConfig
 from ndfast.train.data import Data
-from ndfast.train.errors import ConfigError
-from ndfast.train.evaluation import (
+from ndfast.train.distill.evaluation import (
     IGNORED,
     count_batches,
     evaluate,
@@ -22,10 +21,11 @@ from ndfast.train.evaluation import (
     rows_once,
     take_class_means,
 )
+from ndfast.train.errors import ConfigError
+from ndfast.train.machine.progress import Bars
 from ndfast.train.models import AnyNetwork, Output, build_model
 from ndfast.train.models.folding import fold_batch_norms
 from ndfast.train.models.weights import load_weights, weights_digest
-from ndfast.train.progress import Bars
 
 PRETRAINED = "pretrained"
 _LEAST_COSINE, _ABOVE_CHANCE = 0.5, 1.5

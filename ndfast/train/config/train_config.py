@@ -11,12 +11,12 @@ from os.path import relpath
 from typing import Any
 
 from ndfast.dispatch import BACKENDS
+from ndfast.train.config.methods import METHODS
+from ndfast.train.config.options import SEEDS, check_values, expand_paths
+from ndfast.train.config.options import option as _option
 from ndfast.train.data import DATA
 from ndfast.train.errors import ConfigError
-from ndfast.train.methods import METHODS
 from ndfast.train.models import MODELS
-from ndfast.train.options import SEEDS, check_values, expand_paths
-from ndfast.train.options import option as _option
 
 WHAT, LOSSES, HOW = "what is trained", "losses", "optimiser and schedule"
 MACHINE, LONG, OUTPUT = "machine", "long runs", "output"

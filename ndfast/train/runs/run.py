@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,16 +15,29 @@ from rich.console import Console
 import ndfast
 from ndfast.dispatch import choose
 from ndfast.files import reason_of
-from ndfast.train import folder as files
-from ndfast.train.checkpoints import load_newest_checkpoint, save_checkpoint
-from ndfast.train.config import TrainConfig, without_losses
+from ndfast.train import files
+from ndfast.train.config.methods import METHODS
+from ndfast.train.config.train_config import TrainConfig, without_losses
 from ndfast.train.data import Data, build_data
 from ndfast.train.data.batches import mix_seeds
-from ndfast.train.distiller import Distiller
+from ndfast.train.distill.distiller import Distiller
+from ndfast.train.distill.kept_outputs import find_teacher
+from ndfast.train.distill.teacher import (
+    FROM_TEACHER,
+    MEANS_WORDS,
+    PRETRAINED,
+    Teacher,
+    read_class_means,
+)
+from ndfast.train.engine.loop import Trainer, count_steps
 from ndfast.train.errors import CheckpointError, ConfigError
-from ndfast.train.kept_outputs import find_teacher
-from ndfast.train.loop import Trainer, count_steps
-from ndfast.train.methods import METHODS
+from ndfast.train.machine.processes import (
+    build_accelerator,
+    leave_together,
+    resolve_precision,
+    torch_settings,
+)
+from ndfast.train.machine.progress import Bars
 from ndfast.train.models import build_model
 from ndfast.train.models.weights import (
     gather_weights,
@@ -33,24 +45,17 @@ from ndfast.train.models.weights import (
     student_weights,
     weights_digest,
 )
-from ndfast.train.processes import build_accelerator, resolve_precision, torch_settings
-from ndfast.train.progress import Bars
-from ndfast.train.records import RunLog, read_log
 from ndfast.train.report import build_run_table, write_run_page
-from ndfast.train.results import summarise
-from ndfast.train.teacher import (
-    FROM_TEACHER,
-    MEANS_WORDS,
-    PRETRAINED,
-    Teacher,
-    read_class_means,
-)
+from ndfast.train.runs import folder
+from ndfast.train.runs.checkpoints import load_newest_checkpoint, save_checkpoint
+from ndfast.train.runs.records import RunLog, read_log
+from ndfast.train.runs.results import summarise
 
 Results = dict[str, Any]
 
 
 def run(config: TrainConfig, console: Console) -> Results:
-    """Trains a student, shows a table and writes the run's folder; see `ndfast.train.folder`.
+    """Trains a student, shows a table and writes the run's folder; see `ndfast.train.runs.folder`.
 
     Every process calls this and returns; only the main one shows and writes anything, but for the
     checkpoints.
@@ -91,34 +96,22 @@ def run_once(config: TrainConfig, bars: Bars) -> Results:
         backend = resolve_backend(accelerator, config.backend)
     data = build_data(config.data, config.data_dir, config.image_size)
     _rehearse(config, accelerator, data)
-    with files.opened(config, accelerator):
-        if (out / files.RESULTS).exists():
-            results = files.read_json(out / files.RESULTS)
+    with folder.opened(config, accelerator):
+        if (out / folder.RESULTS).exists():
+            results = files.read_json(out / folder.RESULTS)
             all_steps = results["all_steps"]
             if results["steps"] >= min(config.max_steps or all_steps, all_steps):
                 return results
         teacher, about, data = _find_teacher(config, accelerator, data, bars)
         trainer = build_trainer(config, accelerator, data, teacher)
         if accelerator.is_main_process:
-            files.begin(config)
+            folder.begin(config)
             if teacher is not None and teacher.class_means is not None:
                 ndfast.save_class_means(out / files.CLASS_MEANS, teacher.class_means, **about)
         try:
             return _train(trainer, backend, bars)
         finally:
             accelerator.free_memory()
-
-
-def leave_together(accelerator: Accelerator) -> None:
-    """Ends all processes at once: one that is gone early looks like one that failed.
-
-    The trainings are over. What DistributedDataParallel holds of the processes' group goes first:
-    else the group ends with it, at Python's end, and waits for a thread of gloo's, which may wait
-    for Python to let go of an object of the last collective's.
-    """
-    accelerator.wait_for_everyone()
-    gc.collect()
-    accelerator.end_training()
 
 
 def build_trainer(
@@ -138,9 +131,9 @@ def teacher_config(config: TrainConfig) -> TrainConfig:
 
     What the student alone takes is left out, so that it may change while the teacher stays.
     """
-    out = Path(config.out) / files.TEACHER
+    out = Path(config.out) / folder.TEACHER
     # It goes on: a run that replaces another has set the folder aside, one that was killed has not.
-    begun = (out / files.CONFIG).exists()
+    begun = (out / folder.CONFIG).exists()
     return replace(
         without_losses(config),
         model=config.teacher,
@@ -218,7 +211,7 @@ def _find_teacher(
     if config.teacher_weights is None and config.teacher_outputs is None:
         teacher_run = teacher_config(config)
         run_once(teacher_run, bars)
-        weights = Path(teacher_run.out) / files.MODEL
+        weights = Path(teacher_run.out) / folder.MODEL
         config = replace(config, teacher_weights=str(weights))
     with_means = METHODS[config.method].nd or config.probe
     return find_teacher(accelerator, config, data, bars, with_means)
@@ -226,12 +219,12 @@ def _find_teacher(
 
 def _train(trainer: Trainer, backend: str | None, bars: Bars) -> Results:
     config, accelerator, out = trainer.config, trainer.accelerator, Path(trainer.config.out)
-    checkpoints = out / files.CHECKPOINTS
-    resumed = files.is_resumed(config) and load_newest_checkpoint(
+    checkpoints = out / folder.CHECKPOINTS
+    resumed = folder.is_resumed(config) and load_newest_checkpoint(
         accelerator, checkpoints, bars.note
     )
     position = trainer.position
-    environment = files.run_environment(accelerator)
+    environment = folder.run_environment(accelerator)
     log = RunLog(
         out, config.tensorboard, position.step if resumed else None, accelerator.is_main_process
     )
@@ -265,17 +258,17 @@ def _train(trainer: Trainer, backend: str | None, bars: Bars) -> Results:
         digest = weights_digest(weights)
         log.write("end", step=position.step, sha256=digest)
     accelerator.wait_for_everyone()  # all read the same log, which the main one has written
-    records = read_log(out / files.LOG)
+    records = read_log(out / folder.LOG)
     results = summarise(trainer, backend, environment, digest, records)
     if accelerator.is_main_process:
         try:
-            save_weights(student_weights(weights), out / files.MODEL)
+            save_weights(student_weights(weights), out / folder.MODEL)
             if trainer.average is not None:
                 average = trainer.average.module
                 assert isinstance(average, Distiller)
-                save_weights(average.network, out / files.MODEL_EMA)
-            write_run_page(out / files.REPORT, results, records)
-            files.write_json(out / files.RESULTS, results)
+                save_weights(average.network, out / folder.MODEL_EMA)
+            write_run_page(out / folder.REPORT, results, records)
+            files.write_json(out / folder.RESULTS, results)
         except OSError as error:
             raise CheckpointError(
                 f"the results cannot be written to {error.filename or out}: {reason_of(error)}; "

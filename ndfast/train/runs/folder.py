@@ -16,11 +16,8 @@ Of a detector, log, checkpoints and weights are in `teacher/` and in each folder
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, fields
@@ -31,13 +28,15 @@ from typing import Any, Protocol
 from accelerate import Accelerator
 
 from ndfast.environment import describe_environment
-from ndfast.files import reason_of, write_whole
-from ndfast.train import fsdp, replaced
-from ndfast.train.config import check_same_run
+from ndfast.files import reason_of
+from ndfast.train.config.train_config import check_same_run
 from ndfast.train.errors import ConfigError
+from ndfast.train.files import CLASS_MEANS, check_writable, read_json, write_json
+from ndfast.train.machine import fsdp
+from ndfast.train.runs import replaced
 
 CONFIG, LOG, RESULTS = "config.json", "log.jsonl", "results.json"
-CHECKPOINTS, CLASS_MEANS, REPORT = "checkpoints", "class_means.safetensors", "report.html"
+CHECKPOINTS, REPORT = "checkpoints", "report.html"
 MODEL, MODEL_EMA = "model.safetensors", "model_ema.safetensors"
 TENSORBOARD, TEACHER, RUNS = "tensorboard", "teacher", "runs"
 _FILES = (CONFIG, LOG, RESULTS, CLASS_MEANS, REPORT, MODEL, MODEL_EMA)
@@ -93,7 +92,7 @@ def opened(config: RunConfig, accelerator: Accelerator) -> Iterator[None]:
 def open_folder(config: RunConfig) -> None:
     """Makes the run's folder, or checks that the run in it is the one to resume.
 
-    One that is to be replaced is set aside, see `ndfast.train.replaced`.
+    One that is to be replaced is set aside, see `ndfast.train.runs.replaced`.
 
     Raises:
         ConfigError: it cannot be written to; it holds a run that is neither to be resumed nor to be
@@ -122,15 +121,6 @@ def open_folder(config: RunConfig) -> None:
             f"out: {folder} holds a run; it takes --resume to go on with it, --overwrite to "
             "replace it, or another folder"
         )
-
-
-def check_writable(folder: Path, out: Path) -> None:
-    """Raises ConfigError, naming ``out``, if no file can be written into a folder."""
-    try:
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise ConfigError(f"out: cannot write to {str(out)!r}: {reason_of(error)}") from error
 
 
 def begin(config: RunConfig) -> None:
@@ -196,32 +186,6 @@ def _versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A file that `write_json` wrote.
-
-    Raises:
-        ConfigError: it is damaged.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"out: {path} cannot be read: {error}") from error
-
-
-def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Writes whole or not at all."""
-    write_whole(path, json.dumps(without_nan(values), indent=1, allow_nan=False).encode())
-
-
-def without_nan(value: Any) -> Any:
-    """The same with None for NaN and Inf, which JSON does not have."""
-    if isinstance(value, dict):
-        return {name: without_nan(part) for name, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [without_nan(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _git_revision() -> str | None:

@@ -22,7 +22,7 @@ def option(
     metavar: str | None = None,
     may_change: bool = False,
 ) -> Any:
-    """A field of a dataclass, with what `ndfast.train.flags` makes a flag of.
+    """A field of a dataclass, with what `ndfast.train.config.flags` makes a flag of.
 
     Args:
         default: of the field.

@@ -18,8 +18,8 @@ def summarise_checks(checks: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     """What the checks of a run's steps, or those of several runs, come to.
 
     Args:
-        checks: what `LossCheck.answer` of `ndfast.train.loss_check` gave, with "step"; or such
-            summaries, with "seed".
+        checks: what `LossCheck.answer` of `ndfast.train.engine.loss_check` gave, with "step"; or
+            such summaries, with "seed".
 
     Returns:
         None where nothing was checked. Else "steps", how many were; "differences" and

@@ -12,24 +12,29 @@ from scipy.stats import ttest_rel
 
 import ndfast
 from ndfast.files import reason_of
-from ndfast.train import folder as files
-from ndfast.train.config import TrainConfig, without_losses
+from ndfast.train import files
+from ndfast.train.compare.step_times import measure_step_times
+from ndfast.train.config.methods import METHODS
+from ndfast.train.config.train_config import TrainConfig, without_losses
 from ndfast.train.data import build_data
+from ndfast.train.distill.kept_outputs import find_teacher
+from ndfast.train.engine.verdicts import summarise_checks
 from ndfast.train.errors import CheckpointError
-from ndfast.train.kept_outputs import find_teacher
-from ndfast.train.methods import METHODS
-from ndfast.train.processes import build_accelerator, resolve_precision, torch_settings
-from ndfast.train.progress import Bars
-from ndfast.train.report import build_comparison_table, plot_comparison, write_comparison_page
-from ndfast.train.run import (
-    Results,
+from ndfast.train.machine.processes import (
+    build_accelerator,
     leave_together,
+    resolve_precision,
+    torch_settings,
+)
+from ndfast.train.machine.progress import Bars
+from ndfast.train.report import build_comparison_table, plot_comparison, write_comparison_page
+from ndfast.train.runs import folder
+from ndfast.train.runs.run import (
+    Results,
     resolve_backend,
     run_once,
     teacher_config,
 )
-from ndfast.train.step_times import measure_step_times
-from ndfast.train.verdicts import summarise_checks
 
 METRIC = "accuracy"
 PICTURE = "curves.png"
@@ -44,7 +49,8 @@ def compare(
     comparison is resumed, so that methods and seeds can be added.
 
     Args:
-        configs: by method, a name in `ndfast.train.methods.METHODS`; they differ in their losses.
+        configs: by method, a name in `ndfast.train.config.methods.METHODS`; they differ in their
+            losses.
         seeds: students a method, each of its own seed, from the configs' on.
         console: where progress and the table go.
         step_times: also measure the time of a step of each method.
@@ -53,10 +59,10 @@ def compare(
         What `results.json` holds: "config" (of the first method, with "methods" and "seeds"),
         "environment", "teacher", "student", "data"; "runs", by method the results of each seed's
         run; "pairs", see `pair_differences`; "loss_checks", see `loss_checks`; "step_ms", see
-        `ndfast.train.step_times`, or None.
+        `ndfast.train.compare.step_times`, or None.
 
     Raises:
-        ConfigError, CheckpointError, FloatingPointError: as `ndfast.train.run.run`.
+        ConfigError, CheckpointError, FloatingPointError: as `ndfast.train.runs.run.run`.
     """
     precision = resolve_precision(next(iter(configs.values())).precision)
     configs = {method: replace(chosen, precision=precision) for method, chosen in configs.items()}
@@ -65,7 +71,7 @@ def compare(
     with (
         torch_settings(config),
         Bars(console, accelerator.is_main_process) as bars,
-        files.opened(without_losses(config), accelerator),
+        folder.opened(without_losses(config), accelerator),
     ):
         shared = _prepare(config, bars)
         configs = {method: replace(chosen, **shared) for method, chosen in configs.items()}
@@ -84,7 +90,7 @@ def compare(
     first = runs[config.method][0]
     results = {
         "config": asdict(config) | {"methods": list(configs), "seeds": seeds},
-        "environment": files.run_environment(accelerator),
+        "environment": folder.run_environment(accelerator),
         "teacher": first["teacher"],
         "student": first["student"],
         "data": first["data"],
@@ -97,15 +103,15 @@ def compare(
         out = Path(config.out)
         try:
             plot_comparison(results, out / PICTURE)
-            write_comparison_page(out / files.REPORT, results)
-            files.write_json(out / files.RESULTS, results)
+            write_comparison_page(out / folder.REPORT, results)
+            files.write_json(out / folder.RESULTS, results)
         except OSError as error:
             raise CheckpointError(
                 f"the results cannot be written to {error.filename or out}: {reason_of(error)}; "
                 "the runs are kept, --resume goes on with them"
             ) from error
         console.print(build_comparison_table(results))
-        console.print(f"Written to {out}: {files.RESULTS}, {files.REPORT}, {PICTURE}, runs/")
+        console.print(f"Written to {out}: {folder.RESULTS}, {folder.REPORT}, {PICTURE}, runs/")
     leave_together(accelerator)
     return results
 
@@ -155,7 +161,7 @@ def loss_checks(
 
     Returns:
         By method, if the ND loss was checked in it, be it a probe: "backend", and what
-        `ndfast.train.verdicts.summarise_checks` gives of the runs.
+        `ndfast.train.engine.verdicts.summarise_checks` gives of the runs.
     """
     found = {}
     for method, of_seeds in runs.items():
@@ -177,26 +183,26 @@ def _prepare(config: TrainConfig, bars: Bars) -> dict[str, Any]:
     if config.teacher_weights is None and config.teacher_outputs is None:
         teacher_run = teacher_config(config)
         run_once(teacher_run, bars)
-        config = replace(config, teacher_weights=str(Path(teacher_run.out) / files.MODEL))
+        config = replace(config, teacher_weights=str(Path(teacher_run.out) / folder.MODEL))
     data = build_data(config.data, config.data_dir, config.image_size)
     teacher, about, _ = find_teacher(accelerator, config, data, bars)
     path = Path(config.out) / files.CLASS_MEANS
     if accelerator.is_main_process:
         assert teacher.class_means is not None
-        files.begin(shared)
+        folder.begin(shared)
         ndfast.save_class_means(path, teacher.class_means, **about)
     accelerator.wait_for_everyone()
     return {"teacher_weights": config.teacher_weights, "class_means": str(path)}
 
 
 def _run_config(config: TrainConfig, seed: int, backend: str) -> TrainConfig:
-    out = Path(config.out) / files.RUNS / f"{config.method}-seed{seed}"
+    out = Path(config.out) / folder.RUNS / f"{config.method}-seed{seed}"
     return replace(
         config,
         seed=seed,
         probe=True,  # every method's features are measured in the teacher's space
         check_loss=backend != "reference",
         out=str(out),
-        resume=(out / files.CONFIG).exists(),
+        resume=(out / folder.CONFIG).exists(),
         overwrite=False,
     )

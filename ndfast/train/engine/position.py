@@ -13,13 +13,13 @@ from ndfast.train.errors import ConfigError
 
 
 class Log(Protocol):
-    """Is told of steps, skipped batches and epochs; see `ndfast.train.records`."""
+    """Is told of steps, skipped batches and epochs; see `ndfast.train.runs.records`."""
 
     def write(self, event: str, **values: Any) -> None: ...
 
 
 class Bar(Protocol):
-    """Is told of each step and what to show beside it; see `ndfast.train.progress`."""
+    """Is told of each step and what to show beside it; see `ndfast.train.machine.progress`."""
 
     def advance(self, **values: float) -> None: ...
 

@@ -7,12 +7,12 @@ from torch import Tensor, nn
 
 import ndfast
 from ndfast.losses import ReviewKD, cross_entropy, dist_loss, dkd_loss, kd_loss
-from ndfast.train.config import TrainConfig
+from ndfast.train.config.methods import METHODS
+from ndfast.train.config.train_config import TrainConfig
+from ndfast.train.distill.teacher import Teacher
 from ndfast.train.errors import ConfigError
-from ndfast.train.methods import METHODS
 from ndfast.train.models import AnyNetwork, Output
 from ndfast.train.models.network import initialise_linear
-from ndfast.train.teacher import Teacher
 
 
 class Distiller(nn.Module):

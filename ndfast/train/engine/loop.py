@@ -11,23 +11,23 @@ from accelerate import Accelerator
 from torch import Tensor
 
 import ndfast
-from ndfast.train import fsdp
-from ndfast.train.average import Average
-from ndfast.train.config import TrainConfig
+from ndfast.train.config.train_config import TrainConfig
 from ndfast.train.data import Data
 from ndfast.train.data.batches import TrainingBatches, load, mix_seeds
 from ndfast.train.data.mixing import Mixer
-from ndfast.train.distiller import Distiller
+from ndfast.train.distill.distiller import Distiller
+from ndfast.train.distill.evaluation import evaluate, move, place, share_buffers
+from ndfast.train.distill.kept_outputs import as_output
+from ndfast.train.distill.teacher import Teacher
+from ndfast.train.engine.average import Average
+from ndfast.train.engine.finite import FiniteCheck
+from ndfast.train.engine.loss_check import FIRST_STEPS, LossCheck
+from ndfast.train.engine.optimizers import build_optimizer, learning_rate, step_at
+from ndfast.train.engine.position import Bar, Log, Position, Silent
+from ndfast.train.engine.skipping import Skipping
+from ndfast.train.engine.stopwatch import Stopwatch
 from ndfast.train.errors import ConfigError
-from ndfast.train.evaluation import evaluate, move, place, share_buffers
-from ndfast.train.finite import FiniteCheck
-from ndfast.train.kept_outputs import as_output
-from ndfast.train.loss_check import FIRST_STEPS, LossCheck
-from ndfast.train.optimizers import build_optimizer, learning_rate, step_at
-from ndfast.train.position import Bar, Log, Position, Silent
-from ndfast.train.skipping import Skipping
-from ndfast.train.stopwatch import Stopwatch
-from ndfast.train.teacher import Teacher
+from ndfast.train.machine import fsdp
 
 MIXING = 1  # sets the seeds of mixup and cutmix apart from those of the batches
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,11 +12,11 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, GradientAccumulationPlugin
 
-from ndfast.train import fsdp
-from ndfast.train.allocator import keep_freed_memory
-from ndfast.train.config import TrainConfig
+from ndfast.train.config.train_config import TrainConfig
 from ndfast.train.errors import ConfigError
 from ndfast.train.interrupts import dropped_interrupts_come_again
+from ndfast.train.machine import fsdp
+from ndfast.train.machine.allocator import keep_freed_memory
 
 _KINDS = (
     DistributedType.NO,
@@ -115,6 +116,18 @@ def _join_restarted() -> None:
     )
     named = dist.PrefixStore(f"restart-{restart}", store)
     dist.init_process_group("gloo", store=named, rank=rank, world_size=world)
+
+
+def leave_together(accelerator: Accelerator) -> None:
+    """Ends all processes at once: one that is gone early looks like one that failed.
+
+    The trainings are over. What DistributedDataParallel holds of the processes' group goes first:
+    else the group ends with it, at Python's end, and waits for a thread of gloo's, which may wait
+    for Python to let go of an object of the last collective's.
+    """
+    accelerator.wait_for_everyone()
+    gc.collect()
+    accelerator.end_training()
 
 
 @contextmanager

@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ndfast.train.position import Log, Position
+from ndfast.train.engine.position import Log, Position
 
 
 class Skipping:
     """Ends a step: counts its losses, or leaves it out as if it had never been.
 
-    Whether a step is left out is to be asked of `ndfast.train.finite.FiniteCheck`, which answers
-    all processes alike.
+    Whether a step is left out is to be asked of `ndfast.train.engine.finite.FiniteCheck`, which
+    answers all processes alike.
 
     Args:
         model: as Accelerate prepared it.

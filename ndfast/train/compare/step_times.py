@@ -11,14 +11,14 @@ from typing import TypeVar
 
 import torch
 
-from ndfast.train.config import TrainConfig
+from ndfast.train.config.methods import METHODS
+from ndfast.train.config.train_config import TrainConfig
 from ndfast.train.data import build_data
-from ndfast.train.kept_outputs import find_teacher
-from ndfast.train.loop import Trainer
-from ndfast.train.methods import METHODS
-from ndfast.train.processes import build_accelerator
-from ndfast.train.progress import Bars
-from ndfast.train.run import build_trainer
+from ndfast.train.distill.kept_outputs import find_teacher
+from ndfast.train.engine.loop import Trainer
+from ndfast.train.machine.processes import build_accelerator
+from ndfast.train.machine.progress import Bars
+from ndfast.train.runs.run import build_trainer
 
 NO_ND = "no ND"
 WARM_UP_STEPS = 20

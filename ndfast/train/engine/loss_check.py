@@ -19,7 +19,7 @@ from torch.utils.hooks import RemovableHandle
 import ndfast
 from ndfast.arguments import Rows, check_and_flatten
 from ndfast.backends import reference
-from ndfast.train.verdicts import QUANTITIES
+from ndfast.train.engine.verdicts import QUANTITIES
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -15,17 +15,21 @@ import ndfast
 from ndfast import TeacherOutputs
 from ndfast.files import reason_of
 from ndfast.teacher_outputs_pieces import Piece
-from ndfast.train import folder as files
-from ndfast.train.config import TrainConfig
+from ndfast.train import files
+from ndfast.train.config.train_config import TrainConfig
 from ndfast.train.data import build_data
 from ndfast.train.data.batches import Batch, draw_views, load
+from ndfast.train.distill.evaluation import batch_size, move
+from ndfast.train.distill.kept_outputs import METRICS, identity, logits_and_norms
+from ndfast.train.distill.teacher import prepare_teacher
 from ndfast.train.errors import ConfigError
-from ndfast.train.evaluation import batch_size, move
-from ndfast.train.kept_outputs import METRICS, identity, logits_and_norms
-from ndfast.train.processes import build_accelerator, resolve_precision, torch_settings
-from ndfast.train.progress import Bars
-from ndfast.train.run import leave_together
-from ndfast.train.teacher import prepare_teacher
+from ndfast.train.machine.processes import (
+    build_accelerator,
+    leave_together,
+    resolve_precision,
+    torch_settings,
+)
+from ndfast.train.machine.progress import Bars
 
 
 def make_teacher_outputs(

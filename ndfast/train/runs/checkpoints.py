@@ -18,8 +18,8 @@ from accelerate.utils import broadcast_object_list
 from accelerate.utils.constants import FSDP_MODEL_NAME
 
 from ndfast.files import reason_in
-from ndfast.train import fsdp
 from ndfast.train.errors import CheckpointError, ConfigError, has_lost_another_process
+from ndfast.train.machine import fsdp
 
 _MANIFEST = "sha256.json"
 _PARTIAL = ".partial"

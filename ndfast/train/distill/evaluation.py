@@ -12,7 +12,7 @@ from accelerate.utils import broadcast
 from torch import Tensor, nn
 
 import ndfast
-from ndfast.train.config import TrainConfig
+from ndfast.train.config.train_config import TrainConfig
 from ndfast.train.data.batches import BatchDataset, EvaluationBatches, load
 from ndfast.train.models import AnyNetwork, Output
 

@@ -9,14 +9,13 @@ from rich.console import Console
 
 import ndfast
 from ndfast.files import reason_of
-from ndfast.train.config import TrainConfig
+from ndfast.train.config.train_config import TrainConfig
 from ndfast.train.data import build_data
+from ndfast.train.distill.teacher import AUGMENTED, FROM_TEACHER, find_class_means, load_teacher
 from ndfast.train.errors import ConfigError
-from ndfast.train.folder import check_writable
-from ndfast.train.processes import build_accelerator, torch_settings
-from ndfast.train.progress import Bars
-from ndfast.train.run import leave_together
-from ndfast.train.teacher import AUGMENTED, FROM_TEACHER, find_class_means, load_teacher
+from ndfast.train.files import check_writable
+from ndfast.train.machine.processes import build_accelerator, leave_together, torch_settings
+from ndfast.train.machine.progress import Bars
 
 
 def make_class_means(config: TrainConfig, out: Path, augmented: bool, console: Console) -> None:

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from ndfast.train.data import Data
-from ndfast.train.loop import Trainer
+from ndfast.train.engine.loop import Trainer
+from ndfast.train.engine.verdicts import summarise_checks
 from ndfast.train.models import AnyNetwork, build_model
-from ndfast.train.verdicts import summarise_checks
 
 
 def summarise(

@@ -6,7 +6,7 @@ Every line has "event" and "time" (UTC, ISO 8601), and besides:
 - "step": "step" (of the optimiser, so far), "epoch" (from 1), "loss", "losses" (its parts,
   unweighted; of a detector weighted), "lr", "images_per_s"
 - "check", of the ND loss: "step", "epoch", and what `LossCheck.answer` of
-  `ndfast.train.loss_check` gives
+  `ndfast.train.engine.loss_check` gives
 - "skip", a batch whose loss or gradient was NaN or Inf: "step", "epoch", "in_a_row"
 - "epoch": "epoch", "step", "train" (means over its steps), "test", "ema" ("test" of the averaged
   weights, or null), "parts_ms" (the median step's), "images_per_s" (null where it only had to be
@@ -26,8 +26,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from ndfast.files import reason_of, write_whole
-from ndfast.train import folder as files
+from ndfast.train import files
 from ndfast.train.errors import CheckpointError, ConfigError
+from ndfast.train.runs import folder
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -37,7 +38,7 @@ class RunLog:
     """Writes the log of a run, line by line.
 
     Args:
-        folder: of the run.
+        out: the folder of the run.
         tensorboard: write TensorBoard's files too.
         resumed_step: what a resumed run starts from; what came after that checkpoint it does again,
             and those lines go. None: the log starts anew.
@@ -48,16 +49,16 @@ class RunLog:
     """
 
     def __init__(
-        self, folder: Path, tensorboard: bool, resumed_step: int | None, is_main_process: bool
+        self, out: Path, tensorboard: bool, resumed_step: int | None, is_main_process: bool
     ) -> None:
-        self._path = folder / files.LOG
+        self._path = out / folder.LOG
         self._is_main_process = is_main_process
         self._writer: SummaryWriter | None = None
         if not is_main_process:
             return
         last = 0 if resumed_step is None else resumed_step
         if tensorboard:
-            self._writer = _build_writer(folder / files.TENSORBOARD, last)
+            self._writer = _build_writer(out / folder.TENSORBOARD, last)
         kept = []
         if resumed_step is not None and self._path.exists():
             kept = _until_checkpoint(read_log(self._path), last)

@@ -10,15 +10,11 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from ndfast import TeacherOutputs
-from ndfast.train import folder as files
-from ndfast.train.config import TrainConfig
+from ndfast.train import files
+from ndfast.train.config.train_config import TrainConfig
 from ndfast.train.data import Data
 from ndfast.train.data.batches import Batch, BatchDataset
-from ndfast.train.errors import ConfigError
-from ndfast.train.models import Output, build_model
-from ndfast.train.processes import resolve_precision
-from ndfast.train.progress import Bars
-from ndfast.train.teacher import (
+from ndfast.train.distill.teacher import (
     AUGMENTED,
     FROM_CLASSIFIER,
     FROM_TEACHER,
@@ -29,6 +25,10 @@ from ndfast.train.teacher import (
     prepare_teacher,
     read_class_means,
 )
+from ndfast.train.errors import ConfigError
+from ndfast.train.machine.processes import resolve_precision
+from ndfast.train.machine.progress import Bars
+from ndfast.train.models import Output, build_model
 
 DATA_SEED = "data_seed"  # in the metadata of outputs whose views are epochs
 METRICS = "teacher.json"  # beside the outputs, as are the class means

@@ -7,7 +7,7 @@ import math
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
-from ndfast.train.config import TrainConfig
+from ndfast.train.config.train_config import TrainConfig
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:

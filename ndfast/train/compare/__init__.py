@@ -1,0 +1,1 @@
+"""Students by several methods from the same seeds."""

@@ -1,0 +1,1 @@
+"""What a run is made of: its fields, their flags, the methods."""

@@ -1,0 +1,1 @@
+"""One training: steps, epochs, and what watches them."""

@@ -1,0 +1,49 @@
+"""Files that several rooms write: JSON, class means; and whether a folder takes any."""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from ndfast.files import reason_of, write_whole
+from ndfast.train.errors import ConfigError
+
+CLASS_MEANS = "class_means.safetensors"
+
+
+def check_writable(folder: Path, out: Path) -> None:
+    """Raises ConfigError, naming ``out``, if no file can be written into a folder."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigError(f"out: cannot write to {str(out)!r}: {reason_of(error)}") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A file that `write_json` wrote.
+
+    Raises:
+        ConfigError: it is damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"out: {path} cannot be read: {error}") from error
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Writes whole or not at all."""
+    write_whole(path, json.dumps(without_nan(values), indent=1, allow_nan=False).encode())
+
+
+def without_nan(value: Any) -> Any:
+    """The same with None for NaN and Inf, which JSON does not have."""
+    if isinstance(value, dict):
+        return {name: without_nan(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_nan(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

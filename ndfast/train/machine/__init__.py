@@ -1,0 +1,1 @@
+"""Device and processes by Accelerate, memory on the CPU, bars in the terminal."""

@@ -1,0 +1,1 @@
+"""One student from its config to the files in its folder."""
