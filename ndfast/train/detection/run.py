@@ -27,7 +27,6 @@ from ndfast.train.detection.small_detector import SmallDetector
 from ndfast.train.detection.torchvision_detector import TorchvisionDetector
 from ndfast.train.distill.teacher import read_class_means
 from ndfast.train.errors import ConfigError
-from ndfast.train.machine import fsdp
 from ndfast.train.machine.processes import (
     build_accelerator,
     leave_together,
@@ -69,8 +68,6 @@ def run(config: DetectionConfig, console: Console) -> dict[str, Any]:
         FloatingPointError: too many steps in a row had a loss or a gradient of NaN or Inf, or the
             weights came to be so.
     """
-    if fsdp.is_asked_for():
-        raise ConfigError("processes: got FSDP; ndfast detect takes DDP alone")
     config = replace(config, precision=resolve_precision(config.precision))
     shared = config.shared()
     accelerator = build_accelerator(shared)

@@ -9,6 +9,7 @@ from time import perf_counter
 import numpy as np
 from accelerate import Accelerator
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import ndfast
 from ndfast.train.config.train_config import TrainConfig
@@ -19,7 +20,6 @@ from ndfast.train.distill.distiller import Distiller
 from ndfast.train.distill.evaluation import evaluate, move, place, share_buffers
 from ndfast.train.distill.kept_outputs import as_output
 from ndfast.train.distill.teacher import Teacher
-from ndfast.train.engine.average import Average
 from ndfast.train.engine.finite import FiniteCheck
 from ndfast.train.engine.loss_check import FIRST_STEPS, LossCheck
 from ndfast.train.engine.optimizers import build_optimizer, learning_rate, step_at
@@ -27,7 +27,6 @@ from ndfast.train.engine.position import Bar, Log, Position, Silent
 from ndfast.train.engine.skipping import Skipping
 from ndfast.train.engine.stopwatch import Stopwatch
 from ndfast.train.errors import ConfigError
-from ndfast.train.machine import fsdp
 
 MIXING = 1  # sets the seeds of mixup and cutmix apart from those of the batches
 
@@ -66,8 +65,7 @@ class Trainer:
         stopwatch: the time of a step by its parts.
 
     Raises:
-        ConfigError: an epoch has fewer images than a step takes, or FSDP is to wrap what the
-            distiller does not have.
+        ConfigError: an epoch has fewer images than a step takes.
     """
 
     def __init__(
@@ -92,11 +90,14 @@ class Trainer:
         )
         self.steps_per_epoch = count_steps(config, data, accelerator.num_processes)
         distiller = place(distiller, accelerator.device, config)
-        self.average = None if config.ema is None else Average(distiller, config.ema)
+        self.average: AveragedModel | None = None
+        if config.ema is not None:
+            average = get_ema_multi_avg_fn(config.ema)
+            self.average = AveragedModel(distiller, multi_avg_fn=average)
         if config.compile:
             distiller.compile()
         optimizer = build_optimizer(distiller, config)
-        self.model, self.optimizer = fsdp.prepare(accelerator, distiller, optimizer)
+        self.model, self.optimizer = accelerator.prepare(distiller, optimizer)
         self.position = Position(data.name, accelerator.num_processes)
         accelerator.register_for_checkpointing(self.position)
         if self.average is not None:

@@ -15,18 +15,17 @@ from accelerate.utils import DistributedType, GradientAccumulationPlugin
 from ndfast.train.config.train_config import TrainConfig
 from ndfast.train.errors import ConfigError
 from ndfast.train.interrupts import dropped_interrupts_come_again
-from ndfast.train.machine import fsdp
 from ndfast.train.machine.allocator import keep_freed_memory
 
 _KINDS = (
     DistributedType.NO,
     DistributedType.MULTI_CPU,
     DistributedType.MULTI_GPU,
-    DistributedType.FSDP,
 )
 # What else `accelerate launch` can ask for, by a variable that is true.
 _NOT_TAKEN = {
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_FSDP": "FSDP",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "a ParallelismConfig",
     "ACCELERATE_USE_SAGEMAKER": "SageMaker",
@@ -40,16 +39,12 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
 
     Raises:
         ConfigError: there is no such precision, or the device cannot compute in it; or the
-            processes are not joined as DistributedDataParallel or FSDP 2 needs them, or are to
-            share the work in another way.
+            processes are not joined as DistributedDataParallel needs them, or are to share the
+            work in another way.
     """
     for variable, what in _NOT_TAKEN.items():
         if os.environ.get(variable, "false").lower() == "true":
-            raise ConfigError(
-                f"processes: got {what} of Accelerate, by {variable}; it takes DDP or FSDP 2"
-            )
-    if fsdp.is_asked_for():
-        fsdp.check_settings(config.optimizer)
+            raise ConfigError(f"processes: got {what} of Accelerate, by {variable}; expected DDP")
     _join_restarted()
     precision = resolve_precision(config.precision)
     try:
@@ -68,15 +63,9 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
     # Accelerate takes it, and trains in float32.
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise ConfigError("precision: got fp16; on the CPU it takes fp32 or bf16")
-    if fsdp.is_asked_for() and not fsdp.is_used(accelerator):  # Accelerate passes over it
-        raise ConfigError(
-            f"processes: FSDP is asked for, with {accelerator.num_processes} on the "
-            f"{accelerator.device.type}; Accelerate has it on GPUs alone, under `accelerate "
-            "launch` or torchrun"
-        )
     kind = accelerator.distributed_type
     if kind not in _KINDS:
-        raise ConfigError(f"processes: got {kind.value} of Accelerate; it takes DDP or FSDP 2")
+        raise ConfigError(f"processes: got {kind.value} of Accelerate; expected DDP")
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched != accelerator.num_processes:
         raise ConfigError(

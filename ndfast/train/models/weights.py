@@ -11,7 +11,6 @@ from typing import Any
 import safetensors.torch
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from ndfast.files import expand_home, write_whole
 from ndfast.train.errors import ConfigError
@@ -20,20 +19,6 @@ from ndfast.train.models.fitting import find_weights, is_counter, listed
 
 _STUDENT = "network."  # of a checkpoint of `ndfast.train.distill.distiller`
 _DIGEST = "weights_digest"
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """A tensor without its gradient, put together where FSDP has spread it over the processes.
-
-    Every process must call this.
-    """
-    tensor = tensor.detach()
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def gather_weights(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by name, each `whole` and on the CPU; every process must call this."""
-    return {name: whole(tensor).cpu() for name, tensor in model.state_dict().items()}
 
 
 def student_weights(weights: Mapping[str, Any]) -> dict[str, Any]:
@@ -51,7 +36,7 @@ def save_weights(model: nn.Module | Mapping[str, Tensor], path: str | os.PathLik
     The file appears whole or not at all; one that was there stays as it is until then.
 
     Args:
-        model: a network, or what `gather_weights` found of one.
+        model: a network, or its state dict.
         path: the file.
 
     Raises:
@@ -106,7 +91,7 @@ def weights_digest(model: nn.Module | Mapping[str, Tensor]) -> str:
     not every checkpoint has it.
 
     Args:
-        model: a network, or what `gather_weights` found of one.
+        model: a network, or its state dict.
 
     Returns:
         64 hexadecimal digits.

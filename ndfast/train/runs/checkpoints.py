@@ -15,11 +15,9 @@ from pathlib import Path
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from accelerate.utils.constants import FSDP_MODEL_NAME
 
 from ndfast.files import reason_in
-from ndfast.train.errors import CheckpointError, ConfigError, has_lost_another_process
-from ndfast.train.machine import fsdp
+from ndfast.train.errors import CheckpointError, has_lost_another_process
 
 _MANIFEST = "sha256.json"
 _PARTIAL = ".partial"
@@ -89,9 +87,6 @@ def load_newest_checkpoint(
 
     Returns:
         Whether there was one.
-
-    Raises:
-        ConfigError: it was written with FSDP and is to be read without, or the other way round.
     """
     found: list[Path | None] = [None]
     if accelerator.is_main_process:
@@ -106,12 +101,6 @@ def load_newest_checkpoint(
     broadcast_object_list(found)
     if found[0] is None:
         return False
-    with_fsdp = (found[0] / f"{FSDP_MODEL_NAME}.bin").exists()
-    if with_fsdp != fsdp.is_used(accelerator):
-        raise ConfigError(
-            f"resume: {found[0]} was written {'with' if with_fsdp else 'without'} FSDP; a resumed "
-            "run takes the same"
-        )
     accelerator.load_state(str(found[0]))
     return True
 

@@ -32,7 +32,6 @@ from ndfast.files import reason_of
 from ndfast.train.config.train_config import check_same_run
 from ndfast.train.errors import ConfigError
 from ndfast.train.files import CLASS_MEANS, check_writable, read_json, write_json
-from ndfast.train.machine import fsdp
 from ndfast.train.runs import replaced
 
 CONFIG, LOG, RESULTS = "config.json", "log.jsonl", "results.json"
@@ -172,7 +171,6 @@ def run_environment(accelerator: Accelerator) -> dict[str, Any]:
         "git": _git_revision(),
         "device": str(accelerator.device),
         "processes": accelerator.num_processes,
-        "fsdp": fsdp.is_used(accelerator),
         "precision": {"no": "fp32"}.get(accelerator.mixed_precision, accelerator.mixed_precision),
     }
 

@@ -40,7 +40,6 @@ from ndfast.train.machine.processes import (
 from ndfast.train.machine.progress import Bars
 from ndfast.train.models import build_model
 from ndfast.train.models.weights import (
-    gather_weights,
     save_weights,
     student_weights,
     weights_digest,
@@ -254,7 +253,7 @@ def _train(trainer: Trainer, backend: str | None, bars: Bars) -> Results:
         trainer.train(log, bar, after_step)
         if saved != position.step:
             save()
-        weights = gather_weights(accelerator.unwrap_model(trainer.model))
+        weights = accelerator.unwrap_model(trainer.model).state_dict()
         digest = weights_digest(weights)
         log.write("end", step=position.step, sha256=digest)
     accelerator.wait_for_everyone()  # all read the same log, which the main one has written
