@@ -1,10 +1,9 @@
 """Class means in files: KD++'s JSON, .npz and .safetensors. Nothing is ever unpickled.
 
 KD++'s JSON is `ndfast.class_dict`'s dict with exactly the keys 0 to K-1, in any order, and nothing
-else but its CRC-32, which `save_class_means` writes as blanks behind it: every reader of JSON skips
-those. The other two hold the array "class_means" [K, D] and a dict of strings: what
-`save_class_means` was given, K, D, and the SHA-256 of the array and those strings together. So no
-flipped bit passes unseen, but in JSON from elsewhere: there a flipped digit is another number.
+else: a flipped digit in it is another number. The other two hold the array "class_means" [K, D] and
+a dict of strings: what `save_class_means` was given, K, D, and the SHA-256 of the array and those
+strings together. There no flipped bit passes unseen.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ import os
 import reprlib
 import stat
 import zipfile
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -122,23 +120,10 @@ def _encode_json(array: np.ndarray, metadata: dict[str, str]) -> bytes:
         )
     check_finite("means", array, range(len(array)), np.float32)
     # tolist() widens to float64, whose decimals give every reader the same float32 back.
-    text = json.dumps({str(k): values for k, values in enumerate(array.tolist())}).encode()
-    return text + _checksum_in_blanks(text)
-
-
-def _checksum_in_blanks(text: bytes) -> bytes:
-    """CRC-32, highest bit first: a space for 0, a tab for 1."""
-    return f"{zlib.crc32(text):032b}".translate({ord("0"): " ", ord("1"): "\t"}).encode()
+    return json.dumps({str(k): values for k, values in enumerate(array.tolist())}).encode()
 
 
 def _decode_json(data: bytes, max_bytes: int) -> tuple[np.ndarray, dict[str, Any]]:
-    text = data.rstrip(b" \t")
-    if len(data) - len(text) == 32 and data[len(text) :] != _checksum_in_blanks(text):
-        raise ValueError(
-            "its CRC-32 does not fit: damaged, or edited; after an edit, remove the 32 blanks at "
-            "the end"
-        )
-
     def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         content: dict[str, Any] = {}
         for key, value in pairs:

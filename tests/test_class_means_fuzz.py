@@ -22,6 +22,7 @@ from ndfast.class_means_files import (
 )
 
 ALL = pytest.mark.parametrize("suffix", [".json", ".npz", ".safetensors"])
+HASHED = pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
 TIMES = 1000
 
 
@@ -33,7 +34,7 @@ def save(folder: Path, suffix: str) -> tuple[Path, Tensor, dict[str, Any]]:
     return path, means, load_class_means_metadata(path)
 
 
-@ALL
+@HASHED
 def test_flipped_bits(tmp_path: Path, suffix: str, seed: int) -> None:
     path, means, metadata = save(tmp_path, suffix)
     whole, draw = path.read_bytes(), random.Random(seed)
@@ -46,21 +47,19 @@ def test_flipped_bits(tmp_path: Path, suffix: str, seed: int) -> None:
             loaded = load_class_means(path), load_class_means_metadata(path)
         except ValueError:
             refused += 1
-        else:  # a bit that says nothing about the content: a date in the zip, a blank
+        else:  # a bit that says nothing about the content: a date in the zip
             assert torch.equal(loaded[0], means), place
             assert loaded[1] == metadata, place
     assert refused > TIMES / 2
 
 
-@ALL
+@HASHED
 def test_every_bit_of_the_numbers(tmp_path: Path, suffix: str, seed: int) -> None:
     path, means, _ = save(tmp_path, suffix)
     whole = path.read_bytes()
     numbers = means.numpy().tobytes()
-    begin, end = 0, whole.find(b"}") + 1
-    if suffix != ".json":
-        begin = whole.index(numbers)
-        end = begin + len(numbers)
+    begin = whole.index(numbers)
+    end = begin + len(numbers)
     for place in random.Random(seed).sample(range(8 * begin, 8 * end), TIMES):
         damaged = bytearray(whole)
         damaged[place // 8] ^= 1 << place % 8
@@ -71,27 +70,19 @@ def test_every_bit_of_the_numbers(tmp_path: Path, suffix: str, seed: int) -> Non
 
 @ALL
 def test_truncations(tmp_path: Path, suffix: str, seed: int) -> None:
-    path, means, _ = save(tmp_path, suffix)
+    path, _, _ = save(tmp_path, suffix)
     whole = path.read_bytes()
-    content = whole.rstrip() if suffix == ".json" else whole  # the checksum may go, no more
-    for length in random.Random(seed).sample(range(len(content)), TIMES):
-        path.write_bytes(content[:length])
+    for length in random.Random(seed).sample(range(len(whole)), TIMES):
+        path.write_bytes(whole[:length])
         with pytest.raises(ValueError, match="cannot be read"):
             load_class_means(path)
-    for length in range(len(content), len(whole)):
-        path.write_bytes(whole[:length])
-        assert torch.equal(load_class_means(path), means), length
 
 
-def test_the_checksum_of_json(tmp_path: Path, seed: int) -> None:
+def test_json_with_the_checksum_that_an_earlier_version_wrote(tmp_path: Path, seed: int) -> None:
+    """As 32 blanks behind the text."""
     path, means, _ = save(tmp_path, ".json")
-    assert torch.equal(torch.tensor(list(json.loads(path.read_bytes()).values())), means)
-    text = path.read_text().replace("{", '{"12": ' + json.dumps(means[0].tolist()) + ", ")
-    path.write_text(text)
-    with pytest.raises(ValueError, match=r"does not fit: .* remove the 32 blanks at the end"):
-        load_class_means(path)
-    path.write_text(text.rstrip() + "\n")
-    assert torch.equal(load_class_means(path), torch.cat((means, means[:1])))
+    path.write_text(path.read_text() + " \t" * 16)
+    assert torch.equal(load_class_means(path), means)
 
 
 def as_safetensors(header: Any, data: bytes = b"", length: int | None = None) -> bytes:
