@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 import torch
 from cases import assert_as_defined, worst_error
+from emulated_cuda import kernels
 from on_gpu import WAYS, student_gradient, to_gpu
 from smoke_calls import CALLS, make_case
-from test_gpu_sanitize import kernels_of
 
 import ndfast
 
@@ -75,8 +75,7 @@ def test_the_calls_launch_every_family_of_cuda(seed: int) -> None:
     for name, drawn in CALLS.items():
         check(drawn, "cuda", (seed, name), on_gpu=False)
     launched = {family(line) for line in take_launched().splitlines()}
-    (library,) = (path for path in torch.ops.loaded_libraries if "emulated_cuda" in path)
-    assert {family(kernel) for kernel in kernels_of(library)} == launched
+    assert {family(kernel) for kernel in kernels()} == launched
 
 
 def test_the_calls_launch_every_kernel_of_triton(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,9 +95,9 @@ def test_the_calls_launch_every_kernel_of_triton(monkeypatch: pytest.MonkeyPatch
     # what the interpreter has the time for. Its results are tests/test_triton.py's.
     for name in ("a teacher's norms", "a large class, float32"):
         make_case(CALLS[name]).run("triton")
-    kernels = [value for value in vars(launcher).values() if isinstance(value, QuickLaunch)]
-    assert len(kernels) >= 4
-    assert {*launched} == {*kernels}
+    wanted = [value for value in vars(launcher).values() if isinstance(value, QuickLaunch)]
+    assert len(wanted) >= 4
+    assert {*launched} == {*wanted}
 
 
 def smoke_tests() -> Iterator[str]:
