@@ -169,8 +169,10 @@ def main(arguments: Sequence[str] | None = None, parts: Sequence[Part] = PARTS) 
         return screen.show(options.logs, options.results, names)
     gpu = name_of_gpu()
     stop = Stop()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup's
+        signal.signal(signal.SIGHUP, stop)
     outcomes.begin(options.logs, gpu, anew=not options.parts)
     chosen = [part for part in parts if part.name in (options.parts or names)]
     all_passed = run_all(chosen, options.logs, stop, options.seconds)

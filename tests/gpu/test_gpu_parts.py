@@ -147,16 +147,16 @@ class Program:
     folder: Path
     waiting: list[int] = field(default_factory=list)
 
-    def begin(self, *arguments: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-c", PROGRAM, *arguments]
+    def begin(self, *arguments: str, before: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+        command = [*before, sys.executable, "-c", PROGRAM, *arguments]
         command += ["--logs", str(self.folder / "logs"), "--results", str(self.folder / "results")]
         places = (Path(run_parts.__file__).parent, run_parts.ROOT)
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, places))}
         return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
 
-    def begin_and_wait(self) -> subprocess.Popen[str]:
-        """Until its second part waits."""
-        process = self.begin()
+    def begin_and_wait(self, *before: str) -> subprocess.Popen[str]:
+        """Until its second part waits; ``before``: a program that runs it."""
+        process = self.begin(before=before)
         assert process.stdout is not None
         ready = next(line for line in process.stdout if line.startswith("ready"))
         self.waiting.append(os.pidfd_open(int(ready.split()[1])))
@@ -184,6 +184,16 @@ def test_a_signal_ends_the_part_and_shows_the_screen(number: int, program: Progr
     assert found == {"one": "passed", "two": "stopped", "three": "not begun"}
     for lines in ("make gpu on Some GPU", "one    passed     0 s  fine", "two, stopped\nready"):
         assert lines in screen
+
+
+def test_nohup_is_respected(program: Program) -> None:
+    process = program.begin_and_wait("nohup")
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    ignored = int(re.findall(r"^SigIgn:\s*(\w+)", status, flags=re.M)[0], 16)
+    process.terminate()
+    process.communicate()
+    assert ignored >> (signal.SIGHUP - 1) & 1
+    assert ended(program.folder / "logs")["two"] == "stopped"
 
 
 def test_what_was_seen_outlives_a_kill(program: Program) -> None:
