@@ -28,8 +28,8 @@ CAPTION = (
     "have to move. Way a: gradient in the forward's pass; b: after it (float16); c: added to the "
     "classifier's by the backward; forward: no_grad. roofline: torch.add(out=), for forward the "
     "sum over s and t, for a teacher's norms copy_, for c that sum and the add; compile: the "
-    "fastest mode, max-autotune only in four cases without --full; accumulate: nd_loss, and "
-    "autograd's own add; forward/add: what comes before "
+    "fastest mode, max-autotune only in four cases without --full, in none with --telling; "
+    "accumulate: nd_loss, and autograd's own add; forward/add: what comes before "
     "backward, in way a with the gradient. Ratios are medians over rounds in which all take turns."
 )
 
