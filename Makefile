@@ -8,16 +8,21 @@ READY := $(VENV)/.ready
 SOURCES := $(wildcard csrc/*.* csrc/*/*.*)
 RUN_ON_CPU := $(wildcard tests/cuda_emulator/*.* tests/ptx_machine/*.*)
 
+GPU_NAME := import sys, torch; torch.cuda.is_available() or sys.exit('no CUDA GPU'); \
+	print(torch.cuda.get_device_name())
 GPU_ARCH := import torch; print('%d.%d' % torch.cuda.get_device_capability())
 # Where pytest-xdist is there: most of the time goes to compiling Triton's kernels, on the CPU. Not
 # more than twelve processes, for each keeps its own CUDA context.
 GPU_PROCESSES := import os, xdist; print('-n', min(12, len(os.sched_getaffinity(0))))
 GPU_XDIST = $(shell $(PYTHON) -c "$(GPU_PROCESSES)" 2>/dev/null)
-GPU_PARTS := gpu-build gpu-test gpu-sanitize gpu-bench gpu-report
+# Where a GPU's figures are kept, and what the parts of gpu have printed.
+GPU_RESULTS ?= bench/results
+GPU_LOGS ?= runs/gpu
 # Other files of tests/ import what such a machine may lack.
 GPU_TESTS := tests/gpu tests/test_class_means.py tests/test_class_means_count.py tests/test_compat.py
 
-.PHONY: help setup test mutants sanitize demo bench docs dist lint format clean gpu $(GPU_PARTS)
+.PHONY: help setup test mutants sanitize demo bench docs dist lint format clean
+.PHONY: gpu gpu-name gpu-build gpu-smoke gpu-test gpu-sanitize gpu-bench gpu-report
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -60,16 +65,19 @@ dist: setup  ## the sdist and one abi3 wheel, CPU and CUDA code in it, checked, 
 	$(BIN)/abi3audit --strict dist/*.whl
 	$(BIN)/twine check --strict dist/*
 
-gpu:  ## on a machine with a GPU: all of the following gpu-… in turn, also after one that fails
-	@failed=; for part in $(GPU_PARTS); do \
-		echo "== make $$part"; $(MAKE) $$part && continue; \
-		failed="$$failed $$part"; test $$part != gpu-build || break; \
-	done; test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
+gpu:  ## on a machine with a GPU: all of the following, what tells the most first (ARGS=--help)
+	@$(PYTHON) tests/gpu/run_parts.py --logs $(GPU_LOGS) --results $(GPU_RESULTS) $(ARGS)
+
+gpu-name:
+	@$(PYTHON) -c "$(GPU_NAME)"
 
 gpu-build:  ## the library built into ndfast/ for this machine's GPU
 	arch=$$($(PYTHON) -c "$(GPU_ARCH)") && NDFAST_CUDA=1 TORCH_CUDA_ARCH_LIST=$$arch \
 		$(PYTHON) setup.py --quiet build_ext --inplace --force
 	$(PYTHON) -c "import sys, ndfast; sys.exit(ndfast.available_backends()['cuda'])"
+
+gpu-smoke:  ## of the tests marked gpu a few that touch every kernel, in about a minute
+	$(PYTHON) -m pytest $(GPU_TESTS) -m smoke $(GPU_XDIST) $(ARGS)
 
 gpu-test:  ## the tests marked gpu; those that look at the GPU's memory have it to themselves
 	status=0; \
@@ -80,11 +88,11 @@ gpu-test:  ## the tests marked gpu; those that look at the GPU's memory have it 
 gpu-sanitize:  ## compute-sanitizer's four tools over every option (ARGS="--backend triton")
 	$(PYTHON) tests/gpu/run_sanitizer.py $(ARGS)
 
-gpu-bench:  ## the loss against its peers, into bench/results/ (ARGS=--full: the whole grid)
-	$(PYTHON) -m pytest bench/ -m gpu --results bench/results $(ARGS)
+gpu-bench:  ## the loss against its peers, into GPU_RESULTS (ARGS=--telling: twelve cases; --full: all)
+	$(PYTHON) -m pytest bench/ -m gpu --results $(GPU_RESULTS) $(ARGS)
 
-gpu-report:  ## the GPU table of docs/performance.md, and docs/roofline.png from bench/results/
-	$(PYTHON) -m bench.publish $(ARGS)
+gpu-report:  ## the GPU table of docs/performance.md, and docs/roofline.png, from GPU_RESULTS
+	$(PYTHON) -m bench.publish $(wildcard $(GPU_RESULTS)/*.json) $(ARGS)
 
 lint: setup  ## ruff, mypy and clang-format, nothing is changed
 	$(BIN)/ruff check .

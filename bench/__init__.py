@@ -1,14 +1,15 @@
 """The benchmark: `pytest bench/` times the ND loss beside its peers, on the CPU and on a GPU.
 
-`pytest bench/` runs a quick grid, `pytest bench/ --full` the whole one; `--benchmark-json FILE`
-keeps every figure and `-k "cpu and 4096x2048"` chooses rows. On a GPU `--results bench/results`
-keeps the records, and `python -m bench.publish` makes docs/performance.md's table and the picture
-of them. A test is a row of the table:
+`pytest bench/` runs a quick grid, `pytest bench/ --full` the whole one, `pytest bench/ --telling`
+the GPU cases that tell the most; `--benchmark-json FILE` keeps every figure and
+`-k "cpu and 4096x2048"` chooses rows. On a GPU `--results bench/results` keeps the records,
+`--add --missing` times what these lack, and `python -m bench.publish` makes
+docs/performance.md's table and the picture of them. A test is a row of the table:
 
 - cases.py: the grid, and the inputs of a case.
 - steps.py: what is timed: ndfast's loss, its peers and rooflines.
 - timing.py: how: rounds in which all take turns; on a GPU in CUDA graphs, and in eager mode.
-- report.py: what the times become: a record of the JSON, a row of the table.
+- report.py: what the times become: a record of the JSON, a row of the table; cells.py: its cells.
 - results.py: the file of a GPU's records; publish.py and picture.py: what is made of it.
 - test_nd_loss.py: checks every step against the definition in float64, then times it.
 """

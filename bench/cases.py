@@ -9,7 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ndfast.dispatch import choose
+
 MOST_INPUT_SETS = 512
+# How much is timed: a GPU's few cases that tell the most, the quick grid, the whole one.
+SIZES = ("telling", "quick", "full")
+NUM_TELLING = 12
+LEFT_OUT = "left out of this grid; a larger one has it"  # why a case has no max-autotune
 CLOSE = 1 / 256  # of norms relative to each other: bfloat16's rounding
 
 
@@ -94,19 +100,42 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def has_autotune(case: Case, full: bool) -> bool:
+def has_autotune(case: Case, size: str) -> bool:
     """Whether torch.compile's max-autotune takes part: in the quick grid only in a case a way.
 
     Its search for a kernel takes longer than all else of a case.
     """
+    if size == "telling":
+        return False
     few = ((256, 512, "a"), (16_384, 2048, "a"), (16_384, 2048, "b"), (16_384, 2048, "c"))
     is_plain = case.kind != "norms" and case.dtype != torch.bfloat16
-    return full or (is_plain and (case.N, case.D, case.way) in few)
+    return size == "full" or (is_plain and (case.N, case.D, case.way) in few)
 
 
-def grid(device: str, full: bool) -> list[Case]:
-    """The cases of a device; the quick ones are among those of the full grid."""
-    return (_cpu_grid if device == "cpu" else _gpu_grid)(device, full)
+def why_not_timed(backend: str, case: Case) -> str | None:
+    """Why a backend has no row for a case, None where it has."""
+    if backend == "triton" and case.device == "cpu":
+        return "Triton's interpreter is for debugging, not for speed"
+    is_plain = case.device == "cpu" and case.kind == "loss" and case.dtype == torch.float32
+    if backend == "reference" and not is_plain:  # and in the plain cases for its host's cost
+        return "the peers eager and compile are the reference's formula, vectorised"
+    try:
+        choose(torch.device(case.device), backend)
+    except RuntimeError as reason:
+        return str(reason)
+    return None
+
+
+def grid(device: str, size: str) -> list[Case]:
+    """The cases of a device; a smaller grid's are among those of a larger one, one of `SIZES`.
+
+    A GPU's quick ones begin with the telling ones, and in both what tells the most comes first: a
+    benchmark that is cut short has it. On the CPU all quick ones are telling.
+    """
+    if device == "cpu":
+        return _cpu_grid(device, size == "full")
+    cases = _gpu_grid(device, size == "full")
+    return cases[:NUM_TELLING] if size == "telling" else cases
 
 
 def _cpu_grid(device: str, full: bool) -> list[Case]:
@@ -134,7 +163,7 @@ def _gpu_grid(device: str, full: bool) -> list[Case]:
     f32, bf16, f16 = torch.float32, torch.bfloat16, torch.float16
     if full:
         axes = product(
-            (64, 256, 512, 4096, 16_384, 65_536),
+            (8, 64, 256, 512, 4096, 16_384, 65_536),
             (64, 512, 768, 1000, 2048, 4096),
             (f16, bf16, f32),
             ("loss", "attached", "norms"),
@@ -143,18 +172,20 @@ def _gpu_grid(device: str, full: bool) -> list[Case]:
         )
         return [Case(device, *values) for values in axes]
     return [  # few, for each compiles its peers anew; but every value of an axis
-        Case(device, 64, 64, f32, K=100),
-        Case(device, 256, 512, f32),
-        Case(device, 256, 512, f32, "attached"),
-        Case(device, 512, 1000, f32, K=100),
-        Case(device, 4096, 2048, f32),
-        Case(device, 16_384, 2048, f32),
-        Case(device, 16_384, 2048, f32, "attached"),
-        Case(device, 16_384, 4096, f32, "norms"),
         Case(device, 16_384, 2048, bf16),
+        Case(device, 16_384, 2048, f32),
+        Case(device, 256, 512, f32),
         Case(device, 65_536, 768, bf16, means_dtype=bf16),
         Case(device, 16_384, 2048, bf16, "attached"),
+        Case(device, 8, 64, f32, K=100),  # the host's cost, and no more
         Case(device, 16_384, 2048, f16),
+        Case(device, 256, 512, f32, "attached"),
+        Case(device, 16_384, 2048, f32, "attached"),
+        Case(device, 4096, 2048, f32),
+        Case(device, 16_384, 4096, f32, "norms"),
+        Case(device, 256, 512, bf16),
+        Case(device, 64, 64, f32, K=100),
+        Case(device, 512, 1000, f32, K=100),
     ]
 
 

@@ -1,4 +1,4 @@
-"""The options --full and --results, an allocator that keeps its pages, and the table at the end."""
+"""The options, an allocator that keeps its pages, and the table at the end."""
 
 from __future__ import annotations
 
@@ -14,18 +14,24 @@ import torch
 
 import ndfast
 from bench import results
-from bench.cases import grid
-from bench.report import table
+from bench.cases import LEFT_OUT, Case, grid, has_autotune, why_not_timed
+from bench.report import environment, table
 from ndfast.files import expand_home
 from ndfast.train.machine.allocator import keep_freed_memory
 
 RECORDS = pytest.StashKey[list[dict[str, Any]]]()
 # What --add has found in the results files.
 EARLIER = pytest.StashKey[dict[Path, tuple[str, list[dict[str, Any]]]]]()
+SIZE = pytest.StashKey[str]()  # one of bench.cases.SIZES
 ALLOCATOR = pytest.StashKey[str]()
 TABLE_WIDTH = 400  # more than a row needs: the table is as wide as its figures
 
 FULL = "ndfast: time the whole grid, and torch.compile's max-autotune in each case, not in four"
+TELLING = "ndfast: on a GPU time the twelve cases that tell the most, without max-autotune"
+MISSING = (
+    "ndfast: with --add, leave out the cases that the results file has; not those that it has "
+    "without max-autotune, where that takes part now"
+)
 
 ADD = (
     "ndfast: with --results, keep the file's records of cases that are not timed now, where GPU, "
@@ -35,6 +41,7 @@ ADD = (
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help=FULL)
+    parser.addoption("--telling", action="store_true", help=TELLING)
     parser.addoption(
         "--results",
         type=expand_home,
@@ -42,6 +49,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="ndfast: write the GPU's records to FOLDER/<gpu name>.json, after each of them anew",
     )
     parser.addoption("--add", action="store_true", help=ADD)
+    parser.addoption("--missing", action="store_true", help=MISSING)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -49,6 +57,12 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError("bench/ needs the package pytest-benchmark")
     if config.getoption("add") and config.getoption("results") is None:
         raise pytest.UsageError("--add needs --results, whose file it adds to")
+    if config.getoption("missing") and not config.getoption("add"):
+        raise pytest.UsageError("--missing needs --add, which keeps what it leaves out")
+    if config.getoption("telling") and config.getoption("full"):
+        raise pytest.UsageError("--telling and --full: got both, expected one of them")
+    chosen = [size for size in ("telling", "full") if config.getoption(size)]
+    config.stash[SIZE] = chosen[0] if chosen else "quick"
     config.stash[RECORDS] = []
     config.stash[EARLIER] = {}
     config.stash[ALLOCATOR] = hold_allocator()
@@ -73,7 +87,7 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
         name if reason is None else f"{name} (not timed: {reason})"
         for name, reason in ndfast.available_backends().items()
     )
-    full = config.getoption("full")
+    cases, whole = (len(grid("cuda", size)) for size in (config.stash[SIZE], "full"))
     threads = f"{torch.get_num_threads()} CPU threads"
     if hasattr(os, "getloadavg"):
         # Where others use the cores too, a parallel loop waits for the scheduler, not for memory:
@@ -83,9 +97,56 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
         f"ndfast: torch {torch.__version__}, {threads}, {cpu}, {gpu}",
         f"backends: {', '.join(backends)}",
         f"allocator: {config.stash[ALLOCATOR]}",
-        f"cases of a GPU: {len(grid('cuda', full))} of the grid's {len(grid('cuda', full=True)):,}"
-        + ("" if full else " (--full times all)"),
+        f"cases of a GPU: {cases} of the grid's {whole:,}"
+        + ("" if cases == whole else " (--full times all)"),
     ]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("missing") or not torch.cuda.is_available():
+        return
+    now = environment("cuda")
+    path = results.path_of(config.getoption("results"), now["gpu"])
+    records = results.load(path)[1] if path.exists() else []
+    size = config.stash[SIZE]
+    left_out = set()
+    for item in items:
+        params = item.callspec.params if hasattr(item, "callspec") else {}
+        if "workload" not in params:
+            continue
+        case, backend = params["workload"], params["backend"]
+        # One with nothing to time would have its case's peers compiled only to be skipped.
+        if is_timed(case, backend, records, now, size) or why_not_timed(backend, case):
+            left_out.add(item)
+    items[:] = [item for item in items if item not in left_out]
+    config.hook.pytest_deselected(items=[*left_out])
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    if session.config.getoption("missing") and exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED:
+        session.exitstatus = pytest.ExitCode.OK  # nothing is missing
+
+
+def is_timed(
+    case: Case, backend: str, records: list[dict[str, Any]], now: dict[str, Any], size: str
+) -> bool:
+    """Whether ``records`` have a case's figures, with all peers that it has in a grid of ``size``.
+
+    Args:
+        case: of the grid.
+        backend: of ndfast.
+        records: of the results file.
+        now: the `bench.report.environment`, of which a record has to have the same versions.
+        size: one of `bench.cases.SIZES`.
+    """
+    return any(
+        (r["case"], r["backend"]) == (str(case), backend)
+        and all(r[name] == now[name] for name in results.VERSIONS)
+        and not (
+            has_autotune(case, size) and r["others"].get("autotune", {}).get("why_not") == LEFT_OUT
+        )
+        for r in records
+    )
 
 
 @pytest.fixture

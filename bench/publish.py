@@ -14,7 +14,7 @@ from typing import Any
 
 from bench import results
 from bench.cases import grid
-from bench.report import dtypes, figure, inverse, way
+from bench.cells import dtypes, figure, inverse, way
 from ndfast.files import expand_home
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -94,7 +94,7 @@ def _what_is_missing(chosen: list[Record]) -> str:
     """How many cases of the full grid these are, and of torch.compile's modes."""
     cases = {r["case"] for r in chosen}
     autotuned = {r["case"] for r in chosen if "median_us" in r["others"].get("autotune", {})}
-    whole = len(grid("cuda", full=True))
+    whole = len(grid("cuda", "full"))
     return (
         f"{len(cases)} of the grid's {whole:,} cases (`--full` times all). `compile` is "
         f"torch.compile's fastest mode; max-autotune took part in {len(autotuned)} cases."
@@ -103,7 +103,7 @@ def _what_is_missing(chosen: list[Record]) -> str:
 
 def choose(records: list[Record]) -> list[Record]:
     """Those of the quick grid, in its order: the full one's table would fill a book."""
-    places = {str(case): place for place, case in enumerate(grid("cuda", full=False))}
+    places = {str(case): place for place, case in enumerate(grid("cuda", "quick"))}
     return sorted((r for r in records if r["case"] in places), key=lambda r: places[r["case"]])
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from bench.cases import KINDS, Case, dtype_name
+from bench.cells import dtypes, figure, inverse, median_us_of, way
 from bench.steps import COMPILE_MODES, ROOFLINES
 from bench.timing import EagerTimes
 
@@ -27,8 +28,8 @@ CAPTION = (
     "have to move. Way a: gradient in the forward's pass; b: after it (float16); c: added to the "
     "classifier's by the backward; forward: no_grad. roofline: torch.add(out=), for forward the "
     "sum over s and t, for a teacher's norms copy_, for c that sum and the add; compile: the "
-    "fastest mode, max-autotune only in four cases without --full; accumulate: nd_loss, and "
-    "autograd's own add; forward/add: what comes before "
+    "fastest mode, max-autotune only in four cases without --full, in none with --telling; "
+    "accumulate: nd_loss, and autograd's own add; forward/add: what comes before "
     "backward, in way a with the gradient. Ratios are medians over rounds in which all take turns."
 )
 
@@ -78,7 +79,7 @@ def record(case: Case, backend: str, seed: int, calls: int, times: Times) -> dic
     return {
         "case": str(case),
         "device": case.device,
-        **_environment(case.device),
+        **environment(case.device),
         "N": case.N,
         "D": case.D,
         "K": case.K,
@@ -150,7 +151,8 @@ def _ratio(ours: Sequence[float], other: Sequence[float] | None) -> float | None
 
 
 @cache
-def _environment(device: str) -> dict[str, Any]:
+def environment(device: str) -> dict[str, Any]:
+    """What a record says of the machine: its GPU and driver, None on the CPU, and versions."""
     try:
         triton = version("triton")
     except PackageNotFoundError:
@@ -194,37 +196,9 @@ def table(records: list[dict[str, Any]]) -> Table:
         rows.add_row(
             r["gpu"] or "cpu", f"{r['N']}×{r['D']}", dtypes(r), way(r), r["backend"],
             figure(r["median_us"]), f"{r['spread']:.0%}", figure(r["GB/s"]),
-            *(figure(_median_us_of(r, name)) for name in (*YARDSTICKS, *peers)),
+            *(figure(median_us_of(r, name)) for name in (*YARDSTICKS, *peers)),
             *(figure(ratios[name]) for name in YARDSTICKS),
             figure(r["kernels"] and r["kernels"]["forward"]["ratio_to_add"]),
             *(figure(inverse(ratios[name])) for name in peers),
         )  # fmt: skip
     return rows
-
-
-def dtypes(r: dict[str, Any]) -> str:
-    """A record's dtype, with that of the class means where it is not float32."""
-    means = r["means_dtype"]
-    return r["dtype"] if means == "float32" else f"{r['dtype']}, {means} means"
-
-
-def way(r: dict[str, Any]) -> str:
-    """A record's way, with the teacher where it is given as its norms."""
-    return f"{r['way']}, norms" if r["kind"] == "norms" else r["way"]
-
-
-def _median_us_of(r: dict[str, Any], name: str) -> float | None:
-    step = {"roofline": r["roofline"], "compile": r["compile_mode"]}.get(name, name)
-    return r["others"].get(step, {}).get("median_us")
-
-
-def inverse(ratio: float | None) -> float | None:
-    """How many times as long as ndfast another takes."""
-    return None if ratio is None else 1 / ratio
-
-
-def figure(value: float | None) -> str:
-    """Three digits at least, and no exponent."""
-    if value is None:
-        return "–"
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"

@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench.cases import Case, Inputs, grid, has_autotune, make_inputs
+from bench.cases import LEFT_OUT, Case, Inputs, grid, has_autotune, make_inputs, why_not_timed
+from bench.conftest import SIZE
 from bench.report import Times, record
 from bench.steps import (
     Peer,
@@ -25,18 +26,18 @@ from bench.steps import (
 )
 from bench.timing import Timed, clock, prepare, take_turns, time_eagerly
 from ndfast.backends.reference import row_loss
-from ndfast.dispatch import BACKENDS, choose
+from ndfast.dispatch import BACKENDS
 
 CHECKED_ROWS = 4096  # at a time, for the definition in float64 takes ten times its inputs
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    full = metafunc.config.getoption("full")
+    size = metafunc.config.stash[SIZE]
     no_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
-    cases = [pytest.param(case, id=str(case)) for case in grid("cpu", full)]
+    cases = [pytest.param(case, id=str(case)) for case in grid("cpu", size)]
     cases += [
         pytest.param(case, id=str(case), marks=(pytest.mark.gpu, no_gpu))
-        for case in grid("cuda", full)
+        for case in grid("cuda", size)
     ]
     metafunc.parametrize("workload", cases, indirect=True)
     metafunc.parametrize("backend", BACKENDS)
@@ -72,7 +73,7 @@ class Workload:
 @pytest.fixture(scope="module")
 def workload(request: pytest.FixtureRequest) -> Iterator[Workload]:
     """Shared by the backends of a case, so that its peers are compiled once."""
-    workload = make_workload(request.param, request.config.getoption("full"))
+    workload = make_workload(request.param, request.config.stash[SIZE])
     yield workload
     for of_peers in (workload.steps, workload.others, workload.inputs):
         of_peers.clear()  # their CUDA graphs hold memory that the next case may need
@@ -81,7 +82,7 @@ def workload(request: pytest.FixtureRequest) -> Iterator[Workload]:
     torch.cuda.empty_cache()
 
 
-def make_workload(case: Case, full: bool = True) -> Workload:
+def make_workload(case: Case, size: str = "full") -> Workload:
     seed = secrets.randbelow(2**31)
     inputs = make_inputs(case, seed)
     x = inputs[0]
@@ -94,8 +95,8 @@ def make_workload(case: Case, full: bool = True) -> Workload:
     for name, step in yardsticks(case, x).items():
         workload.others[name] = prepare(Peer(step), inputs)
     for name, peer in peers(case, x.class_means).items():
-        if name.startswith("autotune") and not has_autotune(case, full):
-            workload.why_not[name] = "timed in this case with --full"
+        if name.startswith("autotune") and not has_autotune(case, size):
+            workload.why_not[name] = LEFT_OUT
         else:
             add_peer(workload, name, peer)
     return workload
@@ -154,7 +155,8 @@ def test_nd_loss(
     keep_record: Callable[[dict[str, Any]], None],
 ) -> None:
     case, inputs = workload.case, workload.inputs
-    skip_unless_fit(backend, case)
+    if (reason := why_not_timed(backend, case)) is not None:
+        pytest.skip(reason)
     step = nd_loss_step(case, backend)
     check(f"ndfast on {backend}", step, workload)
     ours = prepare(Peer(step), inputs)
@@ -175,15 +177,3 @@ def test_nd_loss(
         )
         benchmark.extra_info.update(record(case, backend, workload.seed, ours.calls, times))
         keep_record(benchmark.extra_info)
-
-
-def skip_unless_fit(backend: str, case: Case) -> None:
-    if backend == "triton" and case.device == "cpu":
-        pytest.skip("Triton's interpreter is for debugging, not for speed")
-    is_plain = case.device == "cpu" and case.kind == "loss" and case.dtype == torch.float32
-    if backend == "reference" and not is_plain:  # and in the plain cases for its host's cost
-        pytest.skip("the peers eager and compile are the reference's formula, vectorised")
-    try:
-        choose(torch.device(case.device), backend)
-    except RuntimeError as reason:
-        pytest.skip(str(reason))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,6 +40,16 @@ def compile_and_load(folder: Path) -> None:
         build_directory=str(folder),
         is_python_module=False,
     )  # fmt: skip
+
+
+def kernels() -> set[str]:
+    """The mangled names of all kernels that have been compiled; skips without nm."""
+    if shutil.which("nm") is None:
+        pytest.skip("nm is not there to read the kernels' names")
+    (library,) = (path for path in torch.ops.loaded_libraries if "emulated_cuda" in path)
+    command = ["nm", "--dynamic", "--defined-only", library]
+    symbols = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return set(re.findall(r"_ZN6ndfast4cuda\d+(?!\d|launch_)\w+_kernelI\w+", symbols))
 
 
 @contextmanager

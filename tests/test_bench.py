@@ -27,8 +27,8 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
 def test_grids_hold_what_they_promise() -> None:
-    full, quick = grid("cuda", full=True), grid("cuda", full=False)
-    assert len(full) == len({str(case) for case in full}) == 6 * 6 * 3 * 3 * 2 * 2
+    full, quick = grid("cuda", "full"), grid("cuda", "quick")
+    assert len(full) == len({str(case) for case in full}) == 7 * 6 * 3 * 3 * 2 * 2
     assert set(quick) <= set(full)
     assert {case.way for case in quick} == {"a", "b", "c"}
     assert {case.kind for case in quick} == {"loss", "attached", "norms"}
@@ -36,20 +36,34 @@ def test_grids_hold_what_they_promise() -> None:
     for axis in ("N", "D", "K", "dtype", "means_dtype"):
         values = [{getattr(case, axis) for case in cases} for cases in (full, quick)]
         assert values[0] == values[1], axis
-    full, quick = grid("cpu", full=True), grid("cpu", full=False)
+    full, quick = grid("cpu", "full"), grid("cpu", "quick")
     assert set(quick) <= set(full)
     assert {case.kind for case in full} == {*KINDS}
     assert {case.way for case in quick} == {"a", "b", "c", "forward"}
     assert {(case.kind, case.way) for case in full} >= {("loss", "b"), ("attached", "c")}
 
 
+def test_the_telling_cases_tell_of_every_target() -> None:
+    telling = grid("cuda", "telling")
+    assert len(telling) == 12
+    assert telling == grid("cuda", "quick")[:12]
+    assert {case.way for case in telling} == {"a", "b", "c"}
+    assert {case.kind for case in telling} == {"loss", "attached", "norms"}
+    assert {case.dtype for case in telling} == set(DTYPES)
+    assert {(case.N, case.D) for case in telling} >= {(256, 512), (8, 64), (65_536, 768)}
+    first = {(case.dtype, case.num_bytes > 64_000_000) for case in telling[:3]}
+    assert first == {(torch.bfloat16, True), (torch.float32, True), (torch.float32, False)}
+    assert grid("cpu", "telling") == grid("cpu", "quick")
+
+
 def test_the_quick_grid_autotunes_a_case_a_way_and_a_small_one() -> None:
-    quick = grid("cuda", full=False)
-    found = [case for case in quick if has_autotune(case, full=False)]
+    quick = grid("cuda", "quick")
+    found = [case for case in quick if has_autotune(case, "quick")]
     assert sorted(f"{case.N}-{case.way}" for case in found) == [
         "16384-a", "16384-b", "16384-c", "256-a",
     ]  # fmt: skip
-    assert all(has_autotune(case, full=True) for case in grid("cuda", full=True))
+    assert all(has_autotune(case, "full") for case in grid("cuda", "full"))
+    assert not any(has_autotune(case, "telling") for case in grid("cuda", "telling"))
 
 
 def test_bytes_by_hand() -> None:

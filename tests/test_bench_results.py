@@ -3,46 +3,17 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from made_up_records import A_CASE, made_up_record
 
 from bench import publish, report, results
 from bench.cases import Case
 from bench.conftest import EARLIER, RECORDS, TABLE_WIDTH, save_records
-from bench.report import Times, record
-from bench.timing import EagerTimes
-
-A_CASE = Case("cuda", 256, 512, torch.float32)
-
-
-def made_up_times() -> Times:
-    """Three rounds; ndfast's forward takes 2, 3 and 3 µs, its backward 1, 1 and 2."""
-    others = {
-        "forward": [2e-6, 3e-6, 3e-6],
-        "add": [2e-6, 2e-6, 2e-6],
-        "copy": [1e-6, 1e-6, 1e-6],
-        "read": [1e-6, 1e-6, 1e-6],
-        "compile": [9e-6, 9e-6, 9e-6],
-        "autotune": [8e-6, 8e-6, 8e-6],
-        "eager": [40e-6, 40e-6, 40e-6],
-    }
-    eager = {
-        "ndfast": EagerTimes([50e-6, 60e-6, 70e-6], [30e-6, 40e-6, 50e-6]),
-        "compile": EagerTimes([200e-6] * 3, [120e-6] * 3),
-    }
-    return Times([3e-6, 4e-6, 5e-6], others, eager, {"autotune_graphs": "RuntimeError: no memory"})
-
-
-def made_up_record(case: Case, backend: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    environment = {"gpu": "Some GPU", "driver": "1.2", "threads": 2, "torch": "9", "triton": "8"}
-    monkeypatch.setattr(report, "_environment", lambda device: environment)
-    return record(case, backend, 7, 20, made_up_times())
 
 
 def test_a_record_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,14 +122,6 @@ def test_a_benchmark_in_two_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert found() == ("pytest -k z", [(64, "triton", 4.0)])
 
 
-def test_adding_needs_results() -> None:
-    program = [sys.executable, "-m", "pytest", "bench/", "--add", "--collect-only"]
-    root = Path(results.__file__).parents[1]
-    done = subprocess.run(program, cwd=root, capture_output=True, text=True)
-    assert done.returncode == pytest.ExitCode.USAGE_ERROR
-    assert "--add needs --results, whose file it adds to" in done.stderr
-
-
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -209,7 +172,7 @@ def test_results_become_table_and_picture(tmp_path: Path, monkeypatch: pytest.Mo
     body, _, after = rest.partition(publish.END)
     assert (before, after) == ("# Title\n\n", "\n\nend\n")
     assert "Some GPU; torch 9, Triton 8, driver 1.2; `pytest bench/ -m gpu`" in body
-    assert "2 of the grid's 1,296 cases (`--full` times all)" in body
+    assert "2 of the grid's 1,512 cases (`--full` times all)" in body
     assert "max-autotune took part in 2 cases" in body
     cells = [
         [cell.strip() for cell in line.strip("|").split("|")]

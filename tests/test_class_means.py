@@ -266,6 +266,7 @@ def check_against_whole(means: ClassMeans, features: Tensor, labels: Tensor, see
 
 
 @pytest.mark.gpu
+@pytest.mark.smoke
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
 def test_update_never_waits_for_the_gpu() -> None:
     features, labels, seed = draw(64)

@@ -1,44 +1,121 @@
-"""`make gpu`: which tests it runs, and what goes on after a part that failed."""
+"""`make gpu`: which commands its parts run, what a part's failure does, and what no GPU does."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PARTS = ["gpu-build", "gpu-test", "gpu-sanitize", "gpu-bench", "gpu-report"]
+PARTS = ["build", "smoke", "telling", "test", "sanitize", "rest", "report"]
+pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="no make here")
 
 
-@pytest.mark.skipif(shutil.which("make") is None, reason="no make here")
-@pytest.mark.parametrize(
-    ("failing", "parts", "failed"),
-    [
-        ("no call at all", PARTS, ""),
-        ("setup.py", PARTS[:1], "gpu-build"),  # without the library nothing is left to do
-        ("tests/gpu", PARTS, "gpu-test gpu-sanitize"),
-        ("--ignore", PARTS, "gpu-test"),  # the other half of a part
-        ("bench.publish", PARTS, "gpu-report"),
-    ],
-)
-def test_the_other_parts_go_on(failing: str, parts: list[str], failed: str, tmp_path: Path) -> None:
-    python = tmp_path / "python"  # a script in its place
-    python.write_text(f'#!/bin/sh\necho "run $*" >&2\ncase "$*" in *{failing!r}*) exit 7;; esac\n')
+def make_gpu(
+    folder: Path, arguments: str = "", failing: str = "no call at all", gpu: str = "echo Some GPU"
+) -> subprocess.CompletedProcess[str]:
+    """Runs it with a script in Python's place, which tells what it is called with, for all else.
+
+    Args:
+        folder: of logs, results and the script.
+        arguments: ARGS.
+        failing: a call with this in it fails.
+        gpu: what the script does when it is asked for the GPU's name.
+    """
+    python = folder / "python"
+    python.write_text(
+        f'#!/bin/sh\ncase "$*" in *run_parts.py*) exec {sys.executable} "$@";;'
+        f" *get_device_name*) {gpu}; exit;; esac\n"
+        f'echo "run $*" >&2\ncase "$*" in *{failing!r}*) exit 7;; esac\n'
+    )
     python.chmod(0o755)
-    command = ["make", "--no-print-directory", "gpu", f"PYTHON={python}"]
+    command = ["make", "--no-print-directory", "gpu", f"PYTHON={python}", f"ARGS={arguments}"]
+    command += [f"GPU_LOGS={folder / 'logs'}", f"GPU_RESULTS={folder / 'results'}"]
     # Of the make that may run these tests nothing is taken over.
     environment = {name: value for name, value in os.environ.items() if "MAKE" not in name}
-    done = subprocess.run(
+    return subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
     )
-    assert re.findall(r"^== make (.*)", done.stdout, flags=re.M) == parts
-    assert re.findall(r"^failed: (.*)", done.stdout, flags=re.M) == ([failed] if failed else [])
-    assert (done.returncode == 0) == (not failed)
-    assert ("run -m pytest tests/gpu/test_gpu_repeated.py" in done.stderr) == (len(parts) > 1)
+
+
+def outcomes(folder: Path) -> dict[str, str]:
+    """By part, in the order in which they began."""
+    lines = (folder / "logs" / "outcomes.jsonl").read_text().splitlines()
+    found = [json.loads(line) for line in lines]
+    return {line["part"]: line["ended"] for line in found if "part" in line}
+
+
+def test_what_the_parts_run(tmp_path: Path) -> None:
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "some-gpu.json").write_text("{}")
+    done = make_gpu(tmp_path)
+    assert done.returncode == 0, done.stdout
+    assert outcomes(tmp_path) == dict.fromkeys(PARTS, "passed")
+    logs = {name: (tmp_path / "logs" / f"{name}.log").read_text() for name in PARTS}
+    bench = f"run -m pytest bench/ -m gpu --results {tmp_path}/results"
+    expected = {
+        "build": ["run setup.py --quiet build_ext --inplace --force", "run -c import sys, ndfast;"],
+        "smoke": ["run -m pytest tests/gpu .* -m smoke *$"],
+        "telling": [f"{bench} --telling$"],
+        "test": [
+            "run -m pytest tests/gpu .* -m gpu --ignore tests/gpu/test_gpu_repeated.py *$",
+            "run -m pytest tests/gpu/test_gpu_repeated.py -m gpu *$",
+        ],
+        "sanitize": ["run tests/gpu/run_sanitizer.py$"],
+        "rest": [f"{bench} --add --missing$"],
+        "report": [f"run -m bench.publish {tmp_path}/results/some-gpu.json$"],
+    }
+    for name, calls in expected.items():
+        for call in calls:
+            assert re.search(f"^{call}", logs[name], flags=re.M), (name, call, logs[name])
+        assert logs[name] in done.stdout
+    assert "make gpu on Some GPU" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("failing", "failed"),
+    [
+        ("setup.py", "build"),  # Triton's kernels need none of it
+        ("tests/gpu", "smoke test sanitize"),
+        ("--ignore", "test"),  # the other half of a part
+        ("bench/", "telling rest"),
+        ("bench.publish", "report"),
+    ],
+)
+def test_the_other_parts_go_on(failing: str, failed: str, tmp_path: Path) -> None:
+    done = make_gpu(tmp_path, failing=failing)
+    assert done.returncode != 0
+    found = outcomes(tmp_path)
+    assert list(found) == PARTS
+    assert [name for name, ended in found.items() if ended == "failed"] == failed.split()
+    assert f"First that did not pass: {failed.split()[0]}, failed\n" in done.stdout
+
+
+def test_chosen_parts(tmp_path: Path) -> None:
+    done = make_gpu(tmp_path, "test smoke --seconds 570")
+    assert done.returncode == 0
+    assert list(outcomes(tmp_path)) == ["smoke", "test"]  # in their order
+    smoke = (tmp_path / "logs" / "smoke.log").read_text()
+    assert re.search(r"^run .* -m smoke *$", smoke, flags=re.M), smoke  # the choice stays outside
+
+
+@pytest.mark.parametrize(
+    "gpu", ["echo no CUDA GPU >&2; false", "echo ModuleNotFoundError >&2; false"]
+)
+def test_without_a_gpu_a_sentence(gpu: str, tmp_path: Path) -> None:
+    done = make_gpu(tmp_path, gpu=gpu)
+    assert done.returncode != 0
+    assert done.stdout == ""
+    reason = gpu.removeprefix("echo ").partition(" >&2")[0]
+    said = done.stderr.splitlines()[0]
+    assert said == f"make gpu needs PyTorch and a CUDA GPU; here it got: {reason}"
+    assert not (tmp_path / "logs").exists()
 
 
 def test_every_test_marked_gpu_is_among_those_that_it_runs() -> None:

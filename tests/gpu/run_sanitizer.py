@@ -1,7 +1,8 @@
 """Runs sanitize.py under compute-sanitizer's four tools, side by side: `make gpu-sanitize`.
 
 The exit status is 1 where a tool found something. Where there is no compute-sanitizer, or it cannot
-work on this machine (some containers do not let it), a sentence says so and the status is 0.
+work on this machine (some containers do not let it), a sentence says so and the status is 0. On
+Ctrl-C the tools end, and what they have found so far is told.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 TOOLS = {
@@ -28,8 +31,10 @@ TOOLS = {
 OWN_KERNELS = {"cuda": "ndfast", "triton": "ward_kernel"}
 OF_OWN_KERNELS = ("racecheck", "synccheck")
 FOUND = 99  # the exit status of a tool that found something
-OUT_OF_TIME = -1
+OUT_OF_TIME = -1  # or stopped
 SECONDS = 240
+RUNNING: set[int] = set()  # process groups
+STOPPED = threading.Event()
 TRIVIAL = [sys.executable, "-c", "import torch; print(torch.ones(1, device='cuda') + 1)"]
 
 
@@ -51,13 +56,28 @@ def run(program: str, tool: str, command: list[str], kernels: str | None = None)
         [program, *options, *command], env=environment, start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     ) as process:  # fmt: skip
+        RUNNING.add(process.pid)
+        if STOPPED.is_set():  # while it began
+            stop()
         try:
             said, _ = process.communicate(timeout=SECONDS)
         except subprocess.TimeoutExpired:
             # With the program under it, which would go on and hold the pipe open.
             os.killpg(process.pid, signal.SIGKILL)
             return OUT_OF_TIME, f"not done after {SECONDS} s"
+        finally:
+            RUNNING.discard(process.pid)
+    if STOPPED.is_set():
+        return OUT_OF_TIME, f"{said}stopped"
     return process.returncode, said
+
+
+def stop(*_: object) -> None:
+    """The handler of Ctrl-C: ends the tools, which are not in the terminal's process group."""
+    STOPPED.set()
+    for group in [*RUNNING]:
+        with suppress(ProcessLookupError):
+            os.killpg(group, signal.SIGKILL)
 
 
 def main() -> int:
@@ -89,4 +109,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, stop)
     sys.exit(main())

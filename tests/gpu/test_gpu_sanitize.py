@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import itertools
 import os
-import re
 import select
-import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +14,7 @@ import pytest
 import run_sanitizer
 import torch
 from cases import TARGETS, every_option
+from emulated_cuda import kernels
 from on_gpu import DTYPES
 from sanitize import BAD_LABELS, SHAPES, calls, make
 
@@ -54,15 +54,6 @@ def test_the_calls_cover_everything() -> None:
     )
 
 
-def kernels_of(library: str) -> set[str]:
-    """The mangled names of all kernels that have been compiled."""
-    if shutil.which("nm") is None:
-        pytest.skip("nm is not there to read the kernels' names")
-    command = ["nm", "--dynamic", "--defined-only", library]
-    symbols = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return set(re.findall(r"_ZN6ndfast4cuda\d+(?!\d|launch_)\w+_kernelI\w+", symbols))
-
-
 @pytest.mark.usefixtures("emulated_cuda")
 def test_the_calls_launch_every_kernel(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
     # A GPU's backend does not look at labels.
@@ -72,8 +63,7 @@ def test_the_calls_launch_every_kernel(monkeypatch: pytest.MonkeyPatch, seed: in
     for call in CALLS:
         make(call, "cuda", "cpu")
     launched = {line.split()[0] for line in take_launched().splitlines()}
-    (library,) = (path for path in torch.ops.loaded_libraries if "emulated_cuda" in path)
-    assert kernels_of(library) == launched
+    assert kernels() == launched
 
 
 @pytest.mark.parametrize("backend", ["native", "reference"])
@@ -197,3 +187,24 @@ def test_out_of_time_the_program_under_the_tool_is_killed_too(
     except ProcessLookupError:
         return
     assert select.select([under], [], [], 30)[0], "it lives on"
+
+
+def test_interrupted_the_tools_end_and_tell_what_they_have(tmp_path: Path) -> None:
+    tool, ready = tmp_path / "compute-sanitizer", tmp_path / "ready"
+    os.mkfifo(ready)
+    tool.write_text(f"#!/bin/sh\necho a hazard\necho $$ > {ready}\nexec sleep 1000\n")
+    tool.chmod(0o755)
+    process = subprocess.Popen(
+        [sys.executable, run_sanitizer.__file__], stdout=subprocess.PIPE, text=True,
+        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+    )  # fmt: skip
+    tools: list[int] = []
+    while len(tools) < len(run_sanitizer.TOOLS):
+        tools += [os.pidfd_open(int(pid)) for pid in ready.read_text().split()]
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate()
+    assert process.returncode == 1
+    assert said.count("a hazard\nstopped\n") == len(tools)
+    assert all(select.select([pidfd], [], [], 30)[0] for pidfd in tools), "one lives on"
+    for pidfd in tools:
+        os.close(pidfd)

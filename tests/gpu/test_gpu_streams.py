@@ -20,6 +20,7 @@ def copy_inputs(fresh: Inputs, to: Inputs) -> None:
         old.copy_(new)
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("way", WAYS)
 def test_a_replay_equals_the_eager_call(way: str, backend: str, seed: int) -> None:
     static = draw_inputs(way)
@@ -117,7 +118,7 @@ def test_the_current_stream_is_taken(backend: str, seed: int) -> None:
     assert torch.equal(gradient, expected), f"seed {seed}"
 
 
-@pytest.mark.parametrize("attached", [False, True])
+@pytest.mark.parametrize("attached", [pytest.param(False, marks=pytest.mark.smoke), True])
 def test_compiled_with_cuda_graphs(attached: bool, backend: str, seed: int) -> None:
     torch.compiler.reset()
 
