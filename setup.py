@@ -200,7 +200,7 @@ class Distribution(setuptools.Distribution):
             return super().parse_config_files(*args, **kwargs)
         if "--inplace" not in sys.argv:
             raise SystemExit(
-                f"setuptools: got {setuptools.__version__}; it takes {SETUPTOOLS_FLOOR} or later "
+                f"setuptools: got {setuptools.__version__}; expected {SETUPTOOLS_FLOOR} or later "
                 f'(pip install "setuptools>={SETUPTOOLS_FLOOR}")'
             )
         super().parse_config_files(filenames=[])

@@ -73,7 +73,7 @@ def load(path: Path) -> tuple[str, list[dict[str, Any]]]:
         raise ValueError(f"{path}: cannot be read as JSON: {error}") from None
     records = content.get("records") if isinstance(content, dict) else None
     if not isinstance(records, list) or not records or not isinstance(content.get("command"), str):
-        raise ValueError(f"{path}: it takes an object of a command and a list of records")
+        raise ValueError(f"{path}: expected an object of a command and a list of records")
     for number, found in enumerate(records):
         missing = KEYS - found.keys() if isinstance(found, dict) else KEYS
         if missing:

@@ -1,4 +1,4 @@
-"""What nd_loss's arguments may be; each error names the argument, what it got and what it takes."""
+"""What nd_loss's arguments may be; an error names the argument, what it got, what was expected."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def check_and_flatten(
     shape = student.shape
     if len(shape) < 2 or shape[1] == 0:
         raise ValueError(
-            f"student: got shape {_shape(student)}; it takes [N, D] or [N, D, d1, ...] with D > 0"
+            f"student: got shape {_shape(student)}; expected [N, D] or [N, D, d1, ...] with D > 0"
         )
     check_options(weight, reduction, ignore_index, eps, backend)
     rows_shape = (shape[0],) if len(shape) == 2 else _rows_shape(student, target)
@@ -88,8 +88,8 @@ def check_and_flatten(
         means_shape = class_means.shape
         if len(means_shape) != 2 or means_shape[1] != shape[1] or means_shape[0] == 0:
             raise ValueError(
-                f"class_means: got shape {_shape(class_means)}; for student {_shape(student)} it "
-                f"takes [K, {shape[1]}] with K > 0"
+                f"class_means: got shape {_shape(class_means)}; for student {_shape(student)} "
+                f"expected [K, {shape[1]}] with K > 0"
             )
         if isinstance(target, Mix):
             target, target_b, lam, lam_scalar = _check_mix(target, rows_shape, device)
@@ -150,13 +150,13 @@ def _rows_shape(student: Tensor, target: Any) -> Any:
 
 def check_float_tensor(name: str, value: Any, device: torch.device | None = None) -> None:
     if not isinstance(value, Tensor):
-        raise TypeError(f"{name}: got {type(value).__name__}; it takes a torch.Tensor")
+        raise TypeError(f"{name}: got {type(value).__name__}; expected a torch.Tensor")
     if value.dtype not in _FLOATS:
         raise TypeError(
-            f"{name}: got dtype {value.dtype}; it takes float16, bfloat16, float32 or float64"
+            f"{name}: got dtype {value.dtype}; expected float16, bfloat16, float32 or float64"
         )
     if value.layout is not torch.strided:
-        raise TypeError(f"{name}: got layout {value.layout}; it takes a dense tensor")
+        raise TypeError(f"{name}: got layout {value.layout}; expected a dense tensor")
     if device is not None and value.device != device:
         raise _wrong_device(name, value, device)
 
@@ -172,13 +172,13 @@ def _check_constant(name: str, value: Tensor) -> None:
 
 def _check_shape(name: str, value: Tensor, shape: Any, meaning: str) -> None:
     if value.shape != shape:
-        raise ValueError(f"{name}: got shape {_shape(value)}; it takes {list(shape)}, {meaning}")
+        raise ValueError(f"{name}: got shape {_shape(value)}; expected {list(shape)}, {meaning}")
 
 
 def _check_norms(teacher: Tensor, student: Tensor, rows_shape: Any) -> None:
     if teacher.shape != rows_shape:
         raise ValueError(
-            f"teacher: got shape {_shape(teacher)}; for student {_shape(student)} it takes "
+            f"teacher: got shape {_shape(teacher)}; for student {_shape(student)} expected "
             f"features of that shape or norms of shape {list(rows_shape)}"
         )
     _check_constant("teacher", teacher)
@@ -191,15 +191,15 @@ def check_options(
     check_number("weight", weight)
     check_number("eps", eps)
     if eps != 0 and not _SMALLEST_EPS <= eps < math.inf:
-        raise ValueError(f"eps: got {eps}; it takes a finite number, 0 or 2**-126 and more")
+        raise ValueError(f"eps: got {eps}; expected a finite number, 0 or 2**-126 and more")
     if not isinstance(reduction, str) or reduction not in _REDUCTIONS:
         raise ValueError(
-            f"reduction: {reduction!r} is not a valid value; it takes 'none', 'mean' or 'sum'"
+            f"reduction: {reduction!r} is not a valid value; expected 'none', 'mean' or 'sum'"
         )
     if not isinstance(ignore_index, (int, Integral)):  # an int is known at once, and NumPy's too
-        raise TypeError(f"ignore_index: got {type(ignore_index).__name__}; it takes an int")
+        raise TypeError(f"ignore_index: got {type(ignore_index).__name__}; expected an int")
     if not -(2**63) <= ignore_index < 2**63:
-        raise ValueError(f"ignore_index: got {ignore_index}; it takes a number that int64 holds")
+        raise ValueError(f"ignore_index: got {ignore_index}; expected a number that int64 holds")
     if backend is not None:
         check_backend_name(backend)
 
@@ -210,14 +210,14 @@ def check_number(name: str, value: Any) -> None:
         if type(value) is int and abs(value) > _LARGEST:
             raise ValueError(f"{name}: got {value.bit_length()} bits; no float is so large")
     elif not isinstance(value, Real):
-        raise TypeError(f"{name}: got {type(value).__name__}; it takes a number")
+        raise TypeError(f"{name}: got {type(value).__name__}; expected a number")
 
 
 def _check_labels(name: str, labels: Any, rows_shape: Any, device: torch.device) -> Tensor:
     """Class indices, flattened to [N]."""
     if not isinstance(labels, Tensor):
         raise TypeError(
-            f"{name}: got {type(labels).__name__}; it takes class indices, ndfast.Mix, class "
+            f"{name}: got {type(labels).__name__}; expected class indices, ndfast.Mix, class "
             "probabilities or None"
         )
     if labels.dtype not in _LABELS:
@@ -226,7 +226,7 @@ def _check_labels(name: str, labels: Any, rows_shape: Any, device: torch.device)
         )
     if labels.shape != rows_shape:
         raise ValueError(
-            f"{name}: got shape {_shape(labels)}; it takes {list(rows_shape)}, a class index a row"
+            f"{name}: got shape {_shape(labels)}; expected {list(rows_shape)}, a class index a row"
         )
     if labels.device != device:
         raise _wrong_device(name, labels, device)
@@ -255,7 +255,7 @@ def check_lam(name: str, lam: Any, rows_shape: Any, device: torch.device) -> Non
         return
     check_number(name, lam)
     if not 0 <= lam <= 1:
-        raise ValueError(f"{name}: got {lam}; it takes a share from 0 to 1")
+        raise ValueError(f"{name}: got {lam}; expected a share from 0 to 1")
 
 
 def _centres_of_probabilities(

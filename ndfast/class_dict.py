@@ -30,18 +30,18 @@ def stack_class_dict(name: str, class_dict: Mapping[str, Any]) -> tuple[list[int
     for key, values in class_dict.items():
         if not (isinstance(key, str) and _CLASS_INDEX.fullmatch(key)):
             raise ValueError(
-                f'{name}: key {reprlib.repr(key)} is no class index; it takes "0", "1", ...'
+                f'{name}: key {reprlib.repr(key)} is no class index; expected "0", "1", ...'
             )
         if hasattr(values, "tolist"):
             values = values.tolist()
         if not isinstance(values, (list, tuple)):
             raise TypeError(
-                f"{name}: class {key} holds {type(values).__name__}; it takes a list of floats"
+                f"{name}: class {key} holds {type(values).__name__}; expected a list of floats"
             )
         D = len(values) if D is None else D
         if len(values) != D or D == 0:
             raise ValueError(
-                f"{name}: class {key} holds {len(values)} values; it takes {D or '1 or more'}"
+                f"{name}: class {key} holds {len(values)} values; expected {D or '1 or more'}"
             )
         _check_numbers(f"{name}: class {key}", values)
         rows.append(values)
@@ -59,7 +59,7 @@ def check_finite(name: str, means: np.ndarray, classes: Sequence[int], dtype: An
     if bad.any():
         row, column = np.argwhere(bad)[0].tolist()
         raise ValueError(
-            f"{name}: class {classes[row]}, column {column} is {means[row, column]}; it takes a "
+            f"{name}: class {classes[row]}, column {column} is {means[row, column]}; expected a "
             f"finite {np.dtype(dtype)}"
         )
 
@@ -71,5 +71,5 @@ def _check_numbers(name: str, values: Sequence[Any]) -> None:
     if not all(map(is_number, set(map(type, values)))):  # a look at each type, not at each value
         column = next(i for i, value in enumerate(values) if not is_number(type(value)))
         raise ValueError(
-            f"{name}, column {column} is {reprlib.repr(values[column])}; it takes a number"
+            f"{name}, column {column} is {reprlib.repr(values[column])}; expected a number"
         )

@@ -172,7 +172,7 @@ class ClassMeans:
         if expected_count is not None:
             check_int("expected_count", expected_count, least=0)
         if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-            raise TypeError(f"dtype: got {dtype}; it takes a floating-point dtype")
+            raise TypeError(f"dtype: got {dtype}; expected a floating-point dtype")
         K = self.num_classes
         # A normal tensor even where the loop runs in inference mode: the loss will save it.
         with torch.inference_mode(False), torch.no_grad():

@@ -37,17 +37,17 @@ def flatten_batch(features: Tensor, labels: Tensor, D: int) -> Tensor:
     """Returns the features as [N, D]; raises TypeError or ValueError for what is no batch."""
     for name, value in (("features", features), ("labels", labels)):
         if not isinstance(value, Tensor):
-            raise TypeError(f"{name}: got {type(value).__name__}; it takes a torch.Tensor")
+            raise TypeError(f"{name}: got {type(value).__name__}; expected a torch.Tensor")
     if not features.is_floating_point():
-        raise TypeError(f"features: got dtype {features.dtype}; it takes a floating-point dtype")
+        raise TypeError(f"features: got dtype {features.dtype}; expected a floating-point dtype")
     if labels.dtype not in _LABELS:
-        raise TypeError(f"labels: got dtype {labels.dtype}; it takes int64, int32 or uint8")
+        raise TypeError(f"labels: got dtype {labels.dtype}; expected int64, int32 or uint8")
     if labels.dim() != 1:
-        raise ValueError(f"labels: got shape {list(labels.shape)}; it takes [N]")
+        raise ValueError(f"labels: got shape {list(labels.shape)}; expected [N]")
     N = len(labels)
     if features.shape not in ((N, D), (N, D, 1, 1)):
         raise ValueError(
-            f"features: got shape {list(features.shape)}; for {N} labels it takes "
+            f"features: got shape {list(features.shape)}; for {N} labels expected "
             f"[{N}, {D}] or [{N}, {D}, 1, 1]"
         )
     return features.reshape(N, D)

@@ -135,13 +135,13 @@ def _decode_json(data: bytes, max_bytes: int) -> tuple[np.ndarray, dict[str, Any
     # parse_int: an integer of 400 digits becomes Infinity, which is then refused by its place.
     content = json.loads(data, object_pairs_hook=unique_keys, parse_int=float)
     if not isinstance(content, dict):
-        raise ValueError(f"content: got {type(content).__name__}; it takes a dict of classes")
+        raise ValueError(f"content: got {type(content).__name__}; expected a dict of classes")
     classes, means = stack_class_dict("content", content)
     missing = set(range(len(classes))).difference(classes)
     if missing:
         raise ValueError(
-            f"content: got {len(classes)} classes up to {max(classes)} without {min(missing)}; it "
-            "takes exactly 0 to K-1"
+            f"content: got {len(classes)} classes up to {max(classes)} without {min(missing)}; "
+            "expected exactly 0 to K-1"
         )
     return means[np.argsort(classes)], _shape_of(means)
 
@@ -188,7 +188,7 @@ def _format_of(path: Path) -> _Format:
             "torch.load(path, weights_only=True) and give the tensor to ndfast.save_class_means"
         )
     if suffix not in _FORMATS:
-        raise ValueError(f"{path}: unknown suffix {suffix!r}; it takes {', '.join(_FORMATS)}")
+        raise ValueError(f"{path}: unknown suffix {suffix!r}; expected {', '.join(_FORMATS)}")
     return _FORMATS[suffix]
 
 
@@ -220,11 +220,11 @@ def _unseal(
         raise ValueError("class_means: is no array")
     if array.ndim != 2 or array.size == 0 or array.dtype not in (np.float32, np.float64):
         raise ValueError(
-            f"class_means: got {array.dtype} {list(array.shape)}; it takes [K, D] of float32 or "
+            f"class_means: got {array.dtype} {list(array.shape)}; expected [K, D] of float32 or "
             "float64"
         )
     if not isinstance(strings, dict):
-        raise ValueError(f"metadata: got {type(strings).__name__}; it takes a dict of strings")
+        raise ValueError(f"metadata: got {type(strings).__name__}; expected a dict of strings")
     signed = {name: value for name, value in strings.items() if name != "sha256"}
     if strings.get("sha256") != _digest(array, signed):
         raise ValueError("its SHA-256 does not fit: damaged, or not from ndfast.save_class_means")
@@ -252,11 +252,11 @@ def _read(path: Path, max_bytes: int) -> tuple[np.ndarray, dict[str, Any]]:
 
 def _to_array(means: Tensor) -> np.ndarray:
     if not isinstance(means, Tensor):
-        raise TypeError(f"means: got {type(means).__name__}; it takes a torch.Tensor")
+        raise TypeError(f"means: got {type(means).__name__}; expected a torch.Tensor")
     if not means.is_floating_point():
-        raise TypeError(f"means: got dtype {means.dtype}; it takes a floating-point dtype")
+        raise TypeError(f"means: got dtype {means.dtype}; expected a floating-point dtype")
     if means.dim() != 2 or means.numel() == 0:
-        raise ValueError(f"means: got shape {list(means.shape)}; it takes [K, D], both 1 or more")
+        raise ValueError(f"means: got shape {list(means.shape)}; expected [K, D], both 1 or more")
     dtype = torch.float64 if means.dtype == torch.float64 else torch.float32
     array = means.detach().to("cpu", dtype).contiguous().numpy()
     check_finite("means", array, range(len(array)), array.dtype)
@@ -269,7 +269,7 @@ def _check_counts(counts: Tensor | np.ndarray | Sequence[int], K: int) -> list[i
     except ValueError:  # ragged
         numbers = None
     if not isinstance(numbers, list) or len(numbers) != K or not all(map(_is_count, numbers)):
-        raise ValueError(f"counts: got {reprlib.repr(counts)}; it takes {K} integers, 0 or more")
+        raise ValueError(f"counts: got {reprlib.repr(counts)}; expected {K} integers, 0 or more")
     return numbers
 
 

@@ -114,7 +114,7 @@ class DirectNormLoss(nn.Module):
             raise ValueError("labels: got None; that takes T_EMB as a tensor [B, D] of centres")
         for name, value in (("s_emb", s_emb), ("labels", labels)):
             if not isinstance(value, Tensor):
-                raise TypeError(f"{name}: got {type(value).__name__}; it takes a torch.Tensor")
+                raise TypeError(f"{name}: got {type(value).__name__}; expected a torch.Tensor")
         if labels.is_floating_point():
             raise TypeError(
                 f"labels: got dtype {labels.dtype}; class probabilities take T_EMB as a tensor "

@@ -32,7 +32,7 @@ _default: str | None = os.environ.get("NDFAST_BACKEND") or None
 def check_backend_name(name: str | None, argument: str = "backend") -> None:
     """Raises ValueError where ``name`` is no backend's."""
     if name is not None and name not in BACKENDS:
-        raise ValueError(f"{argument}: {name!r} is no backend; it takes one of {BACKENDS} or None")
+        raise ValueError(f"{argument}: {name!r} is no backend; expected one of {BACKENDS} or None")
 
 
 def _module(name: str) -> ModuleType:

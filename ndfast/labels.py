@@ -57,5 +57,5 @@ def check_shares(lam: Tensor) -> None:
     if bad.any():
         row = int(bad.int().argmax())
         raise ValueError(
-            f"target.lam: got {float(lam[row])} in row {row}; it takes a share from 0 to 1"
+            f"target.lam: got {float(lam[row])} in row {row}; expected a share from 0 to 1"
         )

@@ -51,9 +51,9 @@ class NDLoss(nn.Module):
         super().__init__()
         if not isinstance(class_means, Tensor) or not class_means.is_floating_point():
             got = getattr(class_means, "dtype", type(class_means).__name__)
-            raise TypeError(f"class_means: got {got}; it takes a floating-point tensor")
+            raise TypeError(f"class_means: got {got}; expected a floating-point tensor")
         if class_means.dim() != 2:
-            raise ValueError(f"class_means: got shape {list(class_means.shape)}; it takes [K, D]")
+            raise ValueError(f"class_means: got shape {list(class_means.shape)}; expected [K, D]")
         check_options(weight, reduction, ignore_index, eps, backend)
         with torch.inference_mode(False):  # backward cannot keep inference mode's tensors
             means = class_means.detach().clone()

@@ -30,7 +30,7 @@ NAN = torch.tensor([[0.5, 1.0], [2.0, torch.nan]])
         ("", "cannot be read: Expecting value"),
         ('{"0": [1.0]', "cannot be read: Expecting"),
         ("\xff", "cannot be read: "),
-        ("[[1.0, 2.0]]", "got list; it takes a dict"),
+        ("[[1.0, 2.0]]", "got list; expected a dict"),
         ("{}", "holds no class"),
         ('{"0": [1.0], "0": [2.0]}', "key '0' occurs twice"),
         ('{"-1": [1.0]}', "key '-1' is no class index"),
@@ -44,19 +44,19 @@ NAN = torch.tensor([[0.5, 1.0], [2.0, torch.nan]])
         ('{"' + "9" * 5000 + '": [1.0]}', "is no class index"),
         ('{"0": [1.0], "2": [1.0]}', "got 2 classes up to 2 without 1"),
         ('{"1": [1.0]}', "got 1 classes up to 1 without 0"),
-        ('{"0": [1.0, 2.0], "1": [1.0]}', "class 1 holds 1 values; it takes 2"),
-        ('{"0": []}', "class 0 holds 0 values; it takes 1 or more"),
-        ('{"0": 1.0}', "class 0 holds float; it takes a list"),
-        ('{"0": {"0": 1.0}}', "class 0 holds dict; it takes a list"),
-        ('{"0": "12"}', "class 0 holds str; it takes a list"),
-        ('{"0": [1.0, true]}', "class 0, column 1 is True; it takes a number"),
-        ('{"0": [null, 1.0]}', "class 0, column 0 is None; it takes a number"),
-        ('{"0": [1.0, 2.0, "3"]}', "class 0, column 2 is '3'; it takes a number"),
-        ('{"0": [[1.0]]}', r"class 0, column 0 is \[1.0\]; it takes a number"),
-        ('{"1": [1.0, NaN], "0": [1.0, 1.0]}', "class 1, column 1 is nan; it takes a finite"),
+        ('{"0": [1.0, 2.0], "1": [1.0]}', "class 1 holds 1 values; expected 2"),
+        ('{"0": []}', "class 0 holds 0 values; expected 1 or more"),
+        ('{"0": 1.0}', "class 0 holds float; expected a list"),
+        ('{"0": {"0": 1.0}}', "class 0 holds dict; expected a list"),
+        ('{"0": "12"}', "class 0 holds str; expected a list"),
+        ('{"0": [1.0, true]}', "class 0, column 1 is True; expected a number"),
+        ('{"0": [null, 1.0]}', "class 0, column 0 is None; expected a number"),
+        ('{"0": [1.0, 2.0, "3"]}', "class 0, column 2 is '3'; expected a number"),
+        ('{"0": [[1.0]]}', r"class 0, column 0 is \[1.0\]; expected a number"),
+        ('{"1": [1.0, NaN], "0": [1.0, 1.0]}', "class 1, column 1 is nan; expected a finite"),
         ('{"0": [-Infinity]}', "class 0, column 0 is -inf"),
         ('{"0": [1e400]}', "class 0, column 0 is inf"),
-        ('{"0": [1e39]}', r"class 0, column 0 is 1e\+39; it takes a finite float32"),
+        ('{"0": [1e39]}', r"class 0, column 0 is 1e\+39; expected a finite float32"),
         ('{"0": [1' + "0" * 400 + "]}", "class 0, column 0 is inf"),
         ('{"0": ' + "[" * 100_000, "recursion"),
         ('{"0": [1.0], "' + "0" * 5000 + '": [1.0]}', r"key '0+\.\.\.0+' is no class index"),
@@ -145,7 +145,7 @@ def test_pickles_are_refused_by_name(tmp_path: Path, suffix: str) -> None:
 @pytest.mark.parametrize("name", ["means", "means.npy", "means.json.gz"])
 def test_unknown_suffix(tmp_path: Path, name: str) -> None:
     for act in (load_class_means, lambda path: save_class_means(path, MEANS)):
-        with pytest.raises(ValueError, match=r"it takes \.json, \.npz, \.safetensors"):
+        with pytest.raises(ValueError, match=r"expected \.json, \.npz, \.safetensors"):
             act(tmp_path / name)
     assert list(tmp_path.iterdir()) == []
 
@@ -189,7 +189,7 @@ def test_a_hundred_megabytes_of_json(tmp_path: Path) -> None:
     path = tmp_path / "means.json"
     path.write_text("{" + ", ".join(rows) + f', "1000": {row[:-22]}]' + "}")
     assert path.stat().st_size > 100_000_000
-    with pytest.raises(ValueError, match="class 1000 holds 4999 values; it takes 5000"):
+    with pytest.raises(ValueError, match="class 1000 holds 4999 values; expected 5000"):
         load_class_means(path)
 
 

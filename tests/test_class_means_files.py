@@ -135,7 +135,7 @@ def test_metadata_where_none_was_given(tmp_path: Path, suffix: str) -> None:
         (".npz", MEANS, {"teacher": 56}, TypeError, "teacher: got int; metadata takes strings"),
         (".npz", MEANS, {"sha256": "0"}, ValueError, "sha256: is written by ndfast itself"),
         (".npz", MEANS, {"dim": "3"}, ValueError, "dim: is written by ndfast itself"),
-        (".npz", MEANS, {"counts": [1]}, ValueError, r"counts: got \[1\]; it takes 2 integers"),
+        (".npz", MEANS, {"counts": [1]}, ValueError, r"counts: got \[1\]; expected 2 integers"),
         (".npz", MEANS, {"counts": [1, -1]}, ValueError, "counts: got"),
         (".npz", MEANS, {"counts": torch.tensor([1.0, 2.0])}, ValueError, "counts: got"),
         (".npz", MEANS, {"counts": [2**63, 1]}, ValueError, "counts: got"),  # no int64

@@ -159,7 +159,7 @@ SIZE = struct.pack("<L", 2**28)
         (as_npz(metadata=strings("{}")), "no array class_means, but"),
         (as_npz(class_means=GOOD), "SHA-256 does not fit"),
         (as_npz(class_means=GOOD, metadata=strings("{")), "Expecting property name"),
-        (as_npz(class_means=GOOD, metadata=strings("[]")), "metadata: got list; it takes a dict"),
+        (as_npz(class_means=GOOD, metadata=strings("[]")), "metadata: got list; expected a dict"),
         (as_npz(class_means=GOOD, metadata=strings("[" * 100_000)), "recursion"),
         (as_npz(class_means=GOOD, metadata=GOOD), "array of size 1"),
         (as_npz(class_means=GOOD, metadata=strings("{}")), "SHA-256 does not fit"),

@@ -229,7 +229,7 @@ def test_a_class_that_the_dict_lacks(label: int) -> None:
         ({"00": [1.0, 2.0]}, "T_EMB: key '00' is no class index"),
         ({"-1": [1.0, 2.0]}, "T_EMB: key '-1' is no class index"),
         ({0: [1.0, 2.0]}, "T_EMB: key 0 is no class index"),
-        ({"0": [1.0, 2.0], "5": [1.0]}, "T_EMB: class 5 holds 1 values; it takes 2"),
+        ({"0": [1.0, 2.0], "5": [1.0]}, "T_EMB: class 5 holds 1 values; expected 2"),
         ({"0": [1.0, torch.nan]}, "T_EMB: class 0, column 1 is nan"),
         ({"0": [1.0, None]}, "T_EMB: class 0, column 1 is None"),
         ({"0": [1.0, 2.0, 3.0]}, r"T_EMB: got shape \[1, 3\]; for s_emb \[1, 2\]"),

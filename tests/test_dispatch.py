@@ -135,7 +135,7 @@ def test_environment_variables() -> None:
 
 def test_a_gpu_that_is_too_old_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     device = torch.device("cuda")
-    reason = "the GPU has compute capability 7.5; it takes 8.0 or more"
+    reason = "the GPU has compute capability 7.5; expected 8.0 or more"
     monkeypatch.setattr(cuda, "missing", None)
     monkeypatch.setattr("ndfast.backends.triton.unusable", lambda device: reason)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))

@@ -288,5 +288,5 @@ def test_an_older_setuptools_builds_in_place_alone(in_place: bool, tmp_path: Pat
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert (done.returncode == 0) == in_place, done.stderr
-    said = 'setuptools: got 65.5.0; it takes 77 or later (pip install "setuptools>=77")'
+    said = 'setuptools: got 65.5.0; expected 77 or later (pip install "setuptools>=77")'
     assert (said in done.stderr.splitlines()) != in_place

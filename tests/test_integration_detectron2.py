@@ -163,7 +163,7 @@ def test_the_heads_stay_ordinary(cfg: Any) -> None:
 
 def test_what_does_not_fit(cfg: Any, adapter: ModuleType) -> None:
     arguments = adapter.NDRCNN.from_config(cfg)
-    with pytest.raises(ValueError, match="class_means: got 3 rows; for 3 classes it takes 4"):
+    with pytest.raises(ValueError, match="class_means: got 3 rows; for 3 classes expected 4"):
         adapter.NDRCNN(**arguments | {"class_means": torch.randn(K, D)})
     heads = stand_in.StandardROIHeads()
     heads.box_head = torch.nn.ModuleList([heads.box_head] * 3)  # as CascadeROIHeads has it

@@ -102,7 +102,7 @@ def test_a_projector_where_the_widths_differ(
 
 
 def test_class_means_are_asked_for(mdistiller: Any) -> None:
-    with pytest.raises(ValueError, match=r"ND.CLASS_MEANS: got none; it takes the file"):
+    with pytest.raises(ValueError, match=r"ND.CLASS_MEANS: got none; expected the file"):
         mdistiller["distiller_dict"]["KD++"](None, None, mdistiller["CFG"])
 
 

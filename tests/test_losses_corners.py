@@ -268,8 +268,8 @@ def test_wrong_temperatures(loss: Callable[..., Tensor], temperature: float) -> 
 @pytest.mark.parametrize(
     ("lam", "sentence"),
     [
-        (torch.full((4, 1), 0.5), r"^labels.lam: got shape \[4, 1\]; it takes \[4\]"),
-        (1.5, "^labels.lam: got 1.5; it takes a share from 0 to 1$"),
+        (torch.full((4, 1), 0.5), r"^labels.lam: got shape \[4, 1\]; expected \[4\]"),
+        (1.5, "^labels.lam: got 1.5; expected a share from 0 to 1$"),
         (torch.tensor(0.5, requires_grad=True), "^labels.lam: requires a gradient"),
     ],
 )

@@ -275,11 +275,11 @@ GOOD = {
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"x_train": np.zeros((3, 4, 4), np.int32)}, "images of int32; it takes uint8 or floats"),
-        ({"y_test": np.array([0.0, 1.0])}, "labels of float64; it takes integers"),
+        ({"x_train": np.zeros((3, 4, 4), np.int32)}, "images of int32; expected uint8 or floats"),
+        ({"y_test": np.array([0.0, 1.0])}, "labels of float64; expected integers"),
         ({"y_train": np.array([0, 1])}, r"x_train and y_train: got the shapes \[3, 4, 4\] and \[2"),
         ({"x_test": np.zeros((0, 4, 4)), "y_test": np.array([], np.int64)}, r"\[0, 4, 4\]"),
-        ({"x_test": np.zeros((2, 4, 5), np.uint8)}, "it takes one shape"),
+        ({"x_test": np.zeros((2, 4, 5), np.uint8)}, "expected one shape"),
         ({"x_test": np.full((2, 4, 4), np.nan)}, "NaN or Inf"),
         ({"y_train": np.array([0, 1, 3])}, "from 0 to 3, and 3 classes"),
         ({"y_train": np.array([-1, 0, 1])}, "from -1 to 1, and 3 classes"),

@@ -183,7 +183,7 @@ def test_two_processes_share_the_pass(teachers: list[str], tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("more", "sentence"),
     [
-        (["--out", "means.json"], "out: got 'means.json'; it takes a .safetensors or .npz file"),
+        (["--out", "means.json"], "out: got 'means.json'; expected a .safetensors or .npz file"),
         (["--out", "nowhere/means.npz"], "out: cannot write to 'nowhere/means.npz'"),
         (["--teacher", "convnet4"], "0.safetensors"),
         (["--teacher-weights", "nowhere.pt"], "nowhere.pt"),

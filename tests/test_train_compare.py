@@ -78,7 +78,7 @@ def test_it_writes_what_it_found(compared: tuple[Path, dict[str, Any]]) -> None:
 def test_seeds_and_methods_are_added(compared: tuple[Path, dict[str, Any]], capsys: Any) -> None:
     out, results = compared
     assert main([*COMMAND, str(out)]) == 2
-    assert "it takes --resume to go on" in capsys.readouterr().err
+    assert "expected --resume to go on" in capsys.readouterr().err
     log = (out / "runs/kd-seed0/log.jsonl").read_text()
     more = ["compare", "--epochs", "2", "--seeds", "3", "--methods", "kd", "--resume", "--out"]
     assert main([*more, str(out)]) == 0

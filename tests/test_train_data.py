@@ -162,9 +162,9 @@ def test_a_synthetic_set_is_cheap_to_send_to_a_worker() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("mnist",), f"data: got 'mnist'; it takes {', '.join(DATA)}"),
-        (("digits:8",), "data: got 'digits:8'; it takes digits,"),
-        (("npz",), "data: got 'npz'; it takes digits,"),
+        (("mnist",), f"data: got 'mnist'; expected {', '.join(DATA)}"),
+        (("digits:8",), "data: got 'digits:8'; expected digits,"),
+        (("npz",), "data: got 'npz'; expected digits,"),
         (
             ("cifar10",),
             "data_dir: got none; cifar10 takes the folder that holds cifar-10-python.ta",
@@ -172,10 +172,10 @@ def test_a_synthetic_set_is_cheap_to_send_to_a_worker() -> None:
         (("imagenet",), "data_dir: got none; imagenet takes the folder that holds train/ and val/"),
         (("digits", "here"), "data_dir: got 'here'; digits takes none"),
         (("digits", None, 8), "image_size: got 8; only folder and imagenet take it"),
-        (("synthetic:10,3",), "data: got 'synthetic:10,3'; it takes synthetic:N,K,CxHxW"),
-        (("synthetic:10,3,4x0x2",), "data: got 'synthetic:10,3,4x0x2'; it takes synthetic:N,K"),
-        (("synthetic:10,3,4x",), "data: got 'synthetic:10,3,4x'; it takes synthetic:N,K"),
-        (("synthetic:2,3,1x4",), "data: got 'synthetic:2,3,1x4'; it takes at least as many"),
+        (("synthetic:10,3",), "data: got 'synthetic:10,3'; expected synthetic:N,K,CxHxW"),
+        (("synthetic:10,3,4x0x2",), "data: got 'synthetic:10,3,4x0x2'; expected synthetic:N,K"),
+        (("synthetic:10,3,4x",), "data: got 'synthetic:10,3,4x'; expected synthetic:N,K"),
+        (("synthetic:2,3,1x4",), "data: got 'synthetic:2,3,1x4'; expected at least as many"),
         (
             ("cifar100", "nowhere"),
             "data_dir: found no cifar100 in nowhere; put cifar-100-python.tar.gz, its folder "

@@ -96,10 +96,10 @@ def test_a_folder_that_is_not_as_it_should(folder: Path) -> None:
     file.write_bytes(file.read_bytes()[:50])
     assert refused(folder).startswith(f"data_dir: {file} is no image that can be read (")
     edit(folder, lambda content: content.update(annotations=[]), "val")
-    assert "instances_val.json; it takes at least one" in refused(folder)
+    assert "instances_val.json; expected at least one" in refused(folder)
     beyond = {"image_id": 0, "category_id": 1, "bbox": [70, 70, 9, 9]}
     edit(folder, lambda content: content.update(annotations=[beyond]))
-    assert "instances_train.json; it takes at least one" in refused(folder)
+    assert "instances_train.json; expected at least one" in refused(folder)
     write_shapes(folder, 40, 10, seed=3)
     edit(folder, lambda content: content["categories"][0].update(name="disc"), "val")
     assert "the test set disc, square" in refused(folder)
@@ -107,6 +107,6 @@ def test_a_folder_that_is_not_as_it_should(folder: Path) -> None:
     assert refused(folder).startswith(f"data_dir: {path} is not in COCO's format (JSONDecodeError")
     path.unlink()
     assert refused(folder) == (
-        f"data_dir: found none in {folder / 'annotations'}; it takes one instances_train.json "
+        f"data_dir: found none in {folder / 'annotations'}; expected one instances_train.json "
         f"there, and the images in {folder / 'train'}"
     )

@@ -18,26 +18,26 @@ from ndfast.train.errors import ConfigError
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"model": "large"}, "model: got 'large'; it takes tiny, small, or torchvision:NAME"),
-        ({"methods": ("kd", "dkd")}, "methods: got 'dkd'; it takes ce, kd, kd++"),
-        ({"methods": ()}, "methods: got none; it takes one or more"),
-        ({"anchor_sizes": ()}, "anchor_sizes: got none; it takes one or more"),
-        ({"model": 3}, "model: got 3; it takes a string"),
-        ({"methods": ("kd", 3)}, "methods: got ('kd', 3); it takes strings"),
-        ({"methods": "kd"}, "methods: got 'kd'; it takes strings"),
-        ({"images": 2.5}, "images: got 2.5; it takes an integer"),
-        ({"images": None}, "images: got None; it takes an integer"),
-        ({"rows": True}, "rows: got True; it takes an integer"),
-        ({"nd_background": 1}, "nd_background: got 1; it takes true or false"),
-        ({"kd_weight": float("inf")}, "kd_weight: got inf; it takes a finite number"),
-        ({"optimizer": "lamb"}, "optimizer: got 'lamb'; it takes adamw, sgd"),
-        ({"backend": "fast"}, "backend: got 'fast'; it takes "),
-        ({"max_skipped": 0}, "max_skipped: got 0; it takes 1 or more"),
+        ({"model": "large"}, "model: got 'large'; expected tiny, small, or torchvision:NAME"),
+        ({"methods": ("kd", "dkd")}, "methods: got 'dkd'; expected ce, kd, kd++"),
+        ({"methods": ()}, "methods: got none; expected one or more"),
+        ({"anchor_sizes": ()}, "anchor_sizes: got none; expected one or more"),
+        ({"model": 3}, "model: got 3; expected a string"),
+        ({"methods": ("kd", 3)}, "methods: got ('kd', 3); expected strings"),
+        ({"methods": "kd"}, "methods: got 'kd'; expected strings"),
+        ({"images": 2.5}, "images: got 2.5; expected an integer"),
+        ({"images": None}, "images: got None; expected an integer"),
+        ({"rows": True}, "rows: got True; expected an integer"),
+        ({"nd_background": 1}, "nd_background: got 1; expected true or false"),
+        ({"kd_weight": float("inf")}, "kd_weight: got inf; expected a finite number"),
+        ({"optimizer": "lamb"}, "optimizer: got 'lamb'; expected adamw, sgd"),
+        ({"backend": "fast"}, "backend: got 'fast'; expected "),
+        ({"max_skipped": 0}, "max_skipped: got 0; expected 1 or more"),
         ({"resume": True, "overwrite": True}, "resume: got it together with overwrite"),
-        ({"epochs": 0}, "epochs: got 0; it takes 1 or more"),
-        ({"lr": float("nan")}, "lr: got nan; it takes a finite number"),
-        ({"momentum": float("nan")}, "momentum: got nan; it takes a finite number"),
-        ({"anchor_sizes": (8, 0)}, "anchor_sizes: got (8, 0); it takes integers above 0"),
+        ({"epochs": 0}, "epochs: got 0; expected 1 or more"),
+        ({"lr": float("nan")}, "lr: got nan; expected a finite number"),
+        ({"momentum": float("nan")}, "momentum: got nan; expected a finite number"),
+        ({"anchor_sizes": (8, 0)}, "anchor_sizes: got (8, 0); expected integers above 0"),
     ],
 )
 def test_options_that_are_not_taken(fields: dict[str, Any], message: str) -> None:
@@ -51,7 +51,7 @@ def test_options_that_are_not_taken(fields: dict[str, Any], message: str) -> Non
 def test_every_field_is_looked_at(name: str, value: Any) -> None:
     with pytest.raises(ConfigError) as raised:
         DetectionConfig(**{name: value})
-    assert str(raised.value).startswith(f"{name}: got {value}; it takes ")
+    assert str(raised.value).startswith(f"{name}: got {value}; expected ")
 
 
 @pytest.mark.parametrize(

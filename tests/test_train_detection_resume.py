@@ -61,7 +61,7 @@ def test_an_interrupted_run_ends_as_an_unbroken_one(
         with pytest.raises(KeyboardInterrupt):
             quiet(tmp_path)
     assert not (tmp_path / "results.json").exists()
-    with pytest.raises(ConfigError, match="holds a run; it takes --resume to go on with it"):
+    with pytest.raises(ConfigError, match="holds a run; expected --resume to go on with it"):
         quiet(tmp_path)
     with pytest.raises(ConfigError, match=r"lr: got 0.5, but the run in .* was started with 0.003"):
         quiet(tmp_path, resume=True, lr=0.5)

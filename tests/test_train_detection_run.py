@@ -82,7 +82,7 @@ def test_class_means_are_those_of_the_teachers_rows(folder: Path, seed: int) -> 
 def test_a_batch_that_is_larger_than_the_set(folder: Path) -> None:
     config = small_config(batch_size=17)
     distiller = DetectionDistiller(detector(), "ce", config)
-    with pytest.raises(ConfigError, match="batch_size: got 17; it takes at most 16"):
+    with pytest.raises(ConfigError, match="batch_size: got 17; expected at most 16"):
         fit(distiller, None, read_coco(folder), config)
 
 
@@ -133,7 +133,7 @@ def test_a_run_and_what_goes_on_from_its_files(tmp_path: Path) -> None:
         assert "\n" not in str(raised.value)
         return str(raised.value)
 
-    with pytest.raises(ConfigError, match="first holds a run; it takes --resume to go on with it"):
+    with pytest.raises(ConfigError, match="first holds a run; expected --resume to go on with it"):
         quiet(out)
     file = given["class_means"]
     assert f"class_means: {file} is of another teacher (tiny on coco" in refused(

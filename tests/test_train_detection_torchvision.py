@@ -154,7 +154,7 @@ def test_what_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
             Console(quiet=True),
         )
     for name in ("fasterrcnn_resnet9000", "retinanet_resnet50_fpn", ""):
-        with pytest.raises(ConfigError, match=f"model: got 'torchvision:{name}'; it takes torchv"):
+        with pytest.raises(ConfigError, match=f"model: got 'torchvision:{name}'; expected torchv"):
             TorchvisionDetector(name, K, 16, 64)
     monkeypatch.setitem(sys.modules, "torchvision", None)
     with pytest.raises(ModuleNotFoundError):

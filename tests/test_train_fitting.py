@@ -206,7 +206,7 @@ def test_a_weight_too_large_for_the_network(tmp_path: Path) -> None:
     state = build().double().state_dict()
     state["classifier.bias"].fill_(1e300)
     torch.save(state, tmp_path / "w")
-    assert_refused(tmp_path / "w", r"NaN or Inf in classifier\.bias; it takes finite weights$")
+    assert_refused(tmp_path / "w", r"NaN or Inf in classifier\.bias; expected finite weights$")
 
 
 def test_counters_of_an_average(tmp_path: Path, seed: int) -> None:

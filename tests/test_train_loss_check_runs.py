@@ -274,5 +274,5 @@ def test_what_the_checks_come_to_by_hand() -> None:
     assert of_runs["refused"] == bad["refused"] | {"seed": 1}
     assert in_words("kd++", of_runs["refused"]) == (
         "the ND loss and the reference disagree: of kd++ with seed 1, at step 4, the loss is off "
-        "by 2.0e-05; it takes at most 1.0e-05"
+        "by 2.0e-05; expected at most 1.0e-05"
     )

@@ -273,17 +273,17 @@ def test_other_images(name: str, image_shape: tuple[int, ...], seed: int) -> Non
     [
         (
             ("resnet21", 10, CIFAR),
-            r"^model: got 'resnet21'; it takes .*vgg8.*; did you mean resnet",
+            r"^model: got 'resnet21'; expected .*vgg8.*; did you mean resnet",
         ),
-        (("nothing", 10, CIFAR), r"^model: got 'nothing'; it takes convnet32.* or timm:NAME$"),
+        (("nothing", 10, CIFAR), r"^model: got 'nothing'; expected convnet32.* or timm:NAME$"),
         (
             ("resnet20", 10, (1, 40)),
-            r"^model resnet20: got images of shape \(1, 40\); it takes \(C",
+            r"^model resnet20: got images of shape \(1, 40\); expected \(C",
         ),
-        (("resnet20", 10, (3, 8, 3)), r"shape \(3, 8, 3\); it takes .* H and W of 4 or more$"),
+        (("resnet20", 10, (3, 8, 3)), r"shape \(3, 8, 3\); expected .* H and W of 4 or more$"),
         (("resnet50", 10, (3, 7, 8)), r"H and W of 8 or more$"),
         (("mobilenetv2", 10, (3, 15, 99)), r"H and W of 16 or more$"),
-        (("convnet4", 10, (1, 3)), r"it takes \(C, L\) or \(C, H, W\) with sides of 4 or more$"),
+        (("convnet4", 10, (1, 3)), r"expected \(C, L\) or \(C, H, W\) with sides of 4 or more$"),
         (("convnet4", 10, (1,)), r"^model convnet4: got images of shape \(1,\)"),
         (("resnet20", 10, CIFAR, True), r"^model resnet20: has no pretrained weights; timm's"),
     ],

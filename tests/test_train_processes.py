@@ -67,7 +67,7 @@ def test_the_flag_decides_the_precision(
 
 @pytest.mark.parametrize(
     ("environment", "takes"),
-    [("fp8", "fp8 of Accelerate; it takes fp32, bf16 or fp16"), ("fp16", "fp16; on the CPU")],
+    [("fp8", "fp8 of Accelerate; expected fp32, bf16 or fp16"), ("fp16", "fp16; on the CPU")],
 )
 def test_a_precision_of_the_environment_that_is_not_taken(
     environment: str, takes: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -183,7 +183,7 @@ def test_tensorboard_missing_is_one_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(ConfigError, match=r"tensorboard: .* missing; it takes `pip install"):
+    with pytest.raises(ConfigError, match=r"tensorboard: .* missing; expected `pip install"):
         open_log(tmp_path, tensorboard=True)
 
 

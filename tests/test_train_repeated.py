@@ -47,7 +47,7 @@ def test_a_run_that_resumed_or_replaced_another_is_repeated_anew(tmp_path: Path)
         ("{", "cannot be read"),
         ("[3]", "holds no flags"),
         ('{"hidden_size": 768}', "unknown key 'hidden_size'"),
-        ('{"lr": null}', "lr: got None; it takes a number"),
+        ('{"lr": null}', "lr: got None; expected a number"),
         (None, "a run's config.json"),
     ],
 )

@@ -33,7 +33,7 @@ def test_what_no_run_wrote_stays(name: str, flag: dict[str, bool], tmp_path: Pat
     if name == "config.json":  # as Hugging Face's models have one
         (tmp_path / "model.safetensors").write_bytes(b"weights")
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    with pytest.raises(ConfigError, match=r"out: .* would be lost; it takes another folder"):
+    with pytest.raises(ConfigError, match=r"out: .* would be lost; expected another folder"):
         quiet_run(tmp_path, **SHORT, **flag)
     after = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     assert after == before
@@ -42,7 +42,7 @@ def test_what_no_run_wrote_stays(name: str, flag: dict[str, bool], tmp_path: Pat
 def test_files_beside_a_run_stay(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     quiet_run(tmp_path, **SHORT)
-    with pytest.raises(ConfigError, match="holds a run; it takes --resume to go on"):
+    with pytest.raises(ConfigError, match="holds a run; expected --resume to go on"):
         quiet_run(tmp_path, **SHORT)
     quiet_run(tmp_path, **SHORT, seed=1, overwrite=True)
     assert json.loads((tmp_path / "config.json").read_text())["seed"] == 1

@@ -107,9 +107,9 @@ def test_weights_by_either_name(prefix: str, tmp_path: Path) -> None:
     ("name", "image_shape", "pretrained", "sentence"),
     [
         ("resnet81", IMAGES, False, "has no such model; did you mean timm:resnet18[12]?"),
-        ("deit_tiny_distilled_patch16_224", IMAGES, False, "classifier is 2 layers; it takes one"),
-        ("resnetv2_50x1_bit", IMAGES, False, "classifier is a Conv2d; it takes one nn.Linear"),
-        ("resnet18", (3, 64), False, r"got images of shape \(3, 64\); it takes \(C, H, W\)"),
+        ("deit_tiny_distilled_patch16_224", IMAGES, False, "classifier is 2 layers; expected one"),
+        ("resnetv2_50x1_bit", IMAGES, False, "classifier is a Conv2d; expected one nn.Linear"),
+        ("resnet18", (3, 64), False, r"got images of shape \(3, 64\); expected \(C, H, W\)"),
         ("vit_tiny_patch16_224", (3, 8, 8), False, r"cannot take images \(3, 8, 8\): .*size"),
         ("inception_v3", (3, 32, 32), False, r"cannot take images \(3, 32, 32\): .*size"),
         ("cs3darknet_s", IMAGES, True, "its weights cannot be had: No pretrained weights exist"),

@@ -134,7 +134,7 @@ def test_a_state_dict_with_something_else(tmp_path: Path) -> None:
     torch.save(itself, tmp_path / "w.pt")
     assert_refused(tmp_path / "w.pt", "it has besides model$")
     torch.save(torch.ones(3), tmp_path / "w.pt")
-    assert_refused(tmp_path / "w.pt", "holds Tensor; it takes a dict of tensors$")
+    assert_refused(tmp_path / "w.pt", "holds Tensor; expected a dict of tensors$")
 
 
 class Bomb:
@@ -158,7 +158,7 @@ def test_weights_that_are_not_finite(value: float, tmp_path: Path) -> None:
     network = build()
     network.state_dict()["stages.0.2.running_var"][2] = value
     save_weights(network, tmp_path / "w.safetensors")
-    wanted = r"NaN or Inf in stages\.0\.2\.running_var; it takes finite weights$"
+    wanted = r"NaN or Inf in stages\.0\.2\.running_var; expected finite weights$"
     assert_refused(tmp_path / "w.safetensors", wanted)
 
 

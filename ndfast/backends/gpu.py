@@ -26,7 +26,7 @@ def too_old(device: torch.device) -> str | None:
     if capability >= _LEAST_CAPABILITY:
         return None
     found, least = (".".join(map(str, c)) for c in (capability, _LEAST_CAPABILITY))
-    return f"the GPU has compute capability {found}; it takes {least} or more"
+    return f"the GPU has compute capability {found}; expected {least} or more"
 
 
 def driver_release() -> str | None:

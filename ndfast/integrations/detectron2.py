@@ -115,8 +115,8 @@ class NDRCNN(GeneralizedRCNN):
             )
         if len(class_means) != heads.num_classes + 1:
             raise ValueError(
-                f"class_means: got {len(class_means)} rows; for {heads.num_classes} classes it "
-                f"takes {heads.num_classes + 1}, background last"
+                f"class_means: got {len(class_means)} rows; for {heads.num_classes} classes "
+                f"expected {heads.num_classes + 1}, background last"
             )
         self._teacher = (teacher.requires_grad_(False).eval(),)
         self.nd = ndfast.NDLoss(

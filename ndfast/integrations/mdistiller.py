@@ -30,7 +30,7 @@ class _NDDistiller(Distiller):
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Any, ce_weight: float) -> None:
         super().__init__(student, teacher)
         if not cfg.ND.CLASS_MEANS:
-            raise ValueError("ND.CLASS_MEANS: got none; it takes the file of the class means")
+            raise ValueError("ND.CLASS_MEANS: got none; expected the file of the class means")
         self.ce_weight = ce_weight
         self.nd = ndfast.NDLoss(ndfast.load_class_means(cfg.ND.CLASS_MEANS), cfg.ND.WEIGHT)
         dim, D = cfg.ND.STUDENT_DIM, self.nd.class_means.shape[1]

@@ -185,7 +185,7 @@ def _compare(given: argparse.Namespace, methods: list[str], seeds: int) -> str |
     from ndfast.train.compare.comparison import compare
 
     if seeds < 1:
-        raise ConfigError(f"seeds: got {seeds}; it takes 1 or more")
+        raise ConfigError(f"seeds: got {seeds}; expected 1 or more")
     configs = {method: read_config(given, method) for method in methods}
     return _refused(compare(configs, seeds, Console(), given.step_times)["loss_checks"])
 
@@ -221,13 +221,13 @@ def make_class_means(given: argparse.Namespace) -> None:
     from ndfast.train.distill.make_class_means import make_class_means
 
     if given.out is None:
-        raise ConfigError("out: got none; it takes the file to write, .safetensors or .npz")
+        raise ConfigError("out: got none; expected the file to write, .safetensors or .npz")
     if given.to is not None:
         raise ConfigError("to: is for a file that is shown; a file that is made takes --out")
     chosen = given_flags(given, TrainConfig)
     chosen.pop("out", None)
     if "teacher_weights" not in chosen:
-        raise ConfigError("teacher_weights: got none; it takes a checkpoint, or `pretrained`")
+        raise ConfigError("teacher_weights: got none; expected a checkpoint, or `pretrained`")
     make_class_means(TrainConfig(**chosen), given.out, given.augmented, Console())
 
 

@@ -37,6 +37,6 @@ def import_package(name: str) -> Any:
         raise
     except Exception as error:
         raise ConfigError(
-            f"the package {name} cannot be imported: {error}; it takes a torchvision that was "
+            f"the package {name} cannot be imported: {error}; expected a torchvision that was "
             "built for the torch that is there"
         ) from error

@@ -68,13 +68,13 @@ def check_values(
         choices = item.metadata["choices"]
         for each in value if isinstance(value, tuple) else (value,):
             if choices and each not in choices:
-                raise ConfigError(f"{name}: got {each!r}; it takes {', '.join(choices)}")
+                raise ConfigError(f"{name}: got {each!r}; expected {', '.join(choices)}")
         if name in least and value < least[name]:
-            raise ConfigError(f"{name}: got {value}; it takes {least[name]} or more")
+            raise ConfigError(f"{name}: got {value}; expected {least[name]} or more")
         if name in above_zero and value <= 0:
-            raise ConfigError(f"{name}: got {value}; it takes more than 0")
+            raise ConfigError(f"{name}: got {value}; expected more than 0")
         if name in below and value >= below[name]:
-            raise ConfigError(f"{name}: got {value}; it takes less than {below[name]}")
+            raise ConfigError(f"{name}: got {value}; expected less than {below[name]}")
 
 
 def expand_paths(config: Any) -> None:
@@ -93,9 +93,9 @@ def _check_type(name: str, value: Any, kind: str) -> None:
     else:
         fits = _is(value, kind)
     if not fits:
-        raise ConfigError(f"{name}: got {value!r}; it takes {_WORDS[kind]}")
+        raise ConfigError(f"{name}: got {value!r}; expected {_WORDS[kind]}")
     if kind == "float" and not math.isfinite(value):
-        raise ConfigError(f"{name}: got {value}; it takes a finite number")
+        raise ConfigError(f"{name}: got {value}; expected a finite number")
 
 
 def _is(value: Any, kind: str) -> bool:

@@ -202,7 +202,7 @@ class TrainConfig:
             name = "".join(c if c.isalnum() or c in "._-" else "-" for c in self.data)
             object.__setattr__(self, "out", f"runs/{name}")
         if self.resume and self.overwrite:
-            raise ConfigError("resume: got it together with overwrite; it takes one of them")
+            raise ConfigError("resume: got it together with overwrite; expected one of them")
         if self.teacher_outputs is not None:
             self._check_teacher_outputs()
         if METHODS[self.method].distillation == "dkd" and (self.mixup or self.cutmix):

@@ -60,7 +60,7 @@ def build_data(name: str, folder: str | None = None, image_size: int | None = No
     folder = None if folder is None else str(expand_home(folder))
     takes_detail = kind in ("npz", "synthetic")
     if kind not in _KINDS or bool(colon) != takes_detail:
-        raise ConfigError(f"data: got {name!r}; it takes {', '.join(DATA)}")
+        raise ConfigError(f"data: got {name!r}; expected {', '.join(DATA)}")
     has_images = kind in ("folder", "imagenet")
     on_disk = has_images or kind in ("cifar10", "cifar100")
     if on_disk and folder is None:

@@ -162,7 +162,7 @@ def read_npz(file: Path) -> tuple[Arrays, Arrays]:
     if train.images.shape[1:] != test.images.shape[1:]:
         raise ConfigError(
             f"data: {file} has training images of {list(train.images.shape[1:])} and test images "
-            f"of {list(test.images.shape[1:])}; it takes one shape"
+            f"of {list(test.images.shape[1:])}; expected one shape"
         )
     _check_classes(train, test, file)
     return train, test
@@ -170,13 +170,13 @@ def read_npz(file: Path) -> tuple[Arrays, Arrays]:
 
 def _check_arrays(images: np.ndarray, labels: np.ndarray, source: str) -> Arrays:
     if images.dtype != np.uint8 and not np.issubdtype(images.dtype, np.floating):
-        raise ConfigError(f"data: {source}: got images of {images.dtype}; it takes uint8 or floats")
+        raise ConfigError(f"data: {source}: got images of {images.dtype}; expected uint8 or floats")
     if not np.issubdtype(labels.dtype, np.integer):
-        raise ConfigError(f"data: {source}: got labels of {labels.dtype}; it takes integers")
+        raise ConfigError(f"data: {source}: got labels of {labels.dtype}; expected integers")
     if images.ndim not in (2, 3, 4) or images.size == 0 or labels.size != len(images):
         raise ConfigError(
-            f"data: {source}: got the shapes {list(images.shape)} and {list(labels.shape)}; it "
-            "takes [N, H, W, C], [N, C, H, W], [N, H, W] or [N, L], and [N]"
+            f"data: {source}: got the shapes {list(images.shape)} and {list(labels.shape)}; "
+            "expected [N, H, W, C], [N, C, H, W], [N, H, W] or [N, L], and [N]"
         )
     if images.ndim < 4:
         images = images[:, None]
@@ -187,7 +187,7 @@ def _check_arrays(images: np.ndarray, labels: np.ndarray, source: str) -> Arrays
     if images.dtype != np.uint8:
         images = images.astype(np.float32)
         if not np.isfinite(images).all():
-            raise ConfigError(f"data: {source}: got images with NaN or Inf; it takes finite ones")
+            raise ConfigError(f"data: {source}: got images with NaN or Inf; expected finite ones")
     return Arrays(np.ascontiguousarray(images), labels.astype(np.int64).reshape(-1))
 
 
@@ -199,7 +199,7 @@ def _check_classes(train: Arrays, test: Arrays, source: Path) -> int:
         if labels.min() < 0 or labels.max() >= num_classes:
             raise ConfigError(
                 f"data: {source} has labels from {labels.min()} to {labels.max()}, and "
-                f"{num_classes} classes to train on; it takes 0 to {num_classes - 1}, each with "
+                f"{num_classes} classes to train on; expected 0 to {num_classes - 1}, each with "
                 "a training image"
             )
     return num_classes

@@ -70,12 +70,12 @@ def synthetic(sizes: str) -> Data:
     found = re.fullmatch(r"(\d+),(\d+),(\d+(?:x\d+){1,2})", sizes, re.ASCII)
     if found is None or 0 in map(int, re.split("[,x]", sizes)):
         raise ConfigError(
-            f"data: got {name!r}; it takes synthetic:N,K,CxHxW or synthetic:N,K,CxL, as in "
+            f"data: got {name!r}; expected synthetic:N,K,CxHxW or synthetic:N,K,CxL, as in "
             "synthetic:10000,100,3x32x32"
         )
     rows, num_classes = int(found[1]), int(found[2])
     if rows < num_classes:
-        raise ConfigError(f"data: got {name!r}; it takes at least as many images as classes")
+        raise ConfigError(f"data: got {name!r}; expected at least as many images as classes")
     shape = tuple(map(int, found[3].split("x")))
     return Data(
         SyntheticDataset(rows, num_classes, shape, seed=0),

@@ -177,7 +177,7 @@ def _read(folder: Path, part: str) -> tuple[CocoDataset, str]:
     if len(files) != 1:
         found = ", ".join(file.name for file in files) or "none"
         raise ConfigError(
-            f"data_dir: found {found} in {folder / 'annotations'}; it takes one instances_{part}"
+            f"data_dir: found {found} in {folder / 'annotations'}; expected one instances_{part}"
             f".json there, and the images in {folder / part}"
         )
     try:
@@ -197,7 +197,7 @@ def _read(folder: Path, part: str) -> tuple[CocoDataset, str]:
             f"data_dir: {files[0]} is not in COCO's format ({type(error).__name__}: {error})"
         ) from error
     if not dataset.box_counts.any():
-        raise ConfigError(f"data_dir: found no box in {files[0]}; it takes at least one")
+        raise ConfigError(f"data_dir: found no box in {files[0]}; expected at least one")
     missing = _missing(dataset.files)
     if missing:
         more = f" and {len(missing) - 1:,} more" if len(missing) > 1 else ""

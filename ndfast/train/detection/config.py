@@ -120,12 +120,12 @@ class DetectionConfig:
         for name in ("model", "teacher"):
             value = getattr(self, name)
             if value not in WIDTHS and not value.startswith(TORCHVISION):
-                raise ConfigError(f"{name}: got {value!r}; it takes {_NAMES}")
+                raise ConfigError(f"{name}: got {value!r}; expected {_NAMES}")
         for name in ("methods", "anchor_sizes"):
             if not getattr(self, name):
-                raise ConfigError(f"{name}: got none; it takes one or more")
+                raise ConfigError(f"{name}: got none; expected one or more")
         if self.resume and self.overwrite:
-            raise ConfigError("resume: got it together with overwrite; it takes one of them")
+            raise ConfigError("resume: got it together with overwrite; expected one of them")
 
     def shared(self) -> TrainConfig:
         """What `ndfast train` has as well: optimiser, schedule and machine."""

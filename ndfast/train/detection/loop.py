@@ -34,7 +34,7 @@ def count_steps(accelerator: Accelerator, dataset: CocoDataset, config: Detectio
     if steps == 0:
         most = len(dataset) // accelerator.num_processes
         raise ConfigError(
-            f"batch_size: got {config.batch_size}; it takes at most {most}, a process's share of "
+            f"batch_size: got {config.batch_size}; expected at most {most}, a process's share of "
             "the training images"
         )
     return steps

@@ -288,7 +288,7 @@ def _read_log(own: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     if not epochs or "skipped" not in epochs[-1]:
         lacking = "skipped steps" if epochs else "epoch"
         raise ConfigError(
-            f"out: {path} tells of no {lacking}, and the training in {own} is over; it takes "
+            f"out: {path} tells of no {lacking}, and the training in {own} is over; expected "
             "--overwrite to begin anew, or another folder"
         )
     return log, epochs[-1]

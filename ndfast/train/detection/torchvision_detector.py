@@ -50,7 +50,7 @@ class TorchvisionDetector(Detector):
         names = [n for n in list_models(module=detection) if n.startswith("fasterrcnn")]
         if name not in names:
             raise ConfigError(
-                f"model: got 'torchvision:{name}'; it takes torchvision: and one of "
+                f"model: got 'torchvision:{name}'; expected torchvision: and one of "
                 f"{', '.join(names)}"
             )
         network = get_model(

@@ -34,7 +34,7 @@ def make_class_means(config: TrainConfig, out: Path, augmented: bool, console: C
         ConfigError: the teacher does not fit, a class has no image, or ``out`` cannot be written.
     """
     if out.suffix.lower() not in (".safetensors", ".npz"):
-        raise ConfigError(f"out: got {str(out)!r}; it takes a .safetensors or .npz file")
+        raise ConfigError(f"out: got {str(out)!r}; expected a .safetensors or .npz file")
     check_writable(out.parent, out)
     accelerator = build_accelerator(config)
     data = build_data(config.data, config.data_dir, config.image_size)

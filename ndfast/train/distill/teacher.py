@@ -159,7 +159,7 @@ def read_class_means(
         if name in metadata and metadata[name] != about.get(name, metadata[name]):
             raise ConfigError(
                 f"class_means: {path} is of another {what} ({metadata.get('teacher', 'unnamed')} "
-                f"on {metadata.get('data', 'unnamed data')}); it takes this one's"
+                f"on {metadata.get('data', 'unnamed data')}); expected this one's"
             )
     told = {name: metadata[name] for name in (*about, "images") if name in metadata}
     return means, told
@@ -203,7 +203,7 @@ def check_alike(path: str, own: Tensor, theirs: Tensor) -> None:
         raise ConfigError(
             f"class_means: {path} does not say whose it is, and is not of this teacher, or has its "
             "classes in another order: its cosine to the teacher's own, both less what all classes "
-            f"share, is {float(cosines.mean()):.2f}; it takes {_LEAST_COSINE} or more"
+            f"share, is {float(cosines.mean()):.2f}; expected {_LEAST_COSINE} or more"
         )
 
 

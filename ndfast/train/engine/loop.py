@@ -41,7 +41,7 @@ def count_steps(config: TrainConfig, data: Data, processes: int) -> int:
     if steps == 0:
         most = len(data.train) // (processes * config.accumulate)
         raise ConfigError(
-            f"batch_size: got {config.batch_size}; it takes at most {most}, a process's share of "
+            f"batch_size: got {config.batch_size}; expected at most {most}, a process's share of "
             "the training images in a step"
         )
     return steps

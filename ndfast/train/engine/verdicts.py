@@ -70,6 +70,6 @@ def in_words(method: str, refused: dict[str, Any]) -> str:
     off = "what is not finite" if refused["difference"] is None else f"{refused['difference']:.1e}"
     return (
         f"the ND loss and the reference disagree: of {method}{seed}, at step "
-        f"{refused['step']}, {QUANTITIES[refused['quantity']]} is off by {off}; it takes at most "
+        f"{refused['step']}, {QUANTITIES[refused['quantity']]} is off by {off}; expected at most "
         f"{refused['tolerance']:.1e}"
     )

@@ -62,7 +62,7 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
         keep_freed_memory()
     # Accelerate takes it, and trains in float32.
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
-        raise ConfigError("precision: got fp16; on the CPU it takes fp32 or bf16")
+        raise ConfigError("precision: got fp16; on the CPU expected fp32 or bf16")
     kind = accelerator.distributed_type
     if kind not in _KINDS:
         raise ConfigError(f"processes: got {kind.value} of Accelerate; expected DDP")
@@ -86,7 +86,7 @@ def resolve_precision(asked: str | None) -> str:
     precision = asked or os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
     precision = "fp32" if precision == "no" else precision
     if precision not in ("fp32", "bf16", "fp16"):
-        raise ConfigError(f"precision: got {precision} of Accelerate; it takes fp32, bf16 or fp16")
+        raise ConfigError(f"precision: got {precision} of Accelerate; expected fp32, bf16 or fp16")
     return precision
 
 

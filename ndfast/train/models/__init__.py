@@ -74,6 +74,6 @@ def build_model(
         near = get_close_matches(name, MODELS, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise ConfigError(
-            f"model: got {name!r}; it takes {', '.join(sorted(MODELS))} or timm:NAME{hint}"
+            f"model: got {name!r}; expected {', '.join(sorted(MODELS))} or timm:NAME{hint}"
         )
     return MODELS[name](name, num_classes, image_shape)

@@ -99,7 +99,7 @@ def _read_pickle(path: Path) -> dict[str, Any]:
         # Opened: of a path torch.load would heed the suffix.
         content = torch.load(file, map_location="cpu", weights_only=True)
     if not isinstance(content, dict):
-        raise ConfigError(f"{path}: holds {type(content).__name__}; it takes a dict of tensors")
+        raise ConfigError(f"{path}: holds {type(content).__name__}; expected a dict of tensors")
     return content
 
 

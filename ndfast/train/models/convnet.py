@@ -22,7 +22,7 @@ def build_convnet(name: str, num_classes: int, image_shape: tuple[int, ...], wid
     """
     if len(image_shape) not in (2, 3) or min(image_shape[1:]) < 4:
         raise ConfigError(
-            f"model {name}: got images of shape {image_shape}; it takes (C, L) or (C, H, W) with "
+            f"model {name}: got images of shape {image_shape}; expected (C, L) or (C, H, W) with "
             "sides of 4 or more"
         )
     one_dimensional = len(image_shape) == 2

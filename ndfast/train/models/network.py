@@ -85,7 +85,7 @@ def check_images(name: str, image_shape: tuple[int, ...], stride: int) -> None:
     """Raises ConfigError if images are not 2-D, or smaller than a whole network's ``stride``."""
     if len(image_shape) != 3 or min(image_shape[1:]) < stride:
         raise ConfigError(
-            f"model {name}: got images of shape {image_shape}; it takes (C, H, W) with H and W of "
+            f"model {name}: got images of shape {image_shape}; expected (C, H, W) with H and W of "
             f"{stride} or more"
         )
 

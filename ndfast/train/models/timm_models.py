@@ -42,7 +42,7 @@ class TimmNetwork(nn.Module):
         super().__init__()
         self.timm_model: Any = timm_model
         if not isinstance(self.classifier, nn.Linear):
-            raise ValueError(f"its classifier is {_kind(self.classifier)}; it takes one nn.Linear")
+            raise ValueError(f"its classifier is {_kind(self.classifier)}; expected one nn.Linear")
         self.dim = self.classifier.in_features
         self.stage_channels: tuple[int, ...] = ()
         self._stage_indices: list[int] = []
@@ -114,7 +114,7 @@ def build_timm_model(
     if pretrained and published is not None and published.num_classes != num_classes:
         raise ConfigError(
             f"model {name}: its pretrained classifier has {published.num_classes} classes, the "
-            f"data has {num_classes}; it takes a checkpoint of its own"
+            f"data has {num_classes}; expected a checkpoint of its own"
         )
     if published is not None and published.fixed_input_size:
         sizes["img_size"] = image_shape[1:]

@@ -79,7 +79,7 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
         raise ConfigError(f"{path}: {error}") from error
     found = {name: value.to(wanted[name].dtype) for name, value in found.items()}
     if broken := [name for name, value in found.items() if not value.isfinite().all()]:
-        raise ConfigError(f"{path}: {listed('NaN or Inf in', broken)}; it takes finite weights")
+        raise ConfigError(f"{path}: {listed('NaN or Inf in', broken)}; expected finite weights")
     model.load_state_dict(found, strict=False)  # a counter may be missing
 
 

@@ -50,7 +50,7 @@ def load_recipe(name: str, method: str | None = None) -> dict[str, Any]:
         recipe = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
     except FileNotFoundError:
         raise ConfigError(
-            f"recipe: got {name!r}; it takes a .toml file, a run's config.json or "
+            f"recipe: got {name!r}; expected a .toml file, a run's config.json or "
             f"{', '.join(recipe_names())}"
         ) from None
     except (OSError, ValueError) as error:  # of which the decoders' errors are

@@ -117,7 +117,7 @@ def open_folder(config: RunConfig) -> None:
         replaced.set_aside(folder, (*_FILES, *_FOLDERS))
     elif begun is not None:
         raise ConfigError(
-            f"out: {folder} holds a run; it takes --resume to go on with it, --overwrite to "
+            f"out: {folder} holds a run; expected --resume to go on with it, --overwrite to "
             "replace it, or another folder"
         )
 
@@ -145,8 +145,8 @@ def _check_nothing_is_lost(folder: Path) -> None:
         # A hidden file is what a killed write left.
         if path.is_file() or any(not each.name.startswith(".") for each in path.glob("*")):
             raise ConfigError(
-                f"out: {path} is there, but no run's {CONFIG}: what is in it would be lost; it "
-                "takes another folder"
+                f"out: {path} is there, but no run's {CONFIG}: what is in it would be lost; "
+                "expected another folder"
             )
 
 
@@ -160,7 +160,7 @@ def _check_inputs_stay(config: RunConfig, folder: Path) -> None:
         if any(Path(value).resolve().is_relative_to(path) for path in removed):
             raise ConfigError(
                 f"{item.name}: got {value!r}, which --overwrite removes with the run in {folder}; "
-                "it takes a copy somewhere else"
+                "expected a copy somewhere else"
             )
 
 

@@ -138,7 +138,7 @@ def _build_writer(folder: Path, last_step: int) -> SummaryWriter:
         from torch.utils.tensorboard import SummaryWriter
     except ModuleNotFoundError as error:
         raise ConfigError(
-            "tensorboard: the package is missing; it takes `pip install tensorboard`"
+            "tensorboard: the package is missing; expected `pip install tensorboard`"
         ) from error
     # What was written from purge_step on is passed over by TensorBoard.
     return SummaryWriter(str(folder), purge_step=last_step + 1)
