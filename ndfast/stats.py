@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import NamedTuple
 
 import torch
@@ -21,8 +22,16 @@ class NDStats(NamedTuple):
     """Mean cosine of the student's feature and its class mean: the direction's part, at most 1."""
     norm_ratio: Tensor
     """Mean ‖s‖ / ‖t‖; NaN without a teacher."""
-    longer: Tensor
+    fraction_student_longer: Tensor
     """Share of rows with ‖s‖ ≥ ‖t‖, whose norm the loss no longer pulls; NaN without a teacher."""
+
+    @property
+    def longer(self) -> Tensor:
+        """`fraction_student_longer` by its name of before 0.1.0; it goes with the next version."""
+        warnings.warn(
+            "NDStats.longer: is now fraction_student_longer", DeprecationWarning, stacklevel=2
+        )
+        return self.fraction_student_longer
 
 
 def stats_of(rows: Rows, measures: Tensor) -> NDStats:

@@ -157,7 +157,7 @@ def _natural_scales(exact: Case, call: Call) -> dict[str, Tensor]:
         scales["cosine"] = imprecise.sum()[None]
         norms = torch.cat([terms.student_norm, terms.teacher_norm])
         if not ((norms > 0) & (norms < 1e-18)).any():  # their squares are float32's
-            scales["norm_ratio"] = scales["longer"] = torch.zeros(1)
+            scales["norm_ratio"] = scales["fraction_student_longer"] = torch.zeros(1)
     return {name: scale.nan_to_num(0, 0).clamp_min(tiny)[:, None] for name, scale in scales.items()}
 
 

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 N, D, K = 12, 8, 5
 EXAMPLE = Path(__file__).parents[1] / "examples/lightning/train.py"
-PARTS = {"loss", "ce", "kd", "nd", "cosine", "norm_ratio", "longer"}
+PARTS = {"loss", "ce", "kd", "nd", "cosine", "norm_ratio", "fraction_student_longer"}
 
 
 class Network(nn.Module):

@@ -149,3 +149,9 @@ def test_module_and_torch_func() -> None:
     )(S)
     assert numbers(stats) == pytest.approx(EXPECTED)
     assert gradient.shape == S.shape
+
+
+def test_the_old_name_of_the_share_of_longer_rows() -> None:
+    stats = ndfast.NDStats(torch.tensor(0.1), torch.tensor(0.2), torch.tensor(0.3))
+    with pytest.warns(DeprecationWarning, match="^NDStats.longer: is now fraction_student_longer$"):
+        assert stats.longer is stats.fraction_student_longer

@@ -166,11 +166,11 @@ def test_class_means_are_those_of_every_row() -> None:
 
 def test_the_finite_check_forgets_what_it_was_asked() -> None:
     check = FiniteCheck(Accelerator(cpu=True))
-    check.ask(torch.tensor(1.0))
-    check.ask(torch.tensor(float("inf")))
-    assert not check.answer()
-    check.ask(torch.tensor(1.0))
-    assert check.answer()
+    check.watch(torch.tensor(1.0))
+    check.watch(torch.tensor(float("inf")))
+    assert not check.all_finite()
+    check.watch(torch.tensor(1.0))
+    assert check.all_finite()
 
 
 def test_finite_gradients_however_large() -> None:
@@ -178,8 +178,8 @@ def test_finite_gradients_however_large() -> None:
     weight = nn.Parameter(torch.zeros(3))
     for gradient, finite in ((3e38, True), (float("nan"), False), (-float("inf"), False)):
         weight.grad = torch.tensor([3e38, gradient, 3e38])
-        check.ask_gradient([weight])
-        assert check.answer() == finite
+        check.clip_and_watch([weight])
+        assert check.all_finite() == finite
 
 
 def test_the_stopwatch_adds_up_a_steps_parts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -241,7 +241,7 @@ def test_two_processes_train_as_one_with_the_whole_batch(tmp_path: Path) -> None
         "import sys, torch\n"
         f"sys.path[:0] = {[str(Path(__file__).parent)]!r}\n"
         "from pathlib import Path\n"
-        "from ndfast.train.machine.processes import leave_together\n"
+        "from ndfast.train.machine.processes import shut_down\n"
         "from test_train_loop import parameters, toy_rows, toy_trainer\n"
         "trainer = toy_trainer(Path(sys.argv[1]), toy_rows(23), batch_size=4, epochs=2)\n"
         "trainer.train(trainer.log, trainer.bar, lambda epoch_ends: None)\n"
@@ -251,7 +251,7 @@ def test_two_processes_train_as_one_with_the_whole_batch(tmp_path: Path) -> None
         "    trainer.evaluate()\n"
         "accelerator = trainer.accelerator\n"
         "del trainer\n"
-        "leave_together(accelerator)\n"
+        "shut_down(accelerator)\n"
     )
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
     done = subprocess.run(

@@ -24,7 +24,7 @@ from small_runs import quiet_run, small_config
 
 from ndfast.cli import main
 from ndfast.train.errors import ConfigError
-from ndfast.train.machine.processes import build_accelerator, leave_together
+from ndfast.train.machine.processes import build_accelerator, shut_down
 from ndfast.train.runs import run as train_run
 from ndfast.train.runs.records import RunLog
 
@@ -188,7 +188,7 @@ def test_what_trainings_leave_goes_before_the_processes_group() -> None:
         end_training=lambda: at_the_end.append(left()),
     )
     try:
-        leave_together(accelerator)
+        shut_down(accelerator)
     finally:
         gc.enable()
     assert at_the_end == ["together", None]

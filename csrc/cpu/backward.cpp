@@ -29,7 +29,7 @@ struct Backward {
   T gamma(int64_t i) const { return coefficients[2 * N + i]; }
   T delta(int64_t i) const { return coefficients[3 * N + i]; }
   // An ignored row has zeros for coefficients; its gradient is 0 even where it holds NaN.
-  bool is_dead(int64_t i) const { return alpha(i) == 0 && beta(i) == 0; }
+  bool is_ignored(int64_t i) const { return alpha(i) == 0 && beta(i) == 0; }
   T upstream(int64_t i) const { return T(grad_loss[i] * scale); }
 
   void rows(int64_t begin, int64_t end) const {
@@ -40,7 +40,7 @@ struct Backward {
     for (int64_t i = begin; i < end; ++i) {
       const T g = upstream(i);
       if (leave_finished && g == 1) continue;
-      const bool dead = is_dead(i);
+      const bool dead = is_ignored(i);
       const T* c = dead ? nullptr : centres[i];
       const void* addend = grad_features ? grad_features->row(i).data : nullptr;
       if (!c) {  // ignored, or the labels have changed since forward
@@ -72,7 +72,7 @@ struct Backward {
     const auto label = [&](int64_t e) { return e < N ? index.target[e] : index.target_b[e - N]; };
     const auto counts = [&](int64_t e) {
       const int64_t k = label(e);
-      return k >= 0 && k < K && !is_dead(e % N);
+      return k >= 0 && k < K && !is_ignored(e % N);
     };
     std::vector<int64_t> first(K + 1, 0), by_class(entries);
     for (int64_t e = 0; e < entries; ++e) {

@@ -36,7 +36,7 @@ struct Coefficients {
   T alpha;
   T beta;
   T delta;
-  bool is_dead;  // an ignored row: its gradient is 0 even where it holds NaN
+  bool is_ignored;  // an ignored row: its gradient is 0 even where it holds NaN
 };
 
 template <class T>
@@ -90,7 +90,7 @@ __global__ void __launch_bounds__(kBackwardThreads, kMix&& kPieces > 1 ? 3 : 4)
             Piece<T, S, n> gradient;
             gradient.fill([&](int e) {
               const T nd = fma(by.alpha, c[k].get(e, share), by.beta * s[k][e]);
-              return by.is_dead ? g[k][e] : g[k][e] + nd;
+              return by.is_ignored ? g[k][e] : g[k][e] + nd;
             });
             if (col < pieces) gradient.store(p.grad_student, i, col);
           }
@@ -101,7 +101,7 @@ __global__ void __launch_bounds__(kBackwardThreads, kMix&& kPieces > 1 ? 3 : 4)
             const int col = begin + k * blockDim.x;
             Piece<T, C, n> gradient;
             gradient.fill([&](int e) {
-              return by.is_dead ? T(0) : fma(by.alpha, s[k][e], by.delta * c[k].get(e, share));
+              return by.is_ignored ? T(0) : fma(by.alpha, s[k][e], by.delta * c[k].get(e, share));
             });
             if (col < pieces) gradient.store(p.grad_centres, i, col);
           }
@@ -111,12 +111,12 @@ __global__ void __launch_bounds__(kBackwardThreads, kMix&& kPieces > 1 ? 3 : 4)
     if (p.grad_teacher.data) {
       const T upstream = upstream_of(p, i);
       const T gamma = upstream * p.coefficients[2 * p.N + i];
-      const bool is_dead = p.coefficients[i] == T(0) && p.coefficients[p.N + i] == T(0);
+      const bool is_ignored = p.coefficients[i] == T(0) && p.coefficients[p.N + i] == T(0);
 #pragma unroll 1
       for (int col = threadIdx.x; col < pieces; col += blockDim.x) {
         Piece<T, S, n> t, gradient;
         t.load(p.teacher, i, col, true);
-        gradient.fill([&](int e) { return is_dead ? T(0) : gamma * t[e]; });
+        gradient.fill([&](int e) { return is_ignored ? T(0) : gamma * t[e]; });
         gradient.store(p.grad_teacher, i, col);
       }
     }
@@ -209,7 +209,7 @@ __global__ void __launch_bounds__(kColumns* kClassRows, 4)
       const auto by =
           times_upstream(read[r], rows.grad_loss.dtype, are_classes<kMix>(rows.centres, labels));
       const T own_share = !kMix || is_first[r] ? share : T(1) - share;
-      const bool adds = is_row(j, r) && !by.is_dead;
+      const bool adds = is_row(j, r) && !by.is_ignored;
 #pragma unroll
       for (int e = 0; e < n; ++e) {
         const T gradient = fma(by.alpha, s[r][e], by.delta * c.get(e, share));

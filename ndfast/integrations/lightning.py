@@ -19,9 +19,9 @@ class NDDistillation(LightningModule):
     """Trains a student by cross entropy, KD and the ND loss; subclass it for the optimizer.
 
     Each step logs the total "train/loss" and its parts "train/ce", "train/kd" and "train/nd", and
-    of `ndfast.NDStats` "train/cosine", "train/norm_ratio" and "train/longer". They are 0-dim
-    tensors, whose values Lightning asks for only every ``log_every_n_steps`` steps; between these
-    nothing synchronises with a GPU.
+    of `ndfast.NDStats` "train/cosine", "train/norm_ratio" and "train/fraction_student_longer". They
+    are 0-dim tensors, whose values Lightning asks for only every ``log_every_n_steps`` steps;
+    between these nothing synchronises with a GPU.
 
     The teacher moves with the module, but is no submodule. So it is in no checkpoint, and what goes
     over the module's parameters and modules leaves it as it is: an optimizer, ``unfreeze``, and the

@@ -61,8 +61,8 @@ def test_nothing_waits_for_the_gpu_but_the_finite_check(tmp_path: Path) -> None:
     loss = torch.tensor([1.0, float("nan")], device="cuda")
     torch.cuda.set_sync_debug_mode("error")
     try:
-        check.ask(loss[0])
-        check.ask(loss[1])
+        check.watch(loss[0])
+        check.watch(loss[1])
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert not check.answer()
+    assert not check.all_finite()

@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from ndfast.backends.triton.tiles import (
-    is_dead,
+    is_ignored,
     load_centres,
     load_labels,
     load_tile,
@@ -57,7 +57,7 @@ def backward_kernel(
             )
         alpha = tl.load(coefficients + rows, mask=in_batch, other=0.0)
         beta = tl.load(coefficients + N + rows, mask=in_batch, other=0.0)
-        dead = is_dead(alpha, beta)
+        dead = is_ignored(alpha, beta)
         after_two = coefficients + 2 * tl.cast(N, tl.int64)
         if grad_teacher is not None:
             gamma = upstream * tl.load(after_two + rows, mask=in_batch, other=0.0)
@@ -160,7 +160,7 @@ def class_means_backward_kernel(
         gradient = alpha_s + (upstream * delta)[:, None] * c
         if target_b is not None:
             gradient *= tl.where((entry < N)[:, None], share, 1 - share)
-        total += tl.where(is_dead(alpha, beta), 0, gradient)
+        total += tl.where(is_ignored(alpha, beta), 0, gradient)
     cols = start + tl.arange(0, BLOCK_D)
     if num_parts > 1:
         tl.store(parts + part * D + cols, tl.sum(total, 0), mask=cols < D)

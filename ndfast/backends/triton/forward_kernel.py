@@ -6,7 +6,13 @@ import triton
 import triton.language as tl
 
 from ndfast.backends import reference
-from ndfast.backends.triton.tiles import is_dead, load_centres, load_labels, load_tile, store_tile
+from ndfast.backends.triton.tiles import (
+    is_ignored,
+    load_centres,
+    load_labels,
+    load_tile,
+    store_tile,
+)
 
 _NONE = tl.constexpr(reference.NONE)
 _MEAN = tl.constexpr(reference.MEAN)
@@ -154,7 +160,7 @@ def forward_kernel(
                 tl.store(after_six + rows, tl.where(counts, longer, 0), mask=in_batch)
                 tl.store(after_six + N + rows, counts.to(dtype), mask=in_batch)
             if grad_student is not None:
-                dead = is_dead(alpha, beta)
+                dead = is_ignored(alpha, beta)
                 gradient = tl.where(dead, 0, alpha[:, None] * c + beta[:, None] * s)
                 store_tile(grad_student, rows, in_batch, 0, gradient, D, BLOCK_D)
                 for start in range(BLOCK_D, D, BLOCK_D):

@@ -68,6 +68,6 @@ def load_centres(class_means, label, target_b, label_b, share, stride, in_range,
 
 
 @triton.jit
-def is_dead(alpha, beta):
+def is_ignored(alpha, beta):
     """[ROWS, 1]: an ignored row has zeros for coefficients; its gradient is 0, even of NaN."""
     return ((alpha == 0) & (beta == 0))[:, None]

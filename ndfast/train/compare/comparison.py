@@ -22,8 +22,8 @@ from ndfast.train.engine.verdicts import summarise_checks
 from ndfast.train.errors import CheckpointError
 from ndfast.train.machine.processes import (
     build_accelerator,
-    leave_together,
     resolve_precision,
+    shut_down,
     torch_settings,
 )
 from ndfast.train.machine.progress import Bars
@@ -112,7 +112,7 @@ def compare(
             ) from error
         console.print(build_comparison_table(results))
         console.print(f"Written to {out}: {folder.RESULTS}, {folder.REPORT}, {PICTURE}, runs/")
-    leave_together(accelerator)
+    shut_down(accelerator)
     return results
 
 

@@ -22,7 +22,7 @@ def move(
     ]
 
 
-def rows_once(
+def evaluation_batches(
     accelerator: Accelerator, dataset: CocoDataset, rows: Sequence[int], batch_size: int
 ) -> Iterator[tuple[list[int], list[Tensor], list[Target]]]:
     """This process's share of the rows of a data set, in whole batches, not augmented.

@@ -7,7 +7,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 import ndfast
-from ndfast.train.detection.batches import rows_once
+from ndfast.train.detection.batches import evaluation_batches
 from ndfast.train.detection.coco import CocoDataset
 from ndfast.train.detection.detector import Detector, Target
 from ndfast.train.errors import ConfigError
@@ -40,7 +40,9 @@ def take_class_means(
         ConfigError: there is no background, or a mean is not finite.
     """
     means = ndfast.ClassMeans(teacher.num_classes + 1, teacher.dim)
-    for _, images, targets in rows_once(accelerator, dataset, range(len(dataset)), batch_size):
+    for _, images, targets in evaluation_batches(
+        accelerator, dataset, range(len(dataset)), batch_size
+    ):
         maps = teacher.encode(images)
         rows, _ = teacher.sample(maps, targets)
         means.update(teacher.read(maps, rows.boxes).features, rows.labels)
@@ -49,7 +51,7 @@ def take_class_means(
     missed = (means.counts[:-1].cpu() == 0) & ~without_box
     having = [image for image, target in enumerate(dataset.targets) if missed[target.labels].any()]
     missed = missed.to(accelerator.device)
-    for _, images, targets in rows_once(accelerator, dataset, having, batch_size):
+    for _, images, targets in evaluation_batches(accelerator, dataset, having, batch_size):
         own = [Target(*(part[missed[target.labels]] for part in target)) for target in targets]
         features = teacher.read(teacher.encode(images), [target.boxes for target in own]).features
         means.update(features, torch.cat([target.labels for target in own]))

@@ -13,7 +13,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import Tensor
 
-from ndfast.train.detection.batches import rows_once
+from ndfast.train.detection.batches import evaluation_batches
 from ndfast.train.detection.coco import CocoDataset
 from ndfast.train.detection.detector import Detector
 
@@ -34,7 +34,9 @@ def average_precision(
         "map", the mean over overlaps of 0.5 to 0.95, and "map50"; both from 0 to 1.
     """
     found = []
-    for rows, images, _ in rows_once(accelerator, dataset, range(len(dataset)), batch_size):
+    for rows, images, _ in evaluation_batches(
+        accelerator, dataset, range(len(dataset)), batch_size
+    ):
         for row, detections in zip(rows, detector.detect(images), strict=True):
             boxes = detections.boxes.clone()
             boxes[:, 2:] -= boxes[:, :2]  # COCO's are left, top, width, height
@@ -90,7 +92,9 @@ def feature_metrics(
         over those whose class has one; NaN without any.
     """
     sums = torch.zeros(4, dtype=torch.float64, device=accelerator.device)
-    for _, images, targets in rows_once(accelerator, dataset, range(len(dataset)), batch_size):
+    for _, images, targets in evaluation_batches(
+        accelerator, dataset, range(len(dataset)), batch_size
+    ):
         boxes = [target.boxes for target in targets]
         features = detector.read(detector.encode(images), boxes).features.float()
         centres = class_means[torch.cat([target.labels for target in targets])]

@@ -128,14 +128,14 @@ class DetectionTrainer:
         with self.stopwatch.part("forward"):
             parts = self.model(images, targets, self.teacher)
             loss = torch.stack([*parts.values()]).sum()
-        self.finite.ask(loss)
+        self.finite.watch(loss)
         losses = {name: value.detach() for name, value in {"loss": loss, **parts}.items()}
         with self.stopwatch.part("backward"):
             self.accelerator.backward(loss)
         rate = learning_rate(self.shared, position.step, self.steps_per_epoch)
         with self.stopwatch.part("optimizer"):
-            self.finite.ask_gradient(self.model.parameters())
-            finite = self.finite.answer()
+            self.finite.clip_and_watch(self.model.parameters())
+            finite = self.finite.all_finite()
             if finite:
                 step_at(self.optimizer, rate)
         self.skipping.end_step(finite, [losses], self.log)
@@ -147,7 +147,7 @@ class DetectionTrainer:
             return
         images_in_step = self.config.batch_size * self.accelerator.num_processes
         speed = images_in_step / self.stopwatch.seconds_per_step()
-        position.tell(self.accelerator, [losses], rate, speed, self.log, self.bar)
+        position.log_step(self.accelerator, [losses], rate, speed, self.log, self.bar)
 
     def _end_epoch(self, seconds: float) -> None:
         position = self.position

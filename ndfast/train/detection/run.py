@@ -29,8 +29,8 @@ from ndfast.train.distill.teacher import read_class_means
 from ndfast.train.errors import ConfigError
 from ndfast.train.machine.processes import (
     build_accelerator,
-    leave_together,
     resolve_precision,
+    shut_down,
     torch_settings,
 )
 from ndfast.train.machine.progress import Bars
@@ -90,7 +90,7 @@ def run(config: DetectionConfig, console: Console) -> dict[str, Any]:
     if accelerator.is_main_process:
         console.print(build_detection_table(results))
         console.print(f"Written to {config.out}")
-    leave_together(accelerator)
+    shut_down(accelerator)
     return results
 
 
@@ -126,7 +126,7 @@ def _train_all(
     accelerator: Accelerator, config: DetectionConfig, data: DetectionData, out: Path, bars: Bars
 ) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]]:
     """The results, and by training its log."""
-    _rehearse(accelerator, config, data)
+    _validate_setup(accelerator, config, data)
     if accelerator.is_main_process and config.teacher_weights is None:
         folder.begin(config)  # the teacher's training is a part of it
     teacher = _find_teacher(accelerator, config, data, out, bars)
@@ -155,7 +155,7 @@ def _train_all(
     return results, logs
 
 
-def _rehearse(accelerator: Accelerator, config: DetectionConfig, data: DetectionData) -> None:
+def _validate_setup(accelerator: Accelerator, config: DetectionConfig, data: DetectionData) -> None:
     """Raises what would only be raised once a teacher has been trained, and costs nothing."""
     count_steps(accelerator, data.train, config)
     check_inputs(config, {})

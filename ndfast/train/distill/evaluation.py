@@ -21,7 +21,7 @@ Module = TypeVar("Module", bound=nn.Module)
 IGNORED = -100
 
 
-def rows_once(
+def evaluation_batches(
     accelerator: Accelerator,
     dataset: BatchDataset,
     config: TrainConfig,
@@ -51,7 +51,7 @@ def rows_once(
 
 
 def count_batches(accelerator: Accelerator, dataset: BatchDataset) -> int:
-    """How many batches `rows_once` gives."""
+    """How many batches `evaluation_batches` gives."""
     return len(_batches(accelerator, dataset, None))
 
 
@@ -123,7 +123,7 @@ def evaluate(
         the features to their label's class mean.
     """
     sums = torch.zeros(5, dtype=torch.float64, device=accelerator.device)
-    for images, labels in rows_once(accelerator, dataset, config):
+    for images, labels in evaluation_batches(accelerator, dataset, config):
         found = model(images)
         features, logits = found["features"].float(), found["logits"].float()
         counted = labels != IGNORED
@@ -174,7 +174,7 @@ def take_class_means(
         ValueError: a class has no row, its mean is not finite, or a row did not count once.
     """
     means = ndfast.ClassMeans(num_classes, network.dim, ignore_index=IGNORED)
-    for images, labels in rows_once(accelerator, dataset, config, data_seed):
+    for images, labels in evaluation_batches(accelerator, dataset, config, data_seed):
         with accelerator.autocast():
             output: Output = network(images)
         means.update(output.features, labels)

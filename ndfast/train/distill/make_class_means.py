@@ -14,7 +14,7 @@ from ndfast.train.data import build_data
 from ndfast.train.distill.teacher import AUGMENTED, FROM_TEACHER, find_class_means, load_teacher
 from ndfast.train.errors import ConfigError
 from ndfast.train.files import check_writable
-from ndfast.train.machine.processes import build_accelerator, leave_together, torch_settings
+from ndfast.train.machine.processes import build_accelerator, shut_down, torch_settings
 from ndfast.train.machine.progress import Bars
 
 
@@ -49,4 +49,4 @@ def make_class_means(config: TrainConfig, out: Path, augmented: bool, console: C
             raise ConfigError(f"out: cannot write to {str(out)!r}: {reason_of(error)}") from error
         K, D = means.shape
         console.print(f"Written to {out}: {K} classes, {D} features, {len(data.train)} images")
-    leave_together(accelerator)
+    shut_down(accelerator)

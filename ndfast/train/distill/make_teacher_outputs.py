@@ -25,8 +25,8 @@ from ndfast.train.distill.teacher import prepare_teacher
 from ndfast.train.errors import ConfigError
 from ndfast.train.machine.processes import (
     build_accelerator,
-    leave_together,
     resolve_precision,
+    shut_down,
     torch_settings,
 )
 from ndfast.train.machine.progress import Bars
@@ -92,7 +92,7 @@ def make_teacher_outputs(
             raise ConfigError(f"out: cannot write to {str(out)!r}: {reason_of(error)}") from error
         except ValueError as error:
             raise ConfigError(f"out: {error}") from error
-    leave_together(accelerator)
+    shut_down(accelerator)
     console.print(f"Written to {out}")
 
 

@@ -17,8 +17,8 @@ from ndfast.train.distill.evaluation import (
     IGNORED,
     count_batches,
     evaluate,
+    evaluation_batches,
     place,
-    rows_once,
     take_class_means,
 )
 from ndfast.train.errors import ConfigError
@@ -179,7 +179,7 @@ def _check_own(
     """
     K, D = means.shape
     sums = torch.zeros(K, D + 2, dtype=torch.float64, device=accelerator.device)
-    for images, labels in rows_once(accelerator, data.test, config):
+    for images, labels in evaluation_batches(accelerator, data.test, config):
         with accelerator.autocast():
             output: Output = network(images)
         right = output.logits.argmax(dim=1) == labels

@@ -7,11 +7,10 @@ from collections.abc import Iterable
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 
 class FiniteCheck:
-    """Is told what must be finite, and answers before the optimiser steps.
+    """Watches what must be finite, and tells before the optimiser steps.
 
     A finite loss can have a gradient that is not, which would end in every parameter and in every
     later checkpoint. So the answer waits for the backward pass: the one time in a step that the
@@ -23,13 +22,13 @@ class FiniteCheck:
 
     def __init__(self, accelerator: Accelerator) -> None:
         self.accelerator = accelerator
-        self._asked: list[Tensor] = []
+        self._watched: list[Tensor] = []
 
-    def ask(self, value: Tensor) -> None:
-        """Takes a loss or a norm, 0-dim, of the step to come."""
-        self._asked.append(_own_part(value.detach()))
+    def watch(self, value: Tensor) -> None:
+        """Takes in a loss or a norm, 0-dim, of the step to come."""
+        self._watched.append(value.detach())
 
-    def ask_gradient(self, parameters: Iterable[Tensor], clip_norm: float | None = None) -> None:
+    def clip_and_watch(self, parameters: Iterable[Tensor], clip_norm: float | None = None) -> None:
         """Takes the parameters' gradient, after cutting it to ``clip_norm``.
 
         With float16's scale an infinite one is nothing unusual: the scaler leaves such a step out
@@ -41,12 +40,12 @@ class FiniteCheck:
         else:
             norm = _norm(value.grad for value in parameters if value.grad is not None)
         if self.accelerator.scaler is None:
-            self.ask(norm)
+            self.watch(norm)
 
-    def answer(self) -> bool:
-        """Whether all since the last answer was finite."""
-        bad = (~torch.stack(self._asked).isfinite()).any().float()
-        self._asked.clear()
+    def all_finite(self) -> bool:
+        """Whether all that was watched since the last call was finite."""
+        bad = (~torch.stack(self._watched).isfinite()).any().float()
+        self._watched.clear()
         if self.accelerator.num_processes > 1:
             bad = self.accelerator.reduce(bad, "sum")
         return not bool(bad)
@@ -57,8 +56,10 @@ class FiniteCheck:
         Raises:
             FloatingPointError: they are not finite.
         """
-        self.ask(_norm(value for value in model.state_dict().values() if value.is_floating_point()))
-        if not self.answer():
+        self.watch(
+            _norm(value for value in model.state_dict().values() if value.is_floating_point())
+        )
+        if not self.all_finite():
             raise FloatingPointError(
                 f"the weights are NaN or infinite after step {step}; they are not saved, and the "
                 "checkpoints before are kept; a lower learning rate may help"
@@ -66,11 +67,6 @@ class FiniteCheck:
 
 
 def _norm(values: Iterable[Tensor]) -> Tensor:
-    parts = [_own_part(value.detach()) for value in values]
+    parts = [value.detach() for value in values]
     # Of the largest values: a sum of squares may overflow where all of them are finite.
     return nn.utils.get_total_norm([part for part in parts if part.numel()], float("inf"))
-
-
-def _own_part(value: Tensor) -> Tensor:
-    """This process's part of a tensor that is spread over the processes."""
-    return value.to_local() if isinstance(value, DTensor) else value

@@ -201,7 +201,7 @@ class Trainer:
                 check.begin(self._nd_factor() / accumulate)
             with nullcontext() if last else self.accelerator.no_sync(self.model):
                 total, parts = self.losses(batch, number)
-                self.finite.ask(total)
+                self.finite.watch(total)
                 losses.append({"loss": total.detach()} | parts)
                 with self.stopwatch.part("backward"):
                     self.accelerator.backward(total / accumulate if accumulate > 1 else total)
@@ -209,8 +209,8 @@ class Trainer:
                 check.end(parts["nd"])
         rate = learning_rate(self.config, position.step, self.steps_per_epoch)
         with self.stopwatch.part("optimizer"):
-            self.finite.ask_gradient(self.model.parameters(), self.config.clip_norm)
-            finite = self.finite.answer()
+            self.finite.clip_and_watch(self.model.parameters(), self.config.clip_norm)
+            finite = self.finite.all_finite()
             if finite:
                 step_at(self.optimizer, rate)
                 if self.average is not None:
@@ -222,7 +222,7 @@ class Trainer:
         self.optimizer.zero_grad()
         position.step += 1
         self.stopwatch.end_step()
-        self._tell(losses, rate)
+        self._log_step(losses, rate)
 
     def _is_checked(self) -> bool:
         """Whether the step to come is one of the first, of a warm-up too, or is logged."""
@@ -274,14 +274,14 @@ class Trainer:
     def _warmup(self, epochs: int) -> float:
         return min(1.0, self.position.epoch / epochs) if epochs else 1.0
 
-    def _tell(self, losses: list[dict[str, Tensor]], rate: float) -> None:
+    def _log_step(self, losses: list[dict[str, Tensor]], rate: float) -> None:
         position = self.position
         if position.step % self.config.log_every:
             self.bar.advance()
             return
         images = self.config.batch_size * self.accelerator.num_processes * len(losses)
         speed = images / self.stopwatch.seconds_per_step()
-        position.tell(self.accelerator, losses, rate, speed, self.log, self.bar)
+        position.log_step(self.accelerator, losses, rate, speed, self.log, self.bar)
 
     def _end_epoch(self, images: int, seconds: float) -> None:
         position = self.position

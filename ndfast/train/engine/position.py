@@ -104,7 +104,7 @@ class Position:
         self.sums, self.counted = {}, 0
         return means
 
-    def tell(
+    def log_step(
         self,
         accelerator: Accelerator,
         losses: list[dict[str, Tensor]],

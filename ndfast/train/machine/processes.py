@@ -107,7 +107,7 @@ def _join_restarted() -> None:
     dist.init_process_group("gloo", store=named, rank=rank, world_size=world)
 
 
-def leave_together(accelerator: Accelerator) -> None:
+def shut_down(accelerator: Accelerator) -> None:
     """Ends all processes at once: one that is gone early looks like one that failed.
 
     The trainings are over. What DistributedDataParallel holds of the processes' group goes first:

@@ -33,8 +33,8 @@ from ndfast.train.engine.loop import Trainer, count_steps
 from ndfast.train.errors import CheckpointError, ConfigError
 from ndfast.train.machine.processes import (
     build_accelerator,
-    leave_together,
     resolve_precision,
+    shut_down,
     torch_settings,
 )
 from ndfast.train.machine.progress import Bars
@@ -79,7 +79,7 @@ def run(config: TrainConfig, console: Console) -> Results:
     if accelerator.is_main_process:
         console.print(build_run_table(results))
         console.print(f"Written to {config.out}")
-    leave_together(accelerator)
+    shut_down(accelerator)
     return results
 
 
@@ -94,7 +94,7 @@ def run_once(config: TrainConfig, bars: Bars) -> Results:
     if METHODS[config.method].nd:
         backend = resolve_backend(accelerator, config.backend)
     data = build_data(config.data, config.data_dir, config.image_size)
-    _rehearse(config, accelerator, data)
+    _validate_setup(config, accelerator, data)
     with folder.opened(config, accelerator):
         if (out / folder.RESULTS).exists():
             results = files.read_json(out / folder.RESULTS)
@@ -176,7 +176,7 @@ def check_inputs(config: Any, words: Mapping[str, tuple[str, ...]]) -> None:
             raise ConfigError(f"{name}: cannot read {path}: there is no such file")
 
 
-def _rehearse(config: TrainConfig, accelerator: Accelerator, data: Data) -> None:
+def _validate_setup(config: TrainConfig, accelerator: Accelerator, data: Data) -> None:
     """Raises what would only be raised once a teacher has been trained, and costs nothing."""
     count_steps(config, data, accelerator.num_processes)
     check_inputs(config, {"teacher_weights": (PRETRAINED,), "class_means": MEANS_WORDS})
