@@ -120,6 +120,9 @@ def check_same(folder: Path, there: Description, asked: Description) -> None:
         if was != now:
             raise ValueError(f"{name}: got {now}, but {folder} was made with {was}")
     check_metadata(folder, there.metadata, asked.metadata)
+    for name, value in there.metadata.items():
+        if name not in asked.metadata:
+            raise ValueError(f"{name}: got none, but {folder} was made with {value!r}")
 
 
 def check_metadata(folder: Path, there: Mapping[str, Any], expected: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""What the README says of the trainings is what they found: docs/evidence/ has it, seed by seed."""
+"""What the pages say of the trainings is what they found: docs/evidence/ has it, seed by seed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ pytest.importorskip("accelerate", reason="needs the extra [train]")
 from ndfast.train.compare.comparison import pair_differences
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
 SETS = {"digits": "digits", "mnist1d": "MNIST-1D"}
 PAIRS = ("KD", "DKD", "DIST", "ReviewKD")
 FOUND: dict[str, dict[str, Any]] = {
@@ -34,7 +34,7 @@ def test_the_table_of_pairs(name: str) -> None:
             assert pair[key] == pytest.approx(of_these[key], rel=1e-9), key
         mean, low, high = (f"{100 * end:+.2f}" for end in (pair["mean"], *pair["interval"]))
         cells.append(f"{mean} ({low} to {high})".replace("-", "−"))
-    assert f"| {name}++ − {name} | {' | '.join(cells)} |\n" in README
+    assert f"| {name}++ − {name} | {' | '.join(cells)} |\n" in PAGE
 
 
 def pair_of(base: str, with_nd: list[float], without: list[float]) -> dict[str, Any]:
@@ -49,11 +49,11 @@ def pair_of(base: str, with_nd: list[float], without: list[float]) -> dict[str, 
 
 
 def test_the_head_of_the_table_and_its_command() -> None:
-    assert f"\n| | {' | '.join(SETS.values())} |\n" in README
+    assert f"\n| | {' | '.join(SETS.values())} |\n" in PAGE
     for name, found in FOUND.items():
         assert found["config"]["data"] == found["data"]["name"] == name
         methods = " ".join(found["config"]["methods"])
-        assert f"ndfast compare --data NAME --seeds 10 --methods {methods}`" in README
+        assert f"ndfast compare --data NAME --seeds 10 --methods {methods}`" in PAGE
 
 
 def test_fused_and_reference_agree_as_said() -> None:
@@ -74,4 +74,4 @@ def test_fused_and_reference_agree_as_said() -> None:
             f" on the {steps:,} steps that were looked at, the loss to {loss} and each row's "
             f"gradient to {gradient} or better"
         )
-    assert f"{said}; the command fails where they do not." in " ".join(README.split())
+    assert f"{said}; the command fails where they do not." in " ".join(PAGE.split())

@@ -64,7 +64,7 @@ def test_seeds_and_methods_of_other_folders_are_added(
     again = collected(last, file, monkeypatch, "--curves", "--picture", str(tmp_path / "a.png"))
     for found in (expected, again):
         for run in (run for runs in found["runs"].values() for run in runs):
-            del run["parts_ms"]
+            del run["environment"]
     assert again == expected
     results = json.loads((whole / "results.json").read_text(encoding="utf-8"))
     assert again["pairs"] == results["pairs"]
@@ -75,23 +75,48 @@ def test_seeds_and_methods_of_other_folders_are_added(
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_another_training_is_another_file() -> None:
-    found = {"config": {"epochs": 2, "milestones": (1,)}, "runs": {"kd": []}, "backends": {}}
-    before = {"config": {"epochs": 2, "milestones": [1]}, "runs": {}, "backends": {}}
-    assert collect.merge(before, found)["runs"] == {"kd": []}
-    with pytest.raises(SystemExit, match=r"epochs: got 2, the file is of 3; expected another file"):
-        collect.merge({"config": {"epochs": 3, "milestones": [1]}, "runs": {}}, found)
+def found_of(accuracy: float = 0.5, seed: int = 4, **fields: Any) -> Found:
+    """As `collect` finds it, of one run."""
+    run = {"config": {"seed": seed}, "test": {"accuracy": accuracy}, "loss_check": None}
+    config = {"epochs": 2, "milestones": (1,), **fields}
+    return {
+        "config": config,
+        "losses": {"kd": {"temperature": config.pop("temperature", 4.0)}},
+        "teacher_sha256": config.pop("teacher", "ab"),
+        "data": {"name": "digits"},
+        "backends": {},
+        "runs": {"kd": [run]},
+    }
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        ({"epochs": 3}, r"epochs: got 3, the file is of 2; expected another file"),
+        ({"milestones": (1, 2)}, r"milestones: got \[1, 2\], the file is of \[1\]"),
+        ({"teacher": "cd"}, "teacher_sha256: got 'cd', the file is of 'ab'"),
+        ({"temperature": 2.0}, r"kd: got {'temperature': 2.0}, the file is of {'temperature': 4.0"),
+    ],
+)
+def test_another_training_is_another_file(other: Found, said: str) -> None:
+    before = json.loads(json.dumps(found_of()))
+    assert len(collect.merge(before, found_of(seed=5))["runs"]["kd"]) == 2
+    with pytest.raises(SystemExit, match=said):
+        collect.merge(before, found_of(**other))
 
 
 def test_the_newer_of_the_same_run_counts() -> None:
-    def runs(accuracy: float) -> Found:
-        run = {"config": {"seed": 4}, "test": {"accuracy": accuracy}}
-        return {"config": {}, "runs": {"kd": [run]}, "backends": {}}
-
-    before = runs(0.5)
+    before = json.loads(json.dumps(found_of(0.5)))
     kept = copy.deepcopy(before)
-    assert collect.merge(before, runs(0.6))["runs"] == runs(0.6)["runs"]
-    assert before == kept
+    found = collect.merge(before, found_of(0.6))
+    assert found["runs"] == found_of(0.6)["runs"]
+    assert before["runs"] == kept["runs"]
+
+
+def test_methods_without_a_common_seed_are_no_pair() -> None:
+    found = found_of(seed=4)
+    found["runs"]["kd++"] = found_of(seed=5)["runs"]["kd"]
+    assert collect.conclude(found)["pairs"] == []
 
 
 def test_class_means_that_say_the_same() -> None:

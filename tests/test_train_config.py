@@ -11,7 +11,8 @@ import pytest
 
 from ndfast.cli import main
 from ndfast.train.commands import add_train, read_config
-from ndfast.train.config.train_config import TrainConfig, check_same_run
+from ndfast.train.config.same_run import check_same_run
+from ndfast.train.config.train_config import TrainConfig
 from ndfast.train.engine.optimizers import learning_rate
 from ndfast.train.errors import ConfigError
 from ndfast.train.recipes import load_recipe
@@ -152,8 +153,16 @@ def test_another_training_is_not_resumed(change: dict[str, Any], named: str) -> 
     before["milestones"] = list(before["milestones"])  # as JSON gives it back
     check_same_run(TrainConfig(), before)
     check_same_run(replace(TrainConfig(), workers=3, checkpoint_every=5, resume=True), before)
-    with pytest.raises(ConfigError, match=f"^{named}: "):
+    with pytest.raises(ConfigError, match=f"^{named}: .* a resumed run takes the same$"):
         check_same_run(replace(TrainConfig(), **change), before)
+
+
+def test_a_run_of_before_channels_last_was_the_default_names_its_flag() -> None:
+    before = asdict(TrainConfig(channels_last=False))
+    check_same_run(TrainConfig(channels_last=False), before)
+    said = "^channels_last: got None, .* a resumed run takes the same, --no-channels-last$"
+    with pytest.raises(ConfigError, match=said):
+        check_same_run(TrainConfig(), before)
 
 
 def test_learning_rate_by_hand() -> None:

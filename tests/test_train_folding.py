@@ -74,6 +74,28 @@ class CalledTwice(TwoUses):
         return first + again
 
 
+class Aliased(TwoUses):
+    """Its convolution, or its norm, has a second name, and is called by that."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.second = nn.ModuleList([getattr(self, name)])
+        self.is_norm = name == "norm"
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.is_norm:
+            return self.second[0](self.convolution(images))
+        return self.norm(self.second[0](images))
+
+
+class WeightRead(TwoUses):
+    """The convolution's weight is used beside its call."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        again = nn.functional.conv2d(images, self.convolution.weight)
+        return self.norm(self.convolution(images)) + again
+
+
 class DependsOnData(TwoUses):
     """torch.fx cannot follow it."""
 
@@ -94,6 +116,9 @@ class Functional(TwoUses):
         TwoUses(),
         CalledTwice("norm"),
         CalledTwice("convolution"),
+        Aliased("norm"),
+        Aliased("convolution"),
+        WeightRead(),
         DependsOnData(),
         Functional(),
         nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False)),

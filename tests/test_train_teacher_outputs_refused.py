@@ -11,10 +11,11 @@ import torch
 
 pytest.importorskip("accelerate", reason="needs the extra [train]")
 
-from small_outputs import K, Kept, keep_outputs, make
+from small_outputs import K, Kept, as_arguments, keep_outputs, make
 from small_runs import quiet_run
 
 import ndfast
+from ndfast.cli import main
 from ndfast.train.errors import ConfigError
 from ndfast.train.models import build_model
 from ndfast.train.models.weights import save_weights
@@ -105,3 +106,34 @@ def test_making_refuses(kept: Kept, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert before == sorted(file.name for file in kept.folder.iterdir())
     assert make(kept.folder, **kept.flags) == 2
     assert "teacher_weights: got none; expected a checkpoint" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("first", ["--per-epoch", None])
+def test_views_and_epochs_do_not_mix(
+    first: str | None, kept: Kept, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each would take the other's pieces for its own."""
+    flags = {**kept.flags, "teacher_weights": kept.weights, "epochs": 2}
+    folder = kept.folder
+    if first is not None:
+        folder = tmp_path / "made"
+        assert make(folder, first, **flags) == 0
+    before = (folder / "outputs.json").read_bytes()
+    assert make(folder, *([] if first is not None else ["--per-epoch"]), **flags) == 2
+    got = "got none, but" if first is not None else "expected 0, but"
+    assert f"out: data_seed: {got}" in capsys.readouterr().err
+    assert (folder / "outputs.json").read_bytes() == before
+
+
+def test_several_seeds_want_the_data_seed_of_outputs_that_have_one(
+    kept: Kept, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = {**kept.flags, "teacher_weights": kept.weights, "epochs": 2, "data_seed": 7}
+    assert make(tmp_path / "made", "--per-epoch", **flags) == 0
+    config = kept.config(teacher_outputs=tmp_path / "made")
+    del config["method"]
+    compare = ["compare", *as_arguments(config), "--methods", "kd", "--seeds", "2"]
+    assert main([*compare, "--out", str(tmp_path / "run")]) == 2
+    said = "data_seed: got none for several seeds; expected 7, which"
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "run" / "runs").exists()

@@ -50,11 +50,16 @@ def test_what_is_there_is_named() -> None:
     assert sorted(str(path) for path in (modules | folders | top) - named) == []
 
 
-# Of ndfast/train/, from below: each imports only from those before it.
-ROOMS = (
-    *("errors", "interrupts", "files", "data", "models", "config", "recipes", "machine", "distill"),
-    *("engine", "report", "runs", "compare", "detection", "commands"),
-)
+def rooms() -> list[str]:
+    """Of ndfast/train/, from below, as its docstring lists them."""
+    told = ast.get_docstring(ast.parse((ROOT / "ndfast/train/__init__.py").read_text("utf-8")))
+    assert told is not None
+    return [
+        name
+        for line in told.splitlines()
+        if line.startswith("- ")
+        for name in re.findall(r"`(\w+)/?`", line.partition(":")[0])
+    ]
 
 
 def imported(path: Path) -> set[str]:
@@ -82,11 +87,13 @@ def test_only_the_command_line_knows_the_harness() -> None:
 
 
 def test_the_rooms_of_the_harness() -> None:
-    folder = ROOT / "ndfast" / "train"
+    folder, names = ROOT / "ndfast" / "train", rooms()
     there = {path.name.removesuffix(".py") for path in folder.iterdir()} - {"__pycache__"}
-    assert there - {"__init__"} == set(ROOMS)
-    for own in ROOMS:
+    assert there - {"__init__"} == set(names)
+    in_the_tree = {path.stem for path in named_in_the_tree() if path.parent == Path("ndfast/train")}
+    assert in_the_tree == set(names) - {"errors", "interrupts", "files"}
+    for own in names:
         paths = [*(folder / own).rglob("*.py")] or [folder / f"{own}.py"]
         for path in paths:
-            below = set(ROOMS[: ROOMS.index(own) + 1])
+            below = set(names[: names.index(own) + 1])
             assert {room(module) for module in imported(path)} - {None} <= below, path

@@ -2,7 +2,7 @@
 
 FOLDER is the one of `ndfast compare`, FILE.json in this folder. Runs that the file has already, of
 other seeds or methods of the same training, stay: so seeds can be added on another day, on another
-machine (`--first-seed`). A longer schedule is another training, and goes into another file.
+machine (`ndfast compare --seed`). A longer schedule is another training, and of another file.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ import numpy as np
 import ndfast
 from ndfast.files import write_whole
 from ndfast.train.compare.comparison import loss_checks, pair_differences
-from ndfast.train.config.train_config import HOW, MACHINE, WHAT, TrainConfig
+from ndfast.train.config.train_config import HOW, LOSSES, MACHINE, WHAT, TrainConfig
 from ndfast.train.report import plot_comparison
 
-ENVIRONMENT = ("python", "ndfast", "torch", "numpy", "simd", "device", "processes", "packages")
+ENVIRONMENT = ("git", "python", "ndfast", "torch", "numpy", "simd", "device", "processes")
 OWN_TO_A_RUN = ("seed", "resume", "overwrite", "probe", "check_loss")
+TEACHER = "teacher_sha256"
 
 Found = dict[str, Any]
 
@@ -38,13 +39,16 @@ def main() -> None:
         "--published-means", type=Path, metavar="FILE", help="the authors', to be compared with"
     )
     options = parser.parse_args()
-    found = collect(json.loads((options.folder / "results.json").read_text()), options.curves)
+    results = json.loads((options.folder / "results.json").read_text(encoding="utf-8"))
+    means = options.folder / "class_means.safetensors"
+    found = collect(results, options.curves)
+    found[TEACHER] = ndfast.load_class_means_metadata(means)[TEACHER]
     if options.published_means is not None:
-        own = ndfast.load_class_means(options.folder / "class_means.safetensors")
+        own = ndfast.load_class_means(means)
         published = ndfast.load_class_means(options.published_means)
         found["class_means"] = compare_class_means(own.numpy(), published.numpy())
     if options.file.exists():
-        found = merge(json.loads(options.file.read_text()), found)
+        found = merge(json.loads(options.file.read_text(encoding="utf-8")), found)
     found = conclude(found)
     write_whole(options.file, (json.dumps(found, indent=1, ensure_ascii=False) + "\n").encode())
     if options.picture is not None:
@@ -54,14 +58,18 @@ def main() -> None:
 def collect(results: Found, curves: bool) -> Found:
     """Of a comparison's results what is kept: no path, no time, nothing that can be computed."""
     config = results["config"]
-    kept = {
-        item.name: config[item.name]
+    kept = [
+        item
         for item in fields(TrainConfig)
         if item.name not in OWN_TO_A_RUN and item.metadata["metavar"] not in ("FILE", "DIR")
-    }
+    ]
+    losses = [item.name for item in kept if item.metadata["group"] == LOSSES]
     return {
-        "config": kept,
-        "environment": {name: results["environment"].get(name) for name in ENVIRONMENT},
+        "config": {item.name: config[item.name] for item in kept},
+        "losses": {
+            method: {name: runs[0]["config"][name] for name in losses}
+            for method, runs in results["runs"].items()
+        },
         **{name: results[name] for name in ("teacher", "student", "data")},
         "backends": {name: check["backend"] for name, check in results["loss_checks"].items()},
         "runs": {
@@ -75,13 +83,12 @@ def keep_run(run: Found, curves: bool) -> Found:
     epochs = run["epochs"] if curves else [run["epochs"][0], run["epochs"][-1]]
     return {
         "config": {"seed": run["config"]["seed"]},
-        "git": run["environment"]["git"],
+        "environment": {name: run["environment"].get(name) for name in ENVIRONMENT},
         "sha256": run["sha256"],
         "test": run["test"],
         "epochs": [
             {name: epoch[name] for name in ("epoch", "train", "test")} for epoch in rounded(epochs)
         ],
-        "parts_ms": rounded(run["parts_ms"]),
         "loss_check": run["loss_check"],
     }
 
@@ -97,12 +104,26 @@ def rounded(value: Any) -> Any:
 
 def merge(before: Found, found: Found) -> Found:
     """Both files' runs; of the same method and seed those of ``found``."""
-    for item in fields(TrainConfig):
-        name, group = item.name, item.metadata["group"]
-        if name in found["config"] and group in (WHAT, HOW, MACHINE):
-            was, now = before["config"].get(name), json.loads(json.dumps(found["config"][name]))
-            if was != now and not item.metadata["may_change"]:
-                sys.exit(f"{name}: got {now!r}, the file is of {was!r}; expected another file")
+    found = json.loads(json.dumps(found))  # tuples become lists, as they are in a file
+    shared = [
+        item.name
+        for item in fields(TrainConfig)
+        if item.metadata["group"] in (WHAT, HOW, MACHINE) and not item.metadata["may_change"]
+    ]
+    both = [(name, before.get(name), found.get(name)) for name in (TEACHER, "data")]
+    both += [
+        (name, before["config"].get(name), found["config"][name])
+        for name in shared
+        if name in found["config"]
+    ]
+    both += [
+        (method, before["losses"][method], losses)
+        for method, losses in found["losses"].items()
+        if method in before["losses"]
+    ]
+    for name, was, now in both:
+        if was != now:
+            sys.exit(f"{name}: got {now!r}, the file is of {was!r}; expected another file")
     runs = {}
     for method in dict.fromkeys((*before["runs"], *found["runs"])):
         by_seed = {
@@ -111,7 +132,8 @@ def merge(before: Found, found: Found) -> Found:
             for run in source["runs"].get(method, [])
         }
         runs[method] = [by_seed[seed] for seed in sorted(by_seed)]
-    return {**before, **found, "runs": runs, "backends": before["backends"] | found["backends"]}
+    by_method = {name: before[name] | found[name] for name in ("backends", "losses")}
+    return {**before, **found, **by_method, "runs": runs}
 
 
 def conclude(found: Found) -> Found:
@@ -125,6 +147,8 @@ def conclude(found: Found) -> Found:
         of_both = set.intersection(
             *({run["config"]["seed"] for run in runs[name]} for name in (base, plus))
         )
+        if not of_both:
+            continue
         chosen = {
             name: [run for run in runs[name] if run["config"]["seed"] in of_both]
             for name in (base, plus)

@@ -17,8 +17,8 @@ class NDTrainer(Trainer):
     """A Trainer that adds KD and the ND loss to a classification model's own loss in training.
 
     Evaluation has the model's loss alone. `ndfast.NDStats`, averaged over the steps and processes
-    since the last log, are logged beside "loss" as "nd_cosine", "nd_norm_ratio" and "nd_longer";
-    their values are not asked for at other steps.
+    since the last log, are logged beside "loss" as "nd_cosine", "nd_norm_ratio" and
+    "nd_fraction_student_longer"; their values are not asked for at other steps.
 
     The loss is a mean over the rows of each micro-batch, and the Trainer averages these means where
     gradients are accumulated; a shorter last one weighs as much as the others.

@@ -130,8 +130,8 @@ def add_teacher_outputs(parser: argparse.ArgumentParser) -> None:
     writing.add_argument(
         "--per-epoch",
         action="store_true",
-        help="keep the views of --epochs epochs for one --data-seed, where views are finitely many "
-        "too: fewer, if the epochs are",
+        help="keep the views of --epochs epochs for one --data-seed, also where the views are "
+        "finitely many: smaller where the epochs are fewer than these",
     )
     parser.usage = "ndfast teacher-outputs --teacher-weights FILE --out DIR [FLAG ...]"
     parser.epilog = _PROCESSES

@@ -17,7 +17,7 @@ from ndfast.train.compare.step_times import measure_step_times
 from ndfast.train.config.methods import METHODS
 from ndfast.train.config.train_config import TrainConfig, without_losses
 from ndfast.train.data import build_data
-from ndfast.train.distill.kept_outputs import find_teacher
+from ndfast.train.distill.kept_outputs import check_serves_all_seeds, find_teacher
 from ndfast.train.engine.verdicts import summarise_checks
 from ndfast.train.errors import CheckpointError
 from ndfast.train.machine.processes import (
@@ -62,6 +62,8 @@ def compare(
         `ndfast.train.compare.step_times`, or None.
 
     Raises:
+        ConfigError: several seeds are to read outputs that are kept for one data seed, and none is
+            given.
         ConfigError, CheckpointError, FloatingPointError: as `ndfast.train.runs.run.run`.
     """
     precision = resolve_precision(next(iter(configs.values())).precision)
@@ -73,7 +75,7 @@ def compare(
         Bars(console, accelerator.is_main_process) as bars,
         folder.opened(without_losses(config), accelerator),
     ):
-        shared = _prepare(config, bars)
+        shared = _prepare(config, bars, seeds)
         configs = {method: replace(chosen, **shared) for method, chosen in configs.items()}
         backends = {
             method: resolve_backend(accelerator, chosen.backend)
@@ -177,8 +179,10 @@ def loss_checks(
     return found
 
 
-def _prepare(config: TrainConfig, bars: Bars) -> dict[str, Any]:
+def _prepare(config: TrainConfig, bars: Bars, seeds: int) -> dict[str, Any]:
     """The teacher and its class means, once for all runs: the fields that lead there."""
+    if config.teacher_outputs is not None and seeds > 1 and config.data_seed is None:
+        check_serves_all_seeds(config.teacher_outputs)
     accelerator, shared = build_accelerator(config), without_losses(config)
     if config.teacher_weights is None and config.teacher_outputs is None:
         teacher_run = teacher_config(config)

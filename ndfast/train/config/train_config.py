@@ -5,9 +5,8 @@ The defaults are KD++'s on CIFAR-100 (arXiv 2305.17007: ResNet-56 to ResNet-20).
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
-from os.path import relpath
 from typing import Any
 
 from ndfast.dispatch import BACKENDS
@@ -274,33 +273,3 @@ def check_keys(keys: list[str], source: str) -> None:
             near = get_close_matches(key, names, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise ConfigError(f"{source}: unknown key {key!r}{hint}")
-
-
-def check_same_run(config: Any, before: dict[str, Any]) -> None:
-    """Raises ConfigError if ``before``, the config of the run to resume, is of another training.
-
-    ``config`` is a `TrainConfig`, or another dataclass with the same metadata.
-    """
-    now = asdict(config)
-    for item in fields(config):
-        if item.metadata["may_change"] or item.name == "out":
-            continue
-        was = before.get(item.name)
-        was = tuple(was) if isinstance(was, list) else was
-        is_file = item.metadata.get("metavar") == "FILE"
-        if was != now[item.name] and not (is_file and _has_moved_along(item.name, before, now)):
-            raise ConfigError(
-                f"{item.name}: got {now[item.name]!r}, but the run in {config.out} was started "
-                f"with {was!r}; a resumed run takes the same"
-            )
-
-
-def _has_moved_along(name: str, before: dict[str, Any], now: dict[str, Any]) -> bool:
-    """Whether a field's file lies where it lay as seen from the run's folder."""
-    places = []
-    for config in (before, now):
-        file = config.get(name)
-        if file is None:
-            return False
-        places.append(relpath(file, config["out"]))
-    return places[0] == places[1]

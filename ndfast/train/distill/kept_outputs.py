@@ -113,6 +113,19 @@ def find_teacher(
     return *prepare_teacher(accelerator, config, data, bars, with_means), data
 
 
+def check_serves_all_seeds(folder: str) -> None:
+    """Raises ConfigError if outputs are of one data seed; what is no outputs is told later."""
+    try:
+        metadata = TeacherOutputs(folder).metadata
+    except (OSError, ValueError):
+        return
+    if DATA_SEED in metadata:
+        raise ConfigError(
+            f"data_seed: got none for several seeds; expected {metadata[DATA_SEED]}, which "
+            f"{folder} was made with"
+        )
+
+
 def open_outputs(
     accelerator: Accelerator, config: TrainConfig, data: Data, bars: Bars
 ) -> tuple[Teacher, dict[str, Any], Data]:

@@ -29,7 +29,7 @@ from accelerate import Accelerator
 
 from ndfast.environment import describe_environment
 from ndfast.files import reason_of
-from ndfast.train.config.train_config import check_same_run
+from ndfast.train.config.same_run import check_same_run
 from ndfast.train.errors import ConfigError
 from ndfast.train.files import CLASS_MEANS, check_writable, read_json, write_json
 from ndfast.train.runs import replaced
