@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from ndfast.train.compare.comparison import pair_differences
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 SETS = {"digits": "digits", "mnist1d": "MNIST-1D"}
 PAIRS = ("KD", "DKD", "DIST", "ReviewKD")
 FOUND: dict[str, dict[str, Any]] = {
@@ -75,3 +77,41 @@ def test_fused_and_reference_agree_as_said() -> None:
             f"gradient to {gradient} or better"
         )
     assert f"{said}; the command fails where they do not." in " ".join(PAGE.split())
+
+
+CIFAR100 = json.loads((ROOT / "docs" / "evidence" / "cifar100.json").read_text(encoding="utf-8"))
+
+
+def test_the_table_of_cifar100() -> None:
+    """In the README and on the page: means over the seeds, and the pairs' interval."""
+    rows = []
+    for method in ("kd", "kd++"):
+        tests = [run["test"] for run in CIFAR100["runs"][method]]
+        assert [run["config"]["seed"] for run in CIFAR100["runs"][method]] == [*range(len(tests))]
+        accuracies = [100 * test["accuracy"] for test in tests]
+        ratio, cosine = (mean(test[name] for test in tests) for name in ("norm_ratio", "cosine"))
+        spread = f"{mean(accuracies):.2f} ± {stdev(accuracies):.2f}"
+        rows.append(f"| {method.upper()} | {spread} | {ratio:.2f} | {cosine:.3f} |")
+    (pair,) = pair_differences(CIFAR100["runs"])
+    for key in ("differences", "mean", "interval", "p_value"):
+        assert pair[key] == pytest.approx(CIFAR100["pairs"][0][key], rel=1e-9), key
+    ends = (f"{100 * end:+.2f}".replace("-", "−") for end in (pair["mean"], *pair["interval"]))
+    rows.append("| KD++ − KD | {} ({} to {}) | | |".format(*ends))
+    for page in (PAGE, README):
+        assert "\n".join(rows) in page
+
+
+def test_what_is_said_of_cifar100() -> None:
+    means, check = CIFAR100["class_means"], CIFAR100["loss_checks"]["kd++"]
+    words = " ".join(PAGE.split())
+    assert f"correlate by {means['correlation']:.3f} ({means['permuted']:+.3f} with" in words
+    assert check["agrees"]
+    assert f"agreed on the {check['steps']:,} steps that were looked at" in words
+    terms = [
+        mean(run["epochs"][0]["train"][name] for run in CIFAR100["runs"]["kd++"])
+        for name in ("ce", "distillation", "nd")
+    ]
+    cookbook = " ".join((ROOT / "docs" / "cookbook.md").read_text(encoding="utf-8").split())
+    ce, kd, nd = terms
+    said = f"{ce:.1f} for the cross entropy, {kd:.0f} for KD and {nd:.2f} for the ND loss"
+    assert said in cookbook

@@ -123,14 +123,14 @@ class TrainConfig:
     batch_size: int = _option(64, HOW, "images a process takes at a time")
     accumulate: int = _option(1, HOW, "batches that make a step", metavar="N")
     optimizer: str = _option(
-        "sgd", HOW, "sgd with momentum by default", choices=("sgd", "adamw", "lamb", "lars")
+        "sgd", HOW, "sgd with momentum by default", choices=("sgd", "adamw", "lamb")
     )
     lr: float = _option(0.1, HOW, "learning rate")
     teacher_lr: float | None = _option(
         None, HOW, "of a teacher that is trained first (default: the student's)"
     )
-    momentum: float = _option(0.9, HOW, "of sgd and lars")
-    nesterov: bool = _option(True, HOW, "Nesterov's momentum, of sgd and lars")
+    momentum: float = _option(0.9, HOW, "of sgd")
+    nesterov: bool = _option(True, HOW, "Nesterov's momentum, of sgd")
     weight_decay: float = _option(5e-4, HOW, "")
     decay_norms: bool = _option(True, HOW, "weight decay on biases and normalisation as well")
     clip_norm: float | None = _option(None, HOW, "longest gradient (default: none is cut)")

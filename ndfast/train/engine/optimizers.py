@@ -11,7 +11,7 @@ from ndfast.train.config.train_config import TrainConfig
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
-    """The optimiser of a config; LAMB and LARS are pytorch_optimizer's, for large batches.
+    """The optimiser of a config; LAMB is pytorch_optimizer's, for large batches.
 
     Args:
         model: whose parameters that require a gradient it steps.
@@ -35,12 +35,8 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
         return AdamW(groups, config.lr)
     import pytorch_optimizer
 
-    if config.optimizer == "lamb":
-        # The decay within the trust ratio, as the paper has it (arXiv 1904.00962, algorithm 2).
-        return pytorch_optimizer.Lamb(groups, config.lr, weight_decouple=False)
-    return pytorch_optimizer.LARS(
-        groups, config.lr, momentum=config.momentum, nesterov=nesterov, weight_decay=decay
-    )
+    # The decay within the trust ratio, as the paper has it (arXiv 1904.00962, algorithm 2).
+    return pytorch_optimizer.Lamb(groups, config.lr, weight_decouple=False)
 
 
 def step_at(optimizer: Optimizer, rate: float) -> None:
