@@ -39,7 +39,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
         {"method": "reviewkd++", "learnable_class_means": True},
         {"method": "kd++", "mixup": 0.4, "cutmix": 1.0, "accumulate": 2, "batch_size": 16},
         {"method": "dist++", "precision": "bf16", "optimizer": "lamb", "lr": 0.01},
-        {"method": "dkd", "optimizer": "lamb", "lr": 0.01, "probe": True, "nd_warmup": 2},
+        {"method": "dkd", "optimizer": "adamw", "lr": 0.002, "probe": True, "nd_warmup": 2},
     ],
     ids=lambda fields: fields["method"],
 )
