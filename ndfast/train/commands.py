@@ -89,12 +89,12 @@ def add_compare(parser: argparse.ArgumentParser) -> None:
 
 def add_make_class_means(parser: argparse.ArgumentParser) -> None:
     """The flags of `ndfast class-means` that make a file."""
-    words = {
+    help_texts = {
         "teacher": f"makes a file: timm:NAME, or one of {', '.join(MODELS)}",
         "teacher_weights": "its checkpoint, or `pretrained` for timm's weights; needed with "
         "--teacher",
     }
-    add_flags(parser, TrainConfig, only=_OF_CLASS_MEANS, words=words)
+    add_flags(parser, TrainConfig, only=_OF_CLASS_MEANS, help_texts=help_texts)
     making = parser.add_argument_group("what is written")
     making.add_argument(
         "--out",
@@ -111,12 +111,12 @@ def add_make_class_means(parser: argparse.ArgumentParser) -> None:
 
 def add_teacher_outputs(parser: argparse.ArgumentParser) -> None:
     """The flags of `ndfast teacher-outputs`."""
-    words = {
+    help_texts = {
         "epochs": "to be made, where each has views of its own (folders of images; --per-epoch)",
         "teacher_weights": "its checkpoint, or `pretrained` for timm's weights; needed",
     }
     _add_recipe(parser)
-    add_flags(parser, TrainConfig, only=_OF_TEACHER_OUTPUTS, words=words)
+    add_flags(parser, TrainConfig, only=_OF_TEACHER_OUTPUTS, help_texts=help_texts)
     writing = parser.add_argument_group("what is written")
     writing.add_argument(
         "--out", type=expand_home, metavar="DIR", required=True, help="the folder of the outputs"

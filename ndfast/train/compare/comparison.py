@@ -189,12 +189,12 @@ def _prepare(config: TrainConfig, bars: Bars, seeds: int) -> dict[str, Any]:
         run_once(teacher_run, bars)
         config = replace(config, teacher_weights=str(Path(teacher_run.out) / folder.MODEL))
     data = build_data(config.data, config.data_dir, config.image_size)
-    teacher, about, _ = find_teacher(accelerator, config, data, bars)
+    teacher, metadata, _ = find_teacher(accelerator, config, data, bars)
     path = Path(config.out) / files.CLASS_MEANS
     if accelerator.is_main_process:
         assert teacher.class_means is not None
         folder.begin(shared)
-        ndfast.save_class_means(path, teacher.class_means, **about)
+        ndfast.save_class_means(path, teacher.class_means, **metadata)
     accelerator.wait_for_everyone()
     return {"teacher_weights": config.teacher_weights, "class_means": str(path)}
 

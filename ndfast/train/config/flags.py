@@ -16,7 +16,7 @@ def add_flags(
     *,
     only: Collection[str] | None = None,
     skip: Collection[str] = (),
-    words: Mapping[str, str] | None = None,
+    help_texts: Mapping[str, str] | None = None,
 ) -> None:
     """Adds a flag for each field of ``config``.
 
@@ -26,7 +26,7 @@ def add_flags(
             "choices" and "metavar" are optional.
         only: the fields to take; by default all.
         skip: fields to leave out.
-        words: by field, help in place of its own and of its default.
+        help_texts: by field, help in place of its own and of its default.
     """
     groups: dict[str, Any] = {}
     for item in fields(config):
@@ -39,7 +39,7 @@ def add_flags(
             f"--{item.name.replace('_', '-')}",
             dest=item.name,
             default=argparse.SUPPRESS,  # only what was given overrides a recipe
-            help=words[item.name] if words and item.name in words else _help(item),
+            help=help_texts[item.name] if help_texts and item.name in help_texts else _help(item),
             **_kind(item),
         )
 

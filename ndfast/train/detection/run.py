@@ -247,14 +247,14 @@ def _find_class_means(
 
     With them all that the config names has been found: from here on the folder is this run's.
     """
-    about = {
+    metadata = {
         "teacher": config.teacher,
         "teacher_sha256": weights_digest(teacher),
         "data": data.name,
     }
     counts = None
     if config.class_means is not None:
-        means = _read_class_means(config.class_means, about, teacher)
+        means = _read_class_means(config.class_means, metadata, teacher)
     else:
         set_seed(config.seed)
         means, counts = take_class_means(accelerator, teacher, data.train, config.batch_size)
@@ -262,14 +262,14 @@ def _find_class_means(
         folder.begin(config)
         if counts is not None:
             path = out / files.CLASS_MEANS
-            ndfast.save_class_means(path, means, counts=counts.cpu(), **about)
+            ndfast.save_class_means(path, means, counts=counts.cpu(), **metadata)
     return means.to(accelerator.device).float()
 
 
-def _read_class_means(file: str, about: dict[str, str], teacher: Detector) -> Tensor:
+def _read_class_means(file: str, metadata: dict[str, str], teacher: Detector) -> Tensor:
     means, _ = read_class_means(
         Path(file),
-        about,
+        metadata,
         teacher,  # type: ignore[arg-type]  # only its dim is read
         teacher.num_classes + 1,
     )

@@ -18,7 +18,7 @@ from ndfast.train.distill.teacher import (
     AUGMENTED,
     FROM_CLASSIFIER,
     FROM_TEACHER,
-    MEANS_WORDS,
+    MEANS_KEYWORDS,
     Teacher,
     check_alike,
     load_teacher,
@@ -169,36 +169,36 @@ def open_outputs(
     _verify(accelerator, config, outputs, bars)
     with torch.device("meta"):
         network = build_model(config.teacher, data.num_classes, data.image_shape)
-    about = identity(config, data, outputs.metadata["teacher_sha256"], data_seed)
-    means, told = _class_means(config, about, network, data.num_classes)
+    metadata = identity(config, data, outputs.metadata["teacher_sha256"], data_seed)
+    means, stored_metadata = _class_means(config, metadata, network, data.num_classes)
     kept = KeptDataset(data.train, outputs)
     return (
         Teacher(network, means.to(accelerator.device, torch.float32), metrics),
-        told,
+        stored_metadata,
         data._replace(train=kept),
     )
 
 
 def _class_means(
-    config: TrainConfig, about: dict[str, Any], network: Any, num_classes: int
+    config: TrainConfig, metadata: dict[str, Any], network: Any, num_classes: int
 ) -> tuple[Tensor, dict[str, Any]]:
-    is_file = config.class_means not in MEANS_WORDS
+    is_file = config.class_means not in MEANS_KEYWORDS
     kept = Path(config.teacher_outputs or "") / files.CLASS_MEANS
     path = Path(config.class_means) if is_file else kept
-    named = {**about, "images": "", "source": ""}
-    means, told = read_class_means(path, named, network, num_classes)
-    if is_file and "teacher_sha256" not in told:
+    named = {**metadata, "images": "", "source": ""}
+    means, stored_metadata = read_class_means(path, named, network, num_classes)
+    if is_file and "teacher_sha256" not in stored_metadata:
         own, _ = read_class_means(kept, named, network, num_classes)
         check_alike(config.class_means, own, means)
     if not is_file:
         name, value = _SOURCES[config.class_means]
-        if told.get(name) != value:
-            made = told.get("source") or f"of images {told.get('images')}"
+        if stored_metadata.get(name) != value:
+            made = stored_metadata.get("source") or f"of images {stored_metadata.get('images')}"
             raise ConfigError(
                 f"class_means: got {config.class_means}; the class means in {kept.parent} are "
                 f"{made}; expected that, or a file"
             )
-    return means, told
+    return means, stored_metadata
 
 
 def _verify(

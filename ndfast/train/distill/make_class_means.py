@@ -41,10 +41,10 @@ def make_class_means(config: TrainConfig, out: Path, augmented: bool, console: C
     network, digest = load_teacher(config, data, accelerator.device)
     config = replace(config, class_means=AUGMENTED if augmented else FROM_TEACHER)
     with torch_settings(config), Bars(console, accelerator.is_main_process) as bars:
-        means, about = find_class_means(accelerator, config, data, network, digest, bars)
+        means, metadata = find_class_means(accelerator, config, data, network, digest, bars)
     if accelerator.is_main_process:
         try:
-            ndfast.save_class_means(out, means, **about)
+            ndfast.save_class_means(out, means, **metadata)
         except OSError as error:
             raise ConfigError(f"out: cannot write to {str(out)!r}: {reason_of(error)}") from error
         K, D = means.shape

@@ -58,7 +58,7 @@ def make_teacher_outputs(
     num_views = None if per_epoch else data.train.num_views
     data_seed = config.augmentation_seed if num_views is None else None
     with torch_settings(config), Bars(console, accelerator.is_main_process) as bars:
-        teacher, about = prepare_teacher(accelerator, config, data, bars)
+        teacher, metadata = prepare_teacher(accelerator, config, data, bars)
         try:
             outputs = TeacherOutputs.create(
                 out,
@@ -66,11 +66,11 @@ def make_teacher_outputs(
                 num_views=num_views or config.epochs,
                 num_classes=data.num_classes,
                 dtype=dtype,
-                **identity(config, data, about["teacher_sha256"], data_seed),
+                **identity(config, data, metadata["teacher_sha256"], data_seed),
             )
             if accelerator.is_main_process:
                 assert teacher.class_means is not None
-                ndfast.save_class_means(out / files.CLASS_MEANS, teacher.class_means, **about)
+                ndfast.save_class_means(out / files.CLASS_MEANS, teacher.class_means, **metadata)
                 files.write_json(out / METRICS, teacher.metrics)
             pieces = outputs.missing(accelerator.process_index, accelerator.num_processes)
             bars.note(f"{out}: {outputs.num_bytes / 1e9:.2f} GB, {len(pieces)} pieces to make")

@@ -29,7 +29,7 @@ from ndfast.train.models.weights import load_weights, weights_digest
 
 PRETRAINED = "pretrained"
 _LEAST_COSINE, _ABOVE_CHANCE = 0.5, 1.5
-FROM_TEACHER, AUGMENTED, FROM_CLASSIFIER = MEANS_WORDS = "teacher", "augmented", "classifier"
+FROM_TEACHER, AUGMENTED, FROM_CLASSIFIER = MEANS_KEYWORDS = "teacher", "augmented", "classifier"
 
 
 class Teacher(NamedTuple):
@@ -87,7 +87,7 @@ def find_class_means(
         ConfigError: the file is broken, or of another teacher, data set, width or class count;
             one that does not say whose it is, if the teacher's features do.
     """
-    about: dict[str, Any] = {
+    metadata: dict[str, Any] = {
         "teacher": config.teacher,
         "teacher_sha256": digest,
         "data": data.name,
@@ -109,43 +109,43 @@ def find_class_means(
                 )
         except ValueError as error:
             raise ConfigError(f"class_means: {error}") from error
-        about["images"] = "augmented" if augmented else "as they are"
-        about["counts"] = counts.cpu()
+        metadata["images"] = "augmented" if augmented else "as they are"
+        metadata["counts"] = counts.cpu()
     elif config.class_means == FROM_CLASSIFIER:
         means = network.classifier.weight.detach().clone()
-        about["source"] = FROM_CLASSIFIER
+        metadata["source"] = FROM_CLASSIFIER
     else:
         path = Path(config.class_means)
-        means, told = read_class_means(path, about, network, data.num_classes)
-        if "teacher_sha256" in told:
-            about = told | about
+        means, stored_metadata = read_class_means(path, metadata, network, data.num_classes)
+        if "teacher_sha256" in stored_metadata:
+            metadata = stored_metadata | metadata
         else:  # not to be told of this teacher from here on either
-            about = told | {"source": str(path)}
+            metadata = stored_metadata | {"source": str(path)}
             _check_own(accelerator, config, data, network, means)
-    return means.to(accelerator.device, torch.float32), about
+    return means.to(accelerator.device, torch.float32), metadata
 
 
 def read_class_means(
-    path: Path, about: dict[str, Any], network: AnyNetwork, num_classes: int
+    path: Path, metadata: dict[str, Any], network: AnyNetwork, num_classes: int
 ) -> tuple[Tensor, dict[str, Any]]:
     """Class means from a file that must be of this teacher; KD++'s JSON does not say whose it is.
 
     Args:
         path: what `ndfast.save_class_means` or KD++'s authors wrote.
-        about: "teacher_sha256" and "data" that the file must have, if it has any; one that is not
+        metadata: "teacher_sha256" and "data" that the file must have, if it has any; one that is not
             known yet is left out.
         network: the teacher.
         num_classes: K.
 
     Returns:
-        The means [K, D], and what the file says of the same as ``about``, and of its "images".
+        The means [K, D], and what the file says of the same as ``metadata``, and of its "images".
 
     Raises:
         ConfigError: it cannot be read or does not fit; one sentence.
     """
     try:
         means = ndfast.load_class_means(path)
-        metadata = ndfast.load_class_means_metadata(path)
+        in_file = ndfast.load_class_means_metadata(path)
     except OSError as error:
         raise ConfigError(f"class_means: cannot read {path}: {error.strerror}") from error
     except ValueError as error:
@@ -156,13 +156,13 @@ def read_class_means(
             f"[{num_classes}, {network.dim}]"
         )
     for name, what in (("teacher_sha256", "teacher"), ("data", "data set")):
-        if name in metadata and metadata[name] != about.get(name, metadata[name]):
+        if name in in_file and in_file[name] != metadata.get(name, in_file[name]):
             raise ConfigError(
-                f"class_means: {path} is of another {what} ({metadata.get('teacher', 'unnamed')} "
-                f"on {metadata.get('data', 'unnamed data')}); expected this one's"
+                f"class_means: {path} is of another {what} ({in_file.get('teacher', 'unnamed')} "
+                f"on {in_file.get('data', 'unnamed data')}); expected this one's"
             )
-    told = {name: metadata[name] for name in (*about, "images") if name in metadata}
-    return means, told
+    stored_metadata = {name: in_file[name] for name in (*metadata, "images") if name in in_file}
+    return means, stored_metadata
 
 
 @torch.no_grad()
@@ -219,9 +219,9 @@ def prepare_teacher(
     """
     network, digest = load_teacher(config, data, accelerator.device)
     means: Tensor | None = None
-    about: dict[str, Any] = {}
+    metadata: dict[str, Any] = {}
     if with_means:
-        means, about = find_class_means(accelerator, config, data, network, digest, bars)
+        means, metadata = find_class_means(accelerator, config, data, network, digest, bars)
 
     def features_and_logits(images: Tensor) -> dict[str, Tensor]:
         with accelerator.autocast():
@@ -231,4 +231,4 @@ def prepare_teacher(
     metrics = evaluate(accelerator, features_and_logits, data.test, config, means)
     if config.compile:
         network.compile()
-    return Teacher(network, means, metrics), about
+    return Teacher(network, means, metrics), metadata

@@ -24,7 +24,7 @@ from ndfast.train.distill.distiller import Distiller
 from ndfast.train.distill.kept_outputs import find_teacher
 from ndfast.train.distill.teacher import (
     FROM_TEACHER,
-    MEANS_WORDS,
+    MEANS_KEYWORDS,
     PRETRAINED,
     Teacher,
     read_class_means,
@@ -101,12 +101,12 @@ def run_once(config: TrainConfig, bars: Bars) -> Results:
             all_steps = results["all_steps"]
             if results["steps"] >= min(config.max_steps or all_steps, all_steps):
                 return results
-        teacher, about, data = _find_teacher(config, accelerator, data, bars)
+        teacher, metadata, data = _find_teacher(config, accelerator, data, bars)
         trainer = build_trainer(config, accelerator, data, teacher)
         if accelerator.is_main_process:
             folder.begin(config)
             if teacher is not None and teacher.class_means is not None:
-                ndfast.save_class_means(out / files.CLASS_MEANS, teacher.class_means, **about)
+                ndfast.save_class_means(out / files.CLASS_MEANS, teacher.class_means, **metadata)
         try:
             return _train(trainer, backend, bars)
         finally:
@@ -165,21 +165,21 @@ def resolve_backend(accelerator: Accelerator, backend: str | None) -> str:
         raise ConfigError(f"backend: {error}") from error
 
 
-def check_inputs(config: Any, words: Mapping[str, tuple[str, ...]]) -> None:
+def check_inputs(config: Any, keywords: Mapping[str, tuple[str, ...]]) -> None:
     """Raises ConfigError if a config names weights or class means that are not there.
 
-    ``words`` are those that stand for no file, by field.
+    ``keywords`` are those that stand for no file, by field.
     """
     for name in ("teacher_weights", "class_means"):
         path = getattr(config, name)
-        if path is not None and path not in words.get(name, ()) and not Path(path).is_file():
+        if path is not None and path not in keywords.get(name, ()) and not Path(path).is_file():
             raise ConfigError(f"{name}: cannot read {path}: there is no such file")
 
 
 def _validate_setup(config: TrainConfig, accelerator: Accelerator, data: Data) -> None:
     """Raises what would only be raised once a teacher has been trained, and costs nothing."""
     count_steps(config, data, accelerator.num_processes)
-    check_inputs(config, {"teacher_weights": (PRETRAINED,), "class_means": MEANS_WORDS})
+    check_inputs(config, {"teacher_weights": (PRETRAINED,), "class_means": MEANS_KEYWORDS})
     with torch.device("meta"):
         network = build_model(config.model, data.num_classes, data.image_shape)
         teacher = None
@@ -188,10 +188,10 @@ def _validate_setup(config: TrainConfig, accelerator: Accelerator, data: Data) -
             means = torch.empty(data.num_classes, teacher_network.dim)
             teacher = Teacher(teacher_network, means, {})
         Distiller(network, config, teacher)
-    if teacher is not None and config.class_means not in MEANS_WORDS:
-        about = {"data": data.name}
+    if teacher is not None and config.class_means not in MEANS_KEYWORDS:
+        metadata = {"data": data.name}
         path = Path(config.class_means)
-        read_class_means(path, about, teacher.network, data.num_classes)
+        read_class_means(path, metadata, teacher.network, data.num_classes)
 
 
 def _needs_teacher(config: TrainConfig) -> bool:
