@@ -91,7 +91,7 @@ def nd_loss(
             sample weights, and is 0 where that is 0; "sum"; or "none".
         ignore_index: rows with this label give loss 0 and gradient 0.
         eps: lower bound of the norms that are divided by: 0, or 2**-126 and more.
-        validate: look for labels out of range, and shares of `Mix`, which synchronises with a GPU
+        validate: check the range of labels, and of shares of `Mix`, which synchronises with a GPU
             and cannot be compiled with ``fullgraph=True``. Labels on the CPU are always looked at;
             on a GPU, without it, such a row's loss and gradient are NaN.
         return_stats: also return `ndfast.NDStats`, from what the same pass has summed up.

@@ -22,7 +22,7 @@ class NDLoss(nn.Module):
         reduction: "mean", "sum" or "none".
         ignore_index: rows with this label give loss 0 and gradient 0.
         eps: lower bound of the norms that are divided by.
-        validate: look for labels out of range on a GPU too, which synchronises.
+        validate: check the range of labels on a GPU too, which synchronises.
         backend: "native", "cuda", "triton" or "reference"; by default the fastest that can run.
 
     Raises:

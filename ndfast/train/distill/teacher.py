@@ -132,8 +132,8 @@ def read_class_means(
 
     Args:
         path: what `ndfast.save_class_means` or KD++'s authors wrote.
-        metadata: "teacher_sha256" and "data" that the file must have, if it has any; one that is not
-            known yet is left out.
+        metadata: "teacher_sha256" and "data" that the file must have, if it has any; one that is
+            not known yet is left out.
         network: the teacher.
         num_classes: K.
 
