@@ -28,9 +28,13 @@ class Rule:
     t0_us: float
     gb_s: float
 
-    def us(self, num_bytes: int, t0_us: float | None = None) -> float:
-        """Microseconds for so many bytes, for a call with another t0 where one is given."""
-        return (self.t0_us if t0_us is None else t0_us) + 1e-3 * num_bytes / self.gb_s
+    def moving_us(self, num_bytes: int) -> float:
+        """Microseconds that so many bytes take by themselves."""
+        return 1e-3 * num_bytes / self.gb_s
+
+    def us(self, num_bytes: int) -> float:
+        """Microseconds of a call that moves so many bytes."""
+        return self.t0_us + self.moving_us(num_bytes)
 
 
 def fit(times: Sequence[Sequence[float]]) -> Rule:
@@ -71,7 +75,7 @@ def verdict(us: float, call_us: float, num_bytes: int, rule: Rule, normal: float
         )
     times = us / rule.us(num_bytes)
     measured = f"{times:.2f} times what memory needs for these bytes"
-    if us > normal * rule.us(num_bytes, max(call_us, rule.t0_us)):
+    if times > normal and us > call_us + normal * rule.moving_us(num_bytes):
         return (
             f"Slower than expected: {measured}, where up to {normal:.3g} times are normal; see "
             "docs/performance.md."

@@ -153,15 +153,18 @@ def test_t0_is_never_negative() -> None:
         (51.0, 5.0,
          "Normal: 0.50 times what memory needs for these bytes, of which the caches keep a part."),
         (203.0, 5.0, "Normal: 1.99 times what memory needs for these bytes."),
-        # Past twice 102 µs, and within twice 100 + 80.
+        # Past twice 102 µs; twice 100 µs and the call's 80 are the limit.
         (204.1, 80.0,
          "Normal: 2.00 times what memory needs for these bytes, and the call itself takes 80 of "
          "the 204 µs."),
         (306.0, 1.0,
          "Slower than expected: 3.00 times what memory needs for these bytes, where up to 2 times "
          "are normal; see docs/performance.md."),
-        (361.0, 80.0,
-         "Slower than expected: 3.54 times what memory needs for these bytes, where up to 2 times "
+        (279.0, 80.0,
+         "Normal: 2.74 times what memory needs for these bytes, and the call itself takes 80 of "
+         "the 279 µs."),
+        (281.0, 80.0,
+         "Slower than expected: 2.75 times what memory needs for these bytes, where up to 2 times "
          "are normal; see docs/performance.md."),
         (150.0, 76.0,
          "This batch is small: most of the time is the call itself, which takes 76 µs where there "
