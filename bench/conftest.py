@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ import ndfast
 from bench import results
 from bench.cases import LEFT_OUT, Case, grid, has_autotune, why_not_timed
 from bench.report import environment, table
+from bench.shapes import DTYPES, own_cases, read_options
+from bench.verdict import paragraphs
 from ndfast.files import expand_home
 from ndfast.train.machine.allocator import keep_freed_memory
 
@@ -23,8 +26,11 @@ RECORDS = pytest.StashKey[list[dict[str, Any]]]()
 # What --add has found in the results files.
 EARLIER = pytest.StashKey[dict[Path, tuple[str, list[dict[str, Any]]]]]()
 SIZE = pytest.StashKey[str]()  # one of bench.cases.SIZES
+# (N, D, K) of each --shape, none without one; and the dtype.
+OWN_SHAPES = pytest.StashKey[tuple[list[tuple[int, int, int]], torch.dtype]]()
 ALLOCATOR = pytest.StashKey[str]()
 TABLE_WIDTH = 400  # more than a row needs: the table is as wide as its figures
+TEXT_WIDTH = 100
 
 FULL = "ndfast: time the whole grid, and torch.compile's max-autotune in each case, not in four"
 TELLING = "ndfast: on a GPU time the twelve cases that tell the most, without max-autotune"
@@ -38,10 +44,19 @@ ADD = (
     "torch, Triton and driver are the same"
 )
 
+SHAPE = (
+    "ndfast: time this shape alone, rows by features, as in 4096x768; 4096x768x100 has 100 "
+    "classes, not 1000; may be given several times"
+)
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help=FULL)
     parser.addoption("--telling", action="store_true", help=TELLING)
+    parser.addoption("--shape", action="append", metavar="NxD", help=SHAPE)
+    parser.addoption(
+        "--dtype", metavar="DTYPE", help=f"ndfast: of --shape, one of {', '.join(DTYPES)} (float32)"
+    )
     parser.addoption(
         "--results",
         type=expand_home,
@@ -61,6 +76,12 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError("--missing needs --add, which keeps what it leaves out")
     if config.getoption("telling") and config.getoption("full"):
         raise pytest.UsageError("--telling and --full: got both, expected one of them")
+    try:
+        config.stash[OWN_SHAPES] = read_options(
+            *(config.getoption(name) for name in ("shape", "dtype", "full", "telling"))
+        )
+    except ValueError as error:
+        raise pytest.UsageError(str(error)) from None
     chosen = [size for size in ("telling", "full") if config.getoption(size)]
     config.stash[SIZE] = chosen[0] if chosen else "quick"
     config.stash[RECORDS] = []
@@ -87,7 +108,6 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
         name if reason is None else f"{name} (not timed: {reason})"
         for name, reason in ndfast.available_backends().items()
     )
-    cases, whole = (len(grid("cuda", size)) for size in (config.stash[SIZE], "full"))
     threads = f"{torch.get_num_threads()} CPU threads"
     if hasattr(os, "getloadavg"):
         # Where others use the cores too, a parallel loop waits for the scheduler, not for memory:
@@ -97,12 +117,31 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
         f"ndfast: torch {torch.__version__}, {threads}, {cpu}, {gpu}",
         f"backends: {', '.join(backends)}",
         f"allocator: {config.stash[ALLOCATOR]}",
-        f"cases of a GPU: {cases} of the grid's {whole:,}"
-        + ("" if cases == whole else " (--full times all)"),
+        what_is_timed(config),
     ]
 
 
+def what_is_timed(config: pytest.Config) -> str:
+    if own := config.stash[OWN_SHAPES][0]:
+        return f"cases: {len(own)} of --shape, in place of the grid"
+    cases, whole = (len(grid("cuda", size)) for size in (config.stash[SIZE], "full"))
+    return f"cases of a GPU: {cases} of the grid's {whole:,}" + (
+        "" if cases == whole else " (--full times all)"
+    )
+
+
+def cases_of(config: pytest.Config, device: str) -> list[Case]:
+    """The user's own shapes where --shape gives them, else the grid's."""
+    shapes, dtype = config.stash[OWN_SHAPES]
+    if not shapes:
+        return grid(device, config.stash[SIZE])
+    is_here = device == "cpu" or torch.cuda.is_available()
+    return own_cases(device, shapes, dtype) if is_here else []
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.stash[OWN_SHAPES][0]:
+        leave_out(config, items, {item for item in items if "workload" not in params_of(item)})
     if not config.getoption("missing") or not torch.cuda.is_available():
         return
     now = environment("cuda")
@@ -111,13 +150,21 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     size = config.stash[SIZE]
     left_out = set()
     for item in items:
-        params = item.callspec.params if hasattr(item, "callspec") else {}
+        params = params_of(item)
         if "workload" not in params:
             continue
         case, backend = params["workload"], params["backend"]
         # One with nothing to time would have its case's peers compiled only to be skipped.
         if is_timed(case, backend, records, now, size) or why_not_timed(backend, case):
             left_out.add(item)
+    leave_out(config, items, left_out)
+
+
+def params_of(item: pytest.Item) -> dict[str, Any]:
+    return item.callspec.params if hasattr(item, "callspec") else {}
+
+
+def leave_out(config: pytest.Config, items: list[pytest.Item], left_out: set[pytest.Item]) -> None:
     items[:] = [item for item in items if item not in left_out]
     config.hook.pytest_deselected(items=[*left_out])
 
@@ -183,12 +230,17 @@ def pytest_terminal_summary(
     records = config.stash[RECORDS]
     if not records:
         return
+    terminalreporter.write("\n" + table_text(records))
+    for text in paragraphs(records):
+        terminalreporter.write(f"\n{textwrap.fill(text, TEXT_WIDTH)}\n")
+
+
+def table_text(records: list[dict[str, Any]]) -> str:
     try:
         from rich.console import Console
     except ImportError:
-        terminalreporter.write("\nno table: it needs the package rich; --results keeps the figures")
-        return
+        return "no table: it needs the package rich; --results keeps the figures\n"
     console = Console(width=TABLE_WIDTH, force_terminal=False)
     with console.capture() as text:
         console.print(table(records))
-    terminalreporter.write("\n" + text.get())
+    return text.get()

@@ -12,8 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench.cases import LEFT_OUT, Case, Inputs, grid, has_autotune, make_inputs, why_not_timed
-from bench.conftest import SIZE
+from bench import memory
+from bench.cases import LEFT_OUT, Case, Inputs, has_autotune, make_inputs, why_not_timed
+from bench.conftest import OWN_SHAPES, SIZE, cases_of
 from bench.report import Times, record
 from bench.steps import (
     Peer,
@@ -32,12 +33,12 @@ CHECKED_ROWS = 4096  # at a time, for the definition in float64 takes ten times 
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    size = metafunc.config.stash[SIZE]
+    config = metafunc.config
     no_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
-    cases = [pytest.param(case, id=str(case)) for case in grid("cpu", size)]
+    cases = [pytest.param(case, id=str(case)) for case in cases_of(config, "cpu")]
     cases += [
         pytest.param(case, id=str(case), marks=(pytest.mark.gpu, no_gpu))
-        for case in grid("cuda", size)
+        for case in cases_of(config, "cuda")
     ]
     metafunc.parametrize("workload", cases, indirect=True)
     metafunc.parametrize("backend", BACKENDS)
@@ -57,6 +58,7 @@ class Workload:
         steps: the peers that may be timed eagerly.
         others: peers, yardsticks and rooflines.
         why_not: for a peer that does not run the reason.
+        adds: torch.add by the bytes that it moves, for a shape of --shape alone.
     """
 
     case: Case
@@ -68,14 +70,17 @@ class Workload:
     steps: dict[str, Step] = field(default_factory=dict)
     others: dict[str, Timed] = field(default_factory=dict)
     why_not: dict[str, str] = field(default_factory=dict)
+    adds: dict[int, Timed] = field(default_factory=dict)
 
 
 @pytest.fixture(scope="module")
 def workload(request: pytest.FixtureRequest) -> Iterator[Workload]:
     """Shared by the backends of a case, so that its peers are compiled once."""
     workload = make_workload(request.param, request.config.stash[SIZE])
+    if request.config.stash[OWN_SHAPES][0]:
+        workload.adds.update(memory.adds(request.param))
     yield workload
-    for of_peers in (workload.steps, workload.others, workload.inputs):
+    for of_peers in (workload.steps, workload.others, workload.inputs, workload.adds):
         of_peers.clear()  # their CUDA graphs hold memory that the next case may need
     torch.compiler.reset()  # past eight shapes a compiled function would quietly run in eager
     gc.collect()
@@ -167,7 +172,10 @@ def test_nd_loss(
         steps["accumulate"] = accumulating_step(case, backend)
         check(f"ndfast on {backend}, accumulating", steps["accumulate"], workload)
         others["accumulate"] = prepare(Peer(steps["accumulate"]), inputs)
-    take_turns(benchmark, ours, others)
+    extra = {f"add of {num_bytes} bytes": timed for num_bytes, timed in workload.adds.items()}
+    if extra:
+        extra["bare call"] = memory.bare_call(case, backend)
+    take_turns(benchmark, ours, others | extra)
     if benchmark.enabled:  # --benchmark-disable checks and times nothing
         times = Times(
             ours.seconds,
@@ -176,4 +184,6 @@ def test_nd_loss(
             workload.why_not,
         )
         benchmark.extra_info.update(record(case, backend, workload.seed, ours.calls, times))
+        if extra:
+            benchmark.extra_info["memory"] = memory.figures(workload.adds, extra["bare call"])
         keep_record(benchmark.extra_info)

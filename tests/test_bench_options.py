@@ -16,7 +16,7 @@ pytest.importorskip("pytest_benchmark", reason="bench/ needs pytest-benchmark")
 
 from bench import conftest, results
 from bench.cases import LEFT_OUT, grid, has_autotune
-from bench.conftest import SIZE
+from bench.conftest import OWN_SHAPES, SIZE
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def test_what_is_missing(tmp_path: Path) -> None:
 
     def chosen(size: str, **options: Any) -> list[str]:
         config: Any = SimpleNamespace(
-            stash={SIZE: size},
+            stash={SIZE: size, OWN_SHAPES: ([], torch.float32)},
             getoption={"missing": True, "results": tmp_path, **options}.get,
             hook=SimpleNamespace(pytest_deselected=lambda items: None),
         )
