@@ -72,14 +72,14 @@ class Case:
     def way(self) -> str:
         """How the gradient comes about.
 
-        "a" in the forward's pass; "b" after it; "c" after it, added to the classifier's; "forward"
-        not at all.
+        "fused" in the forward's pass; "deferred" after it; "attached" after it, added to the
+        classifier's; "forward" not at all.
         """
         if self.kind == "forward":
             return "forward"
         if self.kind == "attached":
-            return "c"
-        return "b" if self.dtype == torch.float16 else "a"
+            return "attached"
+        return "deferred" if self.dtype == torch.float16 else "fused"
 
     @property
     def num_bytes(self) -> int:
@@ -107,7 +107,12 @@ def has_autotune(case: Case, size: str) -> bool:
     """
     if size == "telling":
         return False
-    few = ((256, 512, "a"), (16_384, 2048, "a"), (16_384, 2048, "b"), (16_384, 2048, "c"))
+    few = (
+        (256, 512, "fused"),
+        (16_384, 2048, "fused"),
+        (16_384, 2048, "deferred"),
+        (16_384, 2048, "attached"),
+    )
     is_plain = case.kind != "norms" and case.dtype != torch.bfloat16
     return size == "full" or (is_plain and (case.N, case.D, case.way) in few)
 

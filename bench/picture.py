@@ -19,7 +19,7 @@ LABELS = {
     "eager": "eager",
 }
 ROOFLINES = {"add": (0, (5, 2)), "copy": (0, (1, 1.5)), "read": (0, (5, 2, 1, 2))}
-MARKERS = {"a": "o", "b": "s", "c": "^"}
+MARKERS = {"fused": "o", "deferred": "s", "attached": "^"}
 INK, GRID = "#444444", "#e8e8e8"
 
 Point = tuple[float, float, str]  # bytes, GB/s, way

@@ -30,7 +30,8 @@ CAPTION = (
     "sum over s and t, for a teacher's norms copy_, for c that sum and the add; compile: the "
     "fastest mode, max-autotune only in four cases without --full, in none with --telling; "
     "accumulate: nd_loss, and autograd's own add; forward/add: what comes before "
-    "backward, in way a with the gradient. Ratios are medians over rounds in which all take turns."
+    "backward, in the fused way with the gradient. Ratios are medians over rounds in which all "
+    "take turns."
 )
 
 

@@ -98,7 +98,7 @@ def paragraph(r: dict[str, Any]) -> str:
     graphs = ""
     if r["eager_us"] is not None:
         graphs = f" in CUDA graphs (called one by one: {figure(r['eager_us'])} µs)"
-    normal = NORMAL * (READS_TWICE if r["way"] == "b" else 1)
+    normal = NORMAL * (READS_TWICE if r["way"] == "deferred" else 1)
     return (
         f"{r['gpu'] or 'CPU'}, {r['N']}×{r['D']}, K = {r['K']}, {dtypes(r)}, {r['backend']}: "
         f"{amount(num_bytes)} move in {figure(us)} µs{graphs}, {figure(r['GB/s'])} GB/s. "

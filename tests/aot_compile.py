@@ -59,7 +59,7 @@ def call(
     sums = accumulation_dtype(student)
     upstream, scale = torch.ones((), dtype=sums), torch.ones((), dtype=sums)
     coefficients = torch.zeros(4, N, dtype=sums)
-    if kernel == "scalars":  # way (b): the forward, and two coefficients a row for the backward
+    if kernel == "scalars":  # deferred: the forward, and two coefficients a row for the backward
         kernel, num_coefficients, gradient = "forward", 2, False
     if kernel == "forward":
         backend.forward(

@@ -30,7 +30,7 @@ def test_grids_hold_what_they_promise() -> None:
     full, quick = grid("cuda", "full"), grid("cuda", "quick")
     assert len(full) == len({str(case) for case in full}) == 7 * 6 * 3 * 3 * 2 * 2
     assert set(quick) <= set(full)
-    assert {case.way for case in quick} == {"a", "b", "c"}
+    assert {case.way for case in quick} == {"fused", "deferred", "attached"}
     assert {case.kind for case in quick} == {"loss", "attached", "norms"}
     assert {(case.N, case.D) for case in quick} >= {(256, 512), (4096, 2048)}
     for axis in ("N", "D", "K", "dtype", "means_dtype"):
@@ -39,15 +39,18 @@ def test_grids_hold_what_they_promise() -> None:
     full, quick = grid("cpu", "full"), grid("cpu", "quick")
     assert set(quick) <= set(full)
     assert {case.kind for case in full} == {*KINDS}
-    assert {case.way for case in quick} == {"a", "b", "c", "forward"}
-    assert {(case.kind, case.way) for case in full} >= {("loss", "b"), ("attached", "c")}
+    assert {case.way for case in quick} == {"fused", "deferred", "attached", "forward"}
+    assert {(case.kind, case.way) for case in full} >= {
+        ("loss", "deferred"),
+        ("attached", "attached"),
+    }
 
 
 def test_the_telling_cases_tell_of_every_target() -> None:
     telling = grid("cuda", "telling")
     assert len(telling) == 12
     assert telling == grid("cuda", "quick")[:12]
-    assert {case.way for case in telling} == {"a", "b", "c"}
+    assert {case.way for case in telling} == {"fused", "deferred", "attached"}
     assert {case.kind for case in telling} == {"loss", "attached", "norms"}
     assert {case.dtype for case in telling} == set(DTYPES)
     assert {(case.N, case.D) for case in telling} >= {(256, 512), (8, 64), (65_536, 768)}
@@ -60,7 +63,7 @@ def test_the_quick_grid_autotunes_a_case_a_way_and_a_small_one() -> None:
     quick = grid("cuda", "quick")
     found = [case for case in quick if has_autotune(case, "quick")]
     assert sorted(f"{case.N}-{case.way}" for case in found) == [
-        "16384-a", "16384-b", "16384-c", "256-a",
+        "16384-attached", "16384-deferred", "16384-fused", "256-fused",
     ]  # fmt: skip
     assert all(has_autotune(case, "full") for case in grid("cuda", "full"))
     assert not any(has_autotune(case, "telling") for case in grid("cuda", "telling"))

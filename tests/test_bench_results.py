@@ -18,7 +18,7 @@ from bench.conftest import EARLIER, RECORDS, TABLE_WIDTH, save_records
 
 def test_a_record_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     r = made_up_record(A_CASE, "cuda", monkeypatch)
-    assert r["case"] == "cuda-256x512-float32-a-K1000"
+    assert r["case"] == "cuda-256x512-float32-fused-K1000"
     assert (r["N"], r["D"], r["K"], r["dtype"], r["means_dtype"]) == (
         256, 512, 1000, "float32", "float32",
     )  # fmt: skip
@@ -182,9 +182,9 @@ def test_results_become_table_and_picture(tmp_path: Path, monkeypatch: pytest.Mo
     figures = ["4", "393", "2", "2", "10", "–", "–", "60", "40", "3"]
     kernels = ["3", "1", "1.5", "1", "-1", "0.5"]
     assert cells[:3] == [
-        ["256×512", "float32", "a", "cuda", *figures],
-        ["256×512", "float32", "a", "triton", *figures],
-        ["256×512", "float32", "c", "cuda", "4", "655", "–", *figures[3:]],
+        ["256×512", "float32", "fused", "cuda", *figures],
+        ["256×512", "float32", "fused", "triton", *figures],
+        ["256×512", "float32", "attached", "cuda", "4", "655", "–", *figures[3:]],
     ]
     assert [row[4:] for row in cells[3:]] == [kernels] * 3
     assert (tmp_path / "docs" / "roofline.png").read_bytes().startswith(b"\x89PNG")
@@ -197,10 +197,10 @@ def test_the_picture_has_every_series(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [made_up_record(A_CASE, backend, monkeypatch) for backend in ("cuda", "triton")]
     num_bytes = 3 * 256 * 512 * 4
     assert series(rows) == {
-        "cuda": [(num_bytes, pytest.approx(num_bytes / 4e3), "a")],
-        "triton": [(num_bytes, pytest.approx(num_bytes / 4e3), "a")],
-        "compile": [(num_bytes, pytest.approx(num_bytes / 8e3), "a")],
-        "eager": [(num_bytes, pytest.approx(num_bytes / 40e3), "a")],
+        "cuda": [(num_bytes, pytest.approx(num_bytes / 4e3), "fused")],
+        "triton": [(num_bytes, pytest.approx(num_bytes / 4e3), "fused")],
+        "compile": [(num_bytes, pytest.approx(num_bytes / 8e3), "fused")],
+        "eager": [(num_bytes, pytest.approx(num_bytes / 40e3), "fused")],
     }
     (panel,) = roofline_figure([rows]).axes
     assert panel.get_xscale() == "log"

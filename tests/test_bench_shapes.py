@@ -40,7 +40,7 @@ def test_only_the_shapes_are_timed() -> None:
     assert done.returncode == pytest.ExitCode.OK, done.stdout
     found = [line for line in done.stdout.splitlines() if "::" in line]
     cases = {line.split("[")[1].removesuffix("]").rpartition("-")[0] for line in found}
-    assert cases == {"cpu-64x32-bfloat16-a-K1000", "cpu-8x16-bfloat16-a-K5"}
+    assert cases == {"cpu-64x32-bfloat16-fused-K1000", "cpu-8x16-bfloat16-fused-K5"}
     assert len(found) == 2 * 4  # backends; no training step
 
 
@@ -192,8 +192,8 @@ def test_a_paragraph_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_float16_reads_the_student_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     r = made_up_record(A_CASE, "cuda", monkeypatch) | {"memory": MEMORY, "median_us": 6.3}
     assert "Slower than expected: 2.45 times" in paragraphs([r])[0]
-    assert "Normal: 2.45 times" in paragraphs([r | {"way": "b"}])[0]
-    slow = paragraphs([r | {"way": "b", "median_us": 9.0}])[0]
+    assert "Normal: 2.45 times" in paragraphs([r | {"way": "deferred"}])[0]
+    slow = paragraphs([r | {"way": "deferred", "median_us": 9.0}])[0]
     assert "Slower than expected: 3.50 times" in slow
     assert "where up to 2.67 times are normal" in slow
 

@@ -31,7 +31,7 @@ def test_each_way_moves_its_rows_once(
     size = rows.student.nbytes
     few = 5 * 4 * N + 1024  # written: values of rows, and the blocks' sums
 
-    # (a): student, teacher and the student's gradient.
+    # fused: student, teacher and the student's gradient.
     with ptx_machine.counting(rows.student, rows.teacher) as moved:
         _, scale, coefficients, grad_student = cuda.forward(*rows, 2, True)
     assert moved[:2] == [times * size, size]
@@ -45,12 +45,12 @@ def test_each_way_moves_its_rows_once(
         assert moved[3] == passes * size
         assert (moved[2] == 0) == (passes == 0)
 
-    # (b): two values a row, then student and gradient.
+    # deferred: two values a row, then student and gradient.
     with ptx_machine.counting(rows.student, rows.teacher) as moved:
         cuda.forward(*rows, 2, False)
     assert moved[:2] == [size, size]
     assert moved[2] <= few
-    # (c): besides them the classifier's gradient.
+    # attached: besides them the classifier's gradient.
     for grad_features in (None, torch.randn(N, D).to(dtype)):
         call = (scale, coefficients, rows.student, rows.teacher, *rows[2:7])
         watched = [rows.student] if grad_features is None else [rows.student, grad_features]

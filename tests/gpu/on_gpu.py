@@ -15,7 +15,7 @@ import ndfast
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 HALVES = (torch.bfloat16, torch.float16)
 # Of nd_loss the dtype decides which way the gradient takes; attach_nd_loss is c.
-WAYS = {"a": torch.float32, "b": torch.float16, "c": torch.float32}
+WAYS = {"fused": torch.float32, "deferred": torch.float16, "attached": torch.float32}
 
 
 def to_gpu(value: Any) -> Any:
@@ -83,7 +83,7 @@ def draw_inputs(
 def step(x: Inputs, way: str, backend: str) -> tuple[Tensor, Tensor]:
     """Loss and gradient of the student, the upstream gradient a tensor on the device."""
     arguments = (x.student, x.teacher, x.class_means, x.target)
-    if way == "c":
+    if way == "attached":
         features, loss = ndfast.attach_nd_loss(*arguments, backend=backend)
         outputs, upstream = (features, loss), (x.grad_features, x.upstream)
     else:

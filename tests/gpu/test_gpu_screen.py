@@ -49,8 +49,8 @@ def test_by_hand(
     assert text[11] == f"{path}; medians in µs"[: screen.WIDTH]
     # cuda and triton; add, compile's fastest mode, eager; cuda over roofline; host's.
     assert [line.split() for line in text[14:]] == [
-        ["256×512", "float32", "a", "4", "1,234", "2", "8", "40", "2", "40", "120"],
-        ["16384×2048", "bfloat16", "c", "–", "4", "2", "8", "40", "–", "–", "120"],
+        ["256×512", "float32", "fused", "4", "1,234", "2", "8", "40", "2", "40", "120"],
+        ["16384×2048", "bfloat16", "attached", "–", "4", "2", "8", "40", "–", "–", "120"],
     ]
     assert len({len(line) for line in text[13:]}) == 1
 

@@ -91,12 +91,12 @@ def test_a_replay_beside_eager_calls(way: str, backend: str, seed: int) -> None:
 
 def test_the_first_call_in_a_capture_is_refused_by_triton(gpu: None, seed: int) -> None:
     # Whose code for a width is loaded by the first call; the cuda backend's is for all widths.
-    x = draw_inputs("a", D=1336)  # no other test's
+    x = draw_inputs("fused", D=1336)  # no other test's
     said = "got the first launch of its kind of forward_kernel in a CUDA-graph capture"
     with pytest.raises(RuntimeError, match=said), torch.cuda.graph(torch.cuda.CUDAGraph()):
-        step(x, "a", "triton")
-    expected_loss, expected = step(x, "a", "triton")
-    graph, (loss, gradient) = capture(lambda: step(x, "a", "triton"))
+        step(x, "fused", "triton")
+    expected_loss, expected = step(x, "fused", "triton")
+    graph, (loss, gradient) = capture(lambda: step(x, "fused", "triton"))
     graph.replay()
     assert torch.equal(loss, expected_loss), f"seed {seed}"
     assert torch.equal(gradient, expected), f"seed {seed}"
@@ -104,15 +104,15 @@ def test_the_first_call_in_a_capture_is_refused_by_triton(gpu: None, seed: int) 
 
 def test_the_current_stream_is_taken(backend: str, seed: int) -> None:
     # The inputs come late on the stream: a launch on another one would read what was there before.
-    x = draw_inputs("a")
-    expected_loss, expected = step(x, "a", backend)
-    late = draw_inputs("a")
+    x = draw_inputs("fused")
+    expected_loss, expected = step(x, "fused", backend)
+    late = draw_inputs("fused")
     stream = torch.cuda.Stream()
     torch.cuda.synchronize()
     with torch.cuda.stream(stream):
         torch.cuda._sleep(100_000_000)
         copy_inputs(x, to=late)
-        loss, gradient = step(late, "a", backend)
+        loss, gradient = step(late, "fused", backend)
     stream.synchronize()
     assert torch.equal(loss, expected_loss), f"seed {seed}"
     assert torch.equal(gradient, expected), f"seed {seed}"
@@ -130,7 +130,7 @@ def test_compiled_with_cuda_graphs(attached: bool, backend: str, seed: int) -> N
 
     compiled = torch.compile(training_step, mode="reduce-overhead", fullgraph=True)
     for _ in range(5):  # warm-up, recording, replays
-        x = draw_inputs("a")
+        x = draw_inputs("fused")
         arguments = (x.teacher, x.class_means, x.target)
         results = []
         for function in (training_step, compiled):

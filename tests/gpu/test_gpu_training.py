@@ -32,9 +32,9 @@ def nothing_may_wait() -> Iterator[None]:
 
 
 def total_loss(x: Inputs, way: str, backend: str) -> Tensor:
-    """The loss, for way c with one of a classifier."""
+    """The loss, for the attached way with one of a classifier."""
     arguments = (x.student, x.teacher, x.class_means, x.target)
-    if way != "c":
+    if way != "attached":
         return ndfast.nd_loss(*arguments, backend=backend)
     features, loss = ndfast.attach_nd_loss(*arguments, backend=backend)
     return loss + features.float().sum()
@@ -71,7 +71,7 @@ def test_nothing_waits(way: str, call: Callable[..., object], backend: str) -> N
 
 
 def test_waiting_is_seen() -> None:
-    x = draw_inputs("a")
+    x = draw_inputs("fused")
     with pytest.raises(RuntimeError, match="synchroniz"), nothing_may_wait():
         x.upstream.item()
     with pytest.raises(AssertionError, match="the host waited"), nothing_may_wait():
@@ -89,9 +89,9 @@ def test_factors_of_the_loss_reach_the_gradient(
     means, teacher = x.class_means.double(), x.teacher.double()
     loss = ndfast.nd_loss(exact, teacher, means, x.target, backend="reference")
     (factor * loss).backward()
-    expected = exact.grad + x.grad_features if way == "c" else exact.grad
+    expected = exact.grad + x.grad_features if way == "attached" else exact.grad
     error = ((gradient - expected).norm(dim=1) / expected.norm(dim=1)).max()
-    assert error < (1e-3 if way == "b" else 1e-5), f"seed {seed}"
+    assert error < (1e-3 if way == "deferred" else 1e-5), f"seed {seed}"
 
 
 @pytest.mark.parametrize("attached", [False, True])
