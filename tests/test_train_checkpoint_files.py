@@ -65,7 +65,7 @@ def test_no_name_matters_of_safetensors(name: str, tmp_path: Path, seed: int) ->
         argparse.Namespace(lr=np.float64(0.1), inner=argparse.Namespace(steps=[1])),
         collections.OrderedDict(a=collections.Counter("ab")),
         {"size": torch.Size([1]), "device": torch.device("cuda"), "dtype": torch.float16},
-        {1j, b"bytes"},
+        [{1j}, {b"bytes"}],
         b"",
         2**100,
         None,
