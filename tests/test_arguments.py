@@ -110,7 +110,7 @@ def test_wrong_argument(argument: str, error: type, wrong: dict[str, Any], backe
 
 
 def test_messages_say_what_was_got_and_what_is_taken() -> None:
-    with pytest.raises(ValueError, match=r"class_means: got shape \[3, 5\].*takes \[K, 6\]"):
+    with pytest.raises(ValueError, match=r"class_means: got shape \[3, 5\].*expected \[K, 6\]"):
         ndfast.nd_loss(S, S, C[:, :5], Y)
     with pytest.raises(IndexError, match=r"target: class 3 in row 2 is out of bounds .* 3 classes"):
         ndfast.nd_loss(S, S, C, Y + 1)
