@@ -227,4 +227,5 @@ def test_a_training_on_the_cpu_keeps_its_pages() -> None:
         )
         for how in ("keep", "as it is")
     }
-    assert faults["keep"] < 20 < faults["as it is"]
+    # Not none: where the heap happens to lie otherwise, one more map is made once.
+    assert 5 * faults["keep"] < faults["as it is"]
