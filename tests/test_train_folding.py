@@ -8,6 +8,9 @@ from torch import Tensor, nn
 
 pytest.importorskip("accelerate", reason="needs the extra [train]")
 
+from ndfast.train.config.train_config import TrainConfig
+from ndfast.train.distill.evaluation import move
+from ndfast.train.distill.teacher import freeze
 from ndfast.train.models import MODELS, build_model
 from ndfast.train.models.folding import fold_batch_norms
 
@@ -139,6 +142,17 @@ def test_others_stay_as_they_are(network: nn.Module) -> None:
     fold_batch_norms(network)
     assert torch.equal(network(images), before)
     assert count_norms(network) == norms
+
+
+def test_a_frozen_teacher_is_folded_and_in_nhwc_on_the_cpu() -> None:
+    cpu, images = torch.device("cpu"), torch.randn(2, 3, 32, 32)
+    for asked, in_nhwc in ((None, True), (True, True), (False, False)):
+        config = TrainConfig(channels_last=asked)
+        teacher = freeze(build_model("resnet20", 10, (3, 32, 32)), config, cpu)
+        assert count_norms(teacher) == 0
+        weight = teacher.stem[0].weight  # type: ignore[union-attr, index]
+        for tensor in (weight, move(images, cpu, config)):
+            assert tensor.is_contiguous(memory_format=torch.channels_last) == in_nhwc
 
 
 @torch.no_grad()

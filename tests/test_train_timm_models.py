@@ -22,6 +22,7 @@ from ndfast.cli import main
 from ndfast.train.data import build_data
 from ndfast.train.errors import ConfigError
 from ndfast.train.models import build_model
+from ndfast.train.models.folding import fold_batch_norms
 from ndfast.train.models.weights import load_weights, weights_digest
 
 IMAGES = (3, 64, 64)
@@ -213,3 +214,16 @@ def test_features_that_the_classifier_does_not_read(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(timm.models.resnet.ResNet, "forward", scaled)
     with pytest.raises(ConfigError, match="does not read what timm gives as its features"):
         build_model("timm:resnet18", 10, IMAGES)
+
+
+@pytest.mark.parametrize(("name", "left"), [("resnet18", 0), ("regnety_002", 44)])
+@torch.no_grad()
+def test_of_a_teacher_pytorchs_own_norms_are_folded(name: str, left: int, seed: int) -> None:
+    """RegNet's hold their activation, as a subclass of timm's, and stay."""
+    network = build_model(f"timm:{name}", 10, (3, 64, 64)).eval()
+    images = torch.randn(2, 3, 64, 64)
+    before = network(images)
+    fold_batch_norms(network)
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert len(norms) == left
+    torch.testing.assert_close(network(images).logits, before.logits, rtol=1e-4, atol=1e-5)
