@@ -12,6 +12,21 @@
 
 namespace ndfast {
 
+// 1 / x of a normal number. A GPU's own instruction: around it the compiler would put six more, for
+// numbers below the normal ones.
+template <class T>
+NDFAST_HOST_DEVICE T reciprocal(T x) {
+  return T(1) / x;
+}
+#ifdef __CUDA_ARCH__
+template <>
+NDFAST_HOST_DEVICE float reciprocal(float x) {
+  float result;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+}
+#endif
+
 // What one pass over a row collects; T is the type of the sums, float or double.
 template <class T>
 struct RowSums {
@@ -43,8 +58,8 @@ NDFAST_HOST_DEVICE RowTerms<T> row_terms(T student_norm, T teacher_norm, T centr
   const T n_c = centre_norm < eps ? eps : centre_norm;
   // Two divisions in all: each of a row's threads on a GPU does this, and a division is a sequence
   // of instructions there.
-  const T by_m = T(1) / m;
-  const T by_n_c = T(1) / n_c;
+  const T by_m = reciprocal(m);
+  const T by_n_c = reciprocal(n_c);
 
   RowTerms<T> row;
   row.projection = student_dot_centre * by_n_c;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <type_traits>
 
 #include "pieces.cuh"
 
@@ -31,25 +32,21 @@ bool is_in_pieces(const Matrix& matrix, int64_t D) {
   return !matrix.data || (matrix.dtype == kDtypeOf<Q> && is_aligned<S, Q>(matrix));
 }
 
-// Calls f with a null pointer to the class means' type; false where it is none of those that the
-// kernels for rows of type S are compiled for.
+// Calls f with a null pointer to the class means' type and whether labels are mixed, as a constant;
+// false where no kernel for rows of type S is compiled for these. Class means are float32, or as
+// the rows are where a whole model is in half precision; mixed labels have float32 ones alone.
 template <class S, class F>
-bool with_class_mean_type(const Matrix& class_means, const F& f) {
-  const auto call = [&](auto* type) {
-    using C = std::remove_pointer_t<decltype(type)>;
-    if (!is_aligned<S, C>(class_means)) return false;
-    f(type);
-    return true;
-  };
-  switch (class_means.dtype) {
-    case Dtype::float32: return call(static_cast<float*>(nullptr));
-    case Dtype::bfloat16: return call(static_cast<__nv_bfloat16*>(nullptr));
-    case Dtype::float16:
-      if constexpr (kDtypeOf<S> == Dtype::float16) {
-        return call(static_cast<__half*>(nullptr));
-      }
-      return false;
-    case Dtype::float64: break;
+bool with_class_means(const Centres& centres, const F& f) {
+  const Matrix& class_means = centres.class_means;
+  const bool is_mixed = centres.target_b.data;
+  if (class_means.dtype == Dtype::float32 && is_aligned<S, float>(class_means)) {
+    auto* type = static_cast<float*>(nullptr);
+    return is_mixed ? f(type, std::true_type()) : f(type, std::false_type());
+  }
+  if constexpr (sizeof(S) == 2) {
+    if (class_means.dtype == kDtypeOf<S> && is_aligned<S, S>(class_means) && !is_mixed) {
+      return f(static_cast<S*>(nullptr), std::false_type());
+    }
   }
   return false;
 }

@@ -12,10 +12,11 @@ inline constexpr int kTickets = 4096;         // of each kernel's translation un
 inline constexpr int kMaxBlockThreads = 512;  // of a forward kernel
 inline constexpr int kMaxBlocksPerSm = 32;    // more are not resident at once, on any GPU so far
 
-// Columns are counted in int32, by loops that go up to a round of a block beyond the last.
+// Rows and columns are counted in 32 bits, by loops that go up to a round beyond the last.
+inline constexpr int64_t kMaxRows = int64_t(1) << 30;
 inline constexpr int64_t kMaxColumns = int64_t(1) << 30;
 
-enum class LabelDtype : int32_t { int64, int32, uint8 };
+enum class LabelDtype : int32_t { none, int64, int32, uint8 };
 
 // [N, D] floats, unit stride along D. Null data: absent.
 struct Matrix {
@@ -31,11 +32,11 @@ struct Values {
   Dtype dtype = Dtype::float32;
 };
 
-// [N] class indices. Null data: absent.
+// [N] class indices; none: a row's number stands for its label.
 struct Labels {
-  const void* data = nullptr;
-  int64_t stride = 0;
-  LabelDtype dtype = LabelDtype::int64;
+  const char* data = nullptr;
+  int64_t stride_bytes = 0;
+  LabelDtype dtype = LabelDtype::none;
 };
 
 // What says where a row's centre is: a label, two labels and a share, or the row itself.
@@ -57,7 +58,7 @@ struct alignas(16) LossSums {
 // T is the type of the sums, float or double.
 template <class T>
 struct ForwardArguments {
-  int64_t N;
+  int32_t N;
   int32_t D;
   Matrix student;
   Matrix teacher;

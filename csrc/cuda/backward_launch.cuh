@@ -25,21 +25,12 @@ void launch_backward(const BackwardArguments<T>& p, const Launch& launch) {
   launch_over_rows(launch, backward_kernel<T, S, C, kPieces, kMix>, threads, p.N, threads.y, p);
 }
 
-template <class T, class S, class C>
-void launch_backward(const BackwardArguments<T>& p, const Launch& launch) {
-  const auto run =
-      p.centres.target_b.data ? launch_backward<T, S, C, true> : launch_backward<T, S, C, false>;
-  run(p, launch);
-}
-
-template <class T, class S, class C>
+template <class T, class S, class C, bool kMix>
 void launch_class_means(const ClassMeansArguments<T>& p, const Launch& launch) {
   const int64_t stretches = (p.rows.D / kElements<S> + kColumns - 1) / kColumns;
   const int64_t other_parts = std::max<int64_t>(p.num_parts - 1, 0);
-  const auto kernel = p.rows.centres.target_b.data ? class_means_kernel<T, S, C, true>
-                                                   : class_means_kernel<T, S, C, false>;
   const int64_t blocks = (p.rows.centres.K + other_parts) * stretches;
-  launch_kernel(launch, kernel, blocks, {kColumns, kClassRows}, p);
+  launch_kernel(launch, class_means_kernel<T, S, C, kMix>, blocks, {kColumns, kClassRows}, p);
 }
 
 template <class S>
@@ -47,27 +38,33 @@ bool backward_rows(const BackwardArguments<float>& p, const Launch& launch) {
   for (const Matrix& matrix : {p.student, p.teacher, p.grad_features}) {
     if (!is_in_pieces<S>(matrix, p.D)) return false;
   }
-  return with_class_mean_type<S>(p.centres.class_means, [&](auto* type) {
-    launch_backward<float, S, std::remove_pointer_t<decltype(type)>>(p, launch);
+  return with_class_means<S>(p.centres, [&](auto* type, auto is_mixed) {
+    launch_backward<float, S, std::remove_pointer_t<decltype(type)>, is_mixed.value>(p, launch);
+    return true;
   });
 }
 
 template <class S>
 bool class_means_rows(const ClassMeansArguments<float>& p, const Launch& launch) {
   if (!is_in_pieces<S>(p.rows.student, p.rows.D)) return false;
-  return with_class_mean_type<S>(p.rows.centres.class_means, [&](auto* type) {
-    launch_class_means<float, S, std::remove_pointer_t<decltype(type)>>(p, launch);
+  return with_class_means<S>(p.rows.centres, [&](auto* type, auto is_mixed) {
+    launch_class_means<float, S, std::remove_pointer_t<decltype(type)>, is_mixed.value>(p, launch);
+    return true;
   });
 }
 
 template <class T>
 void backward_plain(const BackwardArguments<T>& p, const Launch& launch) {
-  launch_backward<T, AnyType, AnyType>(p, launch);
+  const auto run = p.centres.target_b.data ? launch_backward<T, AnyType, AnyType, true>
+                                           : launch_backward<T, AnyType, AnyType, false>;
+  run(p, launch);
 }
 
 template <class T>
 void class_means_plain(const ClassMeansArguments<T>& p, const Launch& launch) {
-  launch_class_means<T, AnyType, AnyType>(p, launch);
+  const auto run = p.rows.centres.target_b.data ? launch_class_means<T, AnyType, AnyType, true>
+                                                : launch_class_means<T, AnyType, AnyType, false>;
+  run(p, launch);
 }
 
 template <class T>

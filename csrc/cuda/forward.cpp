@@ -44,7 +44,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward_in(
       gradient ? empty({N, D}, student.scalar_type()) : empty({0}, student.scalar_type());
 
   ForwardArguments<T> p{};
-  p.N = N;
+  p.N = static_cast<int32_t>(N);
   p.D = static_cast<int32_t>(D);
   p.student = arguments.matrix(student, N, "student");
   if (teacher && teacher->dim() == 1) {

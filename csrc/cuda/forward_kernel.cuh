@@ -19,7 +19,7 @@ struct Row {
 };
 
 template <class T, bool kMix>
-__device__ __forceinline__ Row<T> load_row(const ForwardArguments<T>& p, int64_t i, bool valid) {
+__device__ __forceinline__ Row<T> load_row(const ForwardArguments<T>& p, uint32_t i, bool valid) {
   if (!valid) return {T(1), T(0), T(0)};
   return {load_share<T, kMix>(p.centres, i, true), value_or(p.teacher_norm, i, T(0)),
           value_or(p.sample_weight, i, T(1))};
@@ -27,7 +27,7 @@ __device__ __forceinline__ Row<T> load_row(const ForwardArguments<T>& p, int64_t
 
 // From a row's sums, and its loss into `totals`.
 template <bool kMix, class T, class Group>
-__device__ __forceinline__ void finish_row(Row<T>& row, const ForwardArguments<T>& p, int64_t i,
+__device__ __forceinline__ void finish_row(Row<T>& row, const ForwardArguments<T>& p, uint32_t i,
                                            bool valid, const RowSums<T>& sums,
                                            const RowLabels& labels, const Group& group,
                                            GroupTotals<Group::kBlockRows>& totals) {
@@ -45,20 +45,23 @@ __device__ __forceinline__ void finish_row(Row<T>& row, const ForwardArguments<T
     } else {
       totals.add(group.row(), double(weight * loss), double(weight));
     }
+    const auto put = [&](int k, T value) {
+      p.coefficients[k * int64_t(p.N) + i] = row.counts ? value : T(0);
+    };
     if (p.num_coefficients >= 2) {
-      p.coefficients[i] = row.counts ? row.factor * row.terms.alpha : T(0);
-      p.coefficients[p.N + i] = row.counts ? row.factor * row.terms.beta : T(0);
+      put(0, row.factor * row.terms.alpha);
+      put(1, row.factor * row.terms.beta);
     }
     if (p.num_coefficients >= 4) {
-      p.coefficients[2 * p.N + i] = row.counts ? row.factor * row.terms.gamma : T(0);
-      p.coefficients[3 * p.N + i] = row.counts ? row.factor * row.terms.delta : T(0);
+      put(2, row.factor * row.terms.gamma);
+      put(3, row.factor * row.terms.delta);
     }
     if (p.num_coefficients == 8) {
       const auto measures = row_measures(norm_s, norm_t, row.terms.projection, p.eps);
-      p.coefficients[4 * p.N + i] = row.counts ? measures.cosine : T(0);
-      p.coefficients[5 * p.N + i] = row.counts ? measures.norm_ratio : T(0);
-      p.coefficients[6 * p.N + i] = row.counts ? measures.longer : T(0);
-      p.coefficients[7 * p.N + i] = T(row.counts);
+      put(4, measures.cosine);
+      put(5, measures.norm_ratio);
+      put(6, measures.longer);
+      put(7, T(1));
     }
   }
 }
@@ -88,10 +91,12 @@ __device__ __forceinline__ Piece<T, S, n> gradient_of(const Row<T>& row, const P
   return gradient;
 }
 
-// Registers that a thread's pieces of s, t and c take, and what mixing takes beside them.
+// Registers that a thread's pieces of s, t and c take, and what widening half precision and mixing
+// take beside them.
 template <class S, class C, int kPieces, class Q, bool kMix>
 inline constexpr int kWords =
-    kPieces * kElements<S> * (sizeof(S) + sizeof(Q) + (kMix ? 2 : 1) * sizeof(C)) / 4 +
+    kPieces * (kElements<S> * (sizeof(S) + sizeof(Q) + (kMix ? 2 : 1) * sizeof(C)) / 4 +
+               (sizeof(S) == 2 ? 2 : 0) + (sizeof(C) == 2 ? 5 : 0)) +
     (kMix ? 4 : 0);
 
 // A row is held in registers, kPieces pieces of each of its three vectors a thread. S, C and Q are
@@ -104,51 +109,57 @@ __global__ void __launch_bounds__(Group::max_threads(kWords<S, C, kPieces, Q, kM
   Group group;
   __shared__ GroupTotals<Group::kBlockRows> totals;
   totals.clear();
-  const int64_t step = int64_t(gridDim.x) * group.rows();
-  const int64_t start = int64_t(blockIdx.x) * group.rows();
-  RowLabels next{-1, -1};
+  const uint32_t N = p.N, step = gridDim.x * group.rows(), start = blockIdx.x * group.rows();
+  RowLabelBits next{};
+  const auto has_piece = [&](int k) { return (group.lane() + k * group.size()) * n < p.D; };
+  const auto offset_of = [&](int bytes) { return group.lane() * bytes; };
   // All threads of a block go round equally often, for they meet in the sums.
-  for (int64_t first = start, i = start + group.row(); first < p.N; first += step, i += step) {
-    const bool valid = i < p.N;
+  for (uint32_t first = start, i = start + group.row(); first < N; first += step, i += step) {
+    const bool valid = i < N;
+    // One address for all pieces of a row, which lie a constant apart. A group that has no row reads
+    // the last once more and stores nothing.
+    const uint32_t read_row = valid ? i : N - 1;
     Piece<T, S, n> s[kPieces];
-    Piece<T, Q, n> t[kPieces];
-    CentrePiece<T, C, n, kMix> c[kPieces];
+    const char* row_s = row_of(p.student, read_row, offset_of(s[0].kBytes));
 #pragma unroll
     for (int k = 0; k < kPieces; ++k) {
-      const int col = group.lane() + k * group.size();
-      s[k].load(p.student, i, col, valid && col * n < p.D);
+      s[k].load(row_s + k * group.size() * s[0].kBytes, has_piece(k));
     }
+    Piece<T, Q, n> t[kPieces];
+    const char* row_t = row_of(p.teacher, read_row, offset_of(t[0].kBytes));
 #pragma unroll
     for (int k = 0; k < kPieces; ++k) {
-      const int col = group.lane() + k * group.size();
-      t[k].load(p.teacher, i, col, valid && col * n < p.D && p.teacher.data);
+      t[k].load(row_t + k * group.size() * t[0].kBytes, has_piece(k) && p.teacher.data);
     }
     // A row's centre waits for its label, which is therefore read one row ahead. The first row's is
     // read here: before the loop, s and t would wait for it too, whose addresses the compiler works
     // out after the centre's.
-    if (first == start) next = load_labels<kMix>(p.centres, i, valid);
-    const RowLabels labels = next;
+    if (first == start) next = read_labels<kMix>(p.centres, i, valid);
+    const RowLabels labels = labels_of<kMix>(p.centres, next);
+    CentrePiece<T, C, n, kMix> c[kPieces];
+    const CentreRows rows_c = rows_of<kMix>(p.centres, labels, offset_of(c[0].kBytes));
 #pragma unroll
     for (int k = 0; k < kPieces; ++k) {
-      const int col = group.lane() + k * group.size();
-      c[k].load(p.centres, labels, col, col * n < p.D);
+      c[k].load(rows_c, k * group.size() * c[0].kBytes, has_piece(k));
     }
     Row<T> row = load_row<T, kMix>(p, i, valid);
-    next = load_labels<kMix>(p.centres, i + step, i + step < p.N);
+    next = read_labels<kMix>(p.centres, i + step, i + step < N);
 
     RowSums<T> sums{0, 0, 0, 0};
 #pragma unroll
     for (int k = 0; k < kPieces; ++k) {
+      // For all threads alike: a row of three quarters of what they hold is a quarter less work.
+      if (k > 0 && k * group.size() * n >= p.D) break;
       add_products(sums, s[k], t[k], c[k], row.share);
     }
     sums = group.sum(sums);
     finish_row<kMix>(row, p, i, valid, sums, labels, group, totals);
-    if (p.grad_student.data) {
+    if (p.grad_student.data && valid) {
+      char* row_g = row_of(p.grad_student, i, offset_of(s[0].kBytes));
 #pragma unroll
       for (int k = 0; k < kPieces; ++k) {
-        const int col = group.lane() + k * group.size();
-        if (valid && col * n < p.D) {
-          gradient_of(row, s[k], c[k]).store(p.grad_student, i, col);
+        if (has_piece(k)) {
+          gradient_of(row, s[k], c[k]).store(row_g + k * group.size() * s[0].kBytes);
         }
       }
     }
@@ -173,14 +184,12 @@ inline constexpr Loop kLoop<AnyType> = {256, 3, 3};
 template <class T, class S, class C, class Q, bool kMix>
 __global__ void __launch_bounds__(kLoop<S>.threads, kLoop<S>.blocks)
     forward_loop_kernel(const __grid_constant__ ForwardArguments<T> p) {
-  constexpr int n = kElements<S>, kMost = kLoop<S>.pieces;
-  // With the float32 means of two labels beside a float32 teacher's row, two are too many to hold.
-  constexpr int kPieces = kWords<S, C, kMost, Q, kMix> <= 52 ? kMost : 1;
+  constexpr int n = kElements<S>, kPieces = kLoop<S>.pieces;
   BlockGroup<T> group;
   __shared__ GroupTotals<BlockGroup<T>::kBlockRows> totals;
   totals.clear();
   const int pieces = p.D / n, round = kPieces * group.size();
-  for (int64_t i = blockIdx.x; i < p.N; i += gridDim.x) {
+  for (uint32_t i = blockIdx.x; i < uint32_t(p.N); i += gridDim.x) {
     RowLabels labels{-1, -1};
     Row<T> row = load_row<T, kMix>(p, i, true);
     RowSums<T> sums{0, 0, 0, 0};

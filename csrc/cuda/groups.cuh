@@ -47,9 +47,9 @@ struct LaneGroup {
   static constexpr int kBlockThreads = 128;
   static constexpr int kBlockRows = kBlockThreads / kThreads;
   static constexpr int max_threads(int) { return kBlockThreads; }
-  // 48, 64, 72, 80 or 96 registers a thread: as many warps as there can be without spilling.
+  // 64, 80, 96 or 128 registers a thread: as many warps as there can be without spilling.
   static constexpr int min_blocks(int words) {
-    return words <= 20 ? 10 : words <= 32 ? 8 : words <= 40 ? 7 : words <= 52 ? 6 : 5;
+    return words <= 38 ? 8 : words <= 58 ? 6 : words <= 72 ? 5 : 4;
   }
 
   __device__ __forceinline__ int block_threads() const { return kBlockThreads; }
@@ -71,8 +71,8 @@ struct LaneGroup {
 template <class T>
 struct BlockGroup {
   static constexpr int kBlockRows = 1;
-  // 64 or 80 registers a thread.
-  static constexpr int max_threads(int words) { return words <= 32 ? kMaxBlockThreads : 384; }
+  // 80, 96 or 128 registers a thread.
+  static constexpr int max_threads(int words) { return words <= 58 ? 384 : words <= 72 ? 320 : 256; }
   static constexpr int min_blocks(int) { return 2; }
 
   __device__ __forceinline__ int block_threads() const { return blockDim.x; }

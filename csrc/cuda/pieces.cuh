@@ -5,6 +5,7 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include <cstring>
 #include <type_traits>
 
 #include "arguments.h"
@@ -21,85 +22,78 @@ inline constexpr int kElements = 16 / sizeof(S);
 template <>
 inline constexpr int kElements<AnyType> = 1;
 
+// The offset as it is. The compiler would else work out each address of a row anew, from the row's
+// number on: three instructions for every piece, where a constant beside one address is none.
+__device__ __forceinline__ int64_t once(int64_t offset) {
+#ifdef __CUDA_ARCH__
+  asm("" : "+l"(offset));
+#endif
+  return offset;
+}
+
+// Where a row begins, `offset` bytes on.
+__device__ __forceinline__ char* row_of(const Matrix& matrix, int64_t row, int64_t offset = 0) {
+  return matrix.data + once(row * matrix.row_bytes + offset);
+}
+
 template <int kBytes>
 struct Raw {
   static_assert(kBytes % 4 == 0, "made of words");
   static constexpr int kWords = kBytes / 4;
-  uint32_t words[kWords];
+  uint32_t words[kWords] = {};
 };
 
 // What is read once is not kept in L1: class means are, and each serves many rows of a batch.
 enum class Keep { kNothing, kInL1 };
 
-// Reads, or gives zeros where `valid` is off: nothing is read there. Written out so that ptxas gets
-// a predicate, not a branch, and all reads of a row are on their way before one is waited for.
+// Reads into the words, or leaves them as they are where `valid` is off: nothing is read there.
+// Written out so that ptxas gets a predicate, not a branch, and all reads of a row are on their way
+// before one is waited for.
 template <Keep keep>
-__device__ __forceinline__ uint4 read16(const char* p, bool valid) {
+__device__ __forceinline__ void read16(uint32_t* words, const char* p, bool valid) {
 #ifdef __CUDA_ARCH__
-  uint4 v;
   if constexpr (keep == Keep::kInL1) {
     asm volatile(
-        "{\n .reg .pred q;\n setp.ne.b32 q, %5, 0;\n mov.b32 %0, 0;\n mov.b32 %1, 0;\n"
-        " mov.b32 %2, 0;\n mov.b32 %3, 0;\n @q ld.global.nc.v4.b32 {%0, %1, %2, %3}, [%4];\n}"
-        : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+        "{\n .reg .pred q;\n setp.ne.b32 q, %5, 0;\n"
+        " @q ld.global.nc.v4.b32 {%0, %1, %2, %3}, [%4];\n}"
+        : "+r"(words[0]), "+r"(words[1]), "+r"(words[2]), "+r"(words[3])
         : "l"(p), "r"(int(valid)));
   } else {
     asm volatile(
-        "{\n .reg .pred q;\n setp.ne.b32 q, %5, 0;\n mov.b32 %0, 0;\n mov.b32 %1, 0;\n"
-        " mov.b32 %2, 0;\n mov.b32 %3, 0;\n"
+        "{\n .reg .pred q;\n setp.ne.b32 q, %5, 0;\n"
         " @q ld.global.nc.L1::no_allocate.v4.b32 {%0, %1, %2, %3}, [%4];\n}"
-        : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+        : "+r"(words[0]), "+r"(words[1]), "+r"(words[2]), "+r"(words[3])
         : "l"(p), "r"(int(valid)));
   }
-  return v;
 #else
-  return valid ? *reinterpret_cast<const uint4*>(p) : uint4{0, 0, 0, 0};
+  if (valid) std::memcpy(words, p, 16);
 #endif
 }
 
-// The same for half precision beside a float32 student: of class means, or a teacher.
+// The same for half precision beside a float32 student: of a teacher.
 template <Keep keep>
-__device__ __forceinline__ uint2 read8(const char* p, bool valid) {
+__device__ __forceinline__ void read8(uint32_t* words, const char* p, bool valid) {
+  static_assert(keep == Keep::kNothing, "class means are never narrower than the student");
 #ifdef __CUDA_ARCH__
-  uint2 v;
-  if constexpr (keep == Keep::kInL1) {
-    asm volatile(
-        "{\n .reg .pred q;\n setp.ne.b32 q, %3, 0;\n mov.b32 %0, 0;\n mov.b32 %1, 0;\n"
-        " @q ld.global.nc.v2.b32 {%0, %1}, [%2];\n}"
-        : "=r"(v.x), "=r"(v.y)
-        : "l"(p), "r"(int(valid)));
-  } else {
-    asm volatile(
-        "{\n .reg .pred q;\n setp.ne.b32 q, %3, 0;\n mov.b32 %0, 0;\n mov.b32 %1, 0;\n"
-        " @q ld.global.nc.L1::no_allocate.v2.b32 {%0, %1}, [%2];\n}"
-        : "=r"(v.x), "=r"(v.y)
-        : "l"(p), "r"(int(valid)));
-  }
-  return v;
+  asm volatile(
+      "{\n .reg .pred q;\n setp.ne.b32 q, %3, 0;\n"
+      " @q ld.global.nc.L1::no_allocate.v2.b32 {%0, %1}, [%2];\n}"
+      : "+r"(words[0]), "+r"(words[1])
+      : "l"(p), "r"(int(valid)));
 #else
-  return valid ? *reinterpret_cast<const uint2*>(p) : uint2{0, 0};
+  if (valid) std::memcpy(words, p, 8);
 #endif
 }
 
 template <Keep keep, int kBytes>
-__device__ __forceinline__ Raw<kBytes> read(const char* p, bool valid) {
-  Raw<kBytes> raw;
+__device__ __forceinline__ void read(Raw<kBytes>& raw, const char* p, bool valid) {
   if constexpr (kBytes == 8) {
-    const uint2 v = read8<keep>(p, valid);
-    raw.words[0] = v.x;
-    raw.words[1] = v.y;
+    read8<keep>(raw.words, p, valid);
   } else {
     static_assert(kBytes % 16 == 0, "8, 16 or 32 bytes");
 #pragma unroll
-    for (int i = 0; i < kBytes / 16; ++i) {
-      const uint4 v = read16<keep>(p + 16 * i, valid);
-      raw.words[4 * i] = v.x;
-      raw.words[4 * i + 1] = v.y;
-      raw.words[4 * i + 2] = v.z;
-      raw.words[4 * i + 3] = v.w;
-    }
+    for (int i = 0; i < kBytes / 16; ++i) read16<keep>(raw.words + 4 * i, p + 16 * i, valid);
   }
-  return raw;
 }
 
 template <int kBytes>
@@ -150,13 +144,19 @@ class Piece {
  public:
   static constexpr int kBytes = n * sizeof(S);
 
+  // Keeps what it holds, zeros at first, where `valid` is off.
+  template <Keep keep = Keep::kNothing>
+  __device__ __forceinline__ void load(const char* p, bool valid) {
+    read<keep>(raw_, p, valid);
+  }
   template <Keep keep = Keep::kNothing>
   __device__ __forceinline__ void load(const Matrix& matrix, int64_t row, int col, bool valid) {
-    raw_ = read<keep, kBytes>(matrix.data + row * matrix.row_bytes + col * int64_t(kBytes), valid);
+    load<keep>(row_of(matrix, row) + col * int64_t(kBytes), valid);
   }
 
+  __device__ __forceinline__ void store(char* p) const { write(p, raw_); }
   __device__ __forceinline__ void store(const Matrix& matrix, int64_t row, int col) const {
-    write(matrix.data + row * matrix.row_bytes + col * int64_t(kBytes), raw_);
+    store(row_of(matrix, row) + col * int64_t(kBytes));
   }
 
   __device__ __forceinline__ T operator[](int i) const {
@@ -243,7 +243,7 @@ class Piece<T, AnyType, 1> {
   template <Keep keep = Keep::kNothing>
   __device__ __forceinline__ void load(const Matrix& matrix, int64_t row, int col, bool valid) {
     dtype_ = matrix.dtype;
-    bits_ = valid ? load_bits<T>(matrix.data + row * matrix.row_bytes, col, dtype_) : 0;
+    bits_ = valid ? load_bits<T>(row_of(matrix, row), col, dtype_) : 0;
   }
   __device__ __forceinline__ T operator[](int) const { return value_of<T>(bits_, dtype_); }
 
@@ -252,7 +252,7 @@ class Piece<T, AnyType, 1> {
     value_ = f(0);
   }
   __device__ __forceinline__ void store(const Matrix& matrix, int64_t row, int col) const {
-    store_element<T>(matrix.data + row * matrix.row_bytes, col, matrix.dtype, value_);
+    store_element<T>(row_of(matrix, row), col, matrix.dtype, value_);
   }
 
  private:

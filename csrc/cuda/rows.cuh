@@ -1,34 +1,79 @@
 // A row's labels, and pieces of its centre.
 #pragma once
 
+#include <cstring>
 #include <type_traits>
 
 #include "pieces.cuh"
 
 namespace ndfast::cuda {
 
-__device__ __forceinline__ int64_t load_label(const Labels& labels, int64_t i) {
-  switch (labels.dtype) {
-    case LabelDtype::int32: return static_cast<const int32_t*>(labels.data)[i * labels.stride];
-    case LabelDtype::uint8: return static_cast<const uint8_t*>(labels.data)[i * labels.stride];
-    case LabelDtype::int64: break;
+// A label as it was read: nothing is made of it before the row's own loads are on their way, for
+// that would wait.
+struct LabelBits {
+  uint32_t low = ~0u;   // of int64
+  uint32_t high = ~0u;  // of int64
+  uint32_t other = ~0u;
+};
+
+__device__ __forceinline__ LabelBits read_label(const Labels& labels, uint32_t row, bool valid) {
+  LabelBits bits;
+  if (valid && labels.dtype == LabelDtype::none) bits.other = row;
+  const char* p = labels.data + int64_t(row) * labels.stride_bytes;
+#ifdef __CUDA_ARCH__
+  // One of three, by predicates: branches are dearer. int64 into registers of its own, for a load
+  // waits until what is on its way to its register has come, even where that is nothing.
+  asm volatile(
+      "{\n .reg .pred q, r8, r4, r1;\n setp.ne.b32 q, %5, 0;\n"
+      " setp.eq.and.s32 r8, %4, %6, q;\n setp.eq.and.s32 r4, %4, %7, q;\n"
+      " setp.eq.and.s32 r1, %4, %8, q;\n @r8 ld.global.nc.v2.b32 {%0, %1}, [%3];\n"
+      " @r4 ld.global.nc.b32 %2, [%3];\n @r1 ld.global.nc.u8 %2, [%3];\n}"
+      : "+r"(bits.low), "+r"(bits.high), "+r"(bits.other)
+      : "l"(p), "r"(int(labels.dtype)), "r"(int(valid)), "n"(int(LabelDtype::int64)),
+        "n"(int(LabelDtype::int32)), "n"(int(LabelDtype::uint8)));
+#else
+  if (valid && labels.dtype == LabelDtype::int64) {
+    std::memcpy(&bits.low, p, 4);
+    std::memcpy(&bits.high, p + 4, 4);
   }
-  return static_cast<const int64_t*>(labels.data)[i * labels.stride];
+  if (valid && labels.dtype == LabelDtype::int32) std::memcpy(&bits.other, p, 4);
+  if (valid && labels.dtype == LabelDtype::uint8) bits.other = static_cast<unsigned char>(*p);
+#endif
+  return bits;
 }
 
-// A row's labels as they were read: nothing is made of them before the row's own loads are on their
-// way, for that would wait. -1 for a row that is not in the batch, the row's number without labels.
+__device__ __forceinline__ int64_t label_of(const LabelBits& bits, LabelDtype dtype) {
+  const bool is_wide = dtype == LabelDtype::int64;
+  const uint32_t sign = dtype == LabelDtype::int32 ? uint32_t(int32_t(bits.other) >> 31) : 0;
+  const uint32_t low = is_wide ? bits.low : bits.other, high = is_wide ? bits.high : sign;
+  return static_cast<int64_t>(uint64_t(high) << 32 | low);
+}
+
+struct RowLabelBits {
+  LabelBits first;
+  LabelBits second;  // of mixed labels
+};
 struct RowLabels {
   int64_t first;
-  int64_t second;  // of mixed labels
+  int64_t second;
 };
 
 template <bool kMix>
+__device__ __forceinline__ RowLabelBits read_labels(const Centres& centres, uint32_t row,
+                                                    bool valid) {
+  const LabelBits first = read_label(centres.target, row, valid);
+  return {first, kMix ? read_label(centres.target_b, row, valid) : first};
+}
+
+template <bool kMix>
+__device__ __forceinline__ RowLabels labels_of(const Centres& centres, const RowLabelBits& bits) {
+  const int64_t first = label_of(bits.first, centres.target.dtype);
+  return {first, kMix ? label_of(bits.second, centres.target_b.dtype) : first};
+}
+
+template <bool kMix>
 __device__ __forceinline__ RowLabels load_labels(const Centres& centres, int64_t row, bool valid) {
-  if (!valid) return {-1, -1};
-  if (!centres.target.data) return {row, row};
-  const int64_t first = load_label(centres.target, row);
-  return {first, kMix ? load_label(centres.target_b, row) : first};
+  return labels_of<kMix>(centres, read_labels<kMix>(centres, uint32_t(row), valid));
 }
 
 // Whether they are classes; nothing is read where they are not.
@@ -41,7 +86,7 @@ __device__ __forceinline__ bool are_classes(const Centres& centres, const RowLab
 template <bool kMix>
 __device__ __forceinline__ bool are_ignored(const Centres& centres, const RowLabels& labels,
                                             int64_t ignore_index) {
-  return centres.target.data &&
+  return centres.target.dtype != LabelDtype::none &&
          (labels.first == ignore_index || (kMix && labels.second == ignore_index));
 }
 
@@ -51,10 +96,34 @@ __device__ __forceinline__ T load_share(const Centres& centres, int64_t row, boo
   return kMix && valid ? value_or(centres.lam, row, T(centres.lam_scalar)) : T(1);
 }
 
+// Where a thread's first pieces of a row's class means lie; nothing is read there where labels are no classes.
+struct CentreRows {
+  const char* first;
+  const char* second;  // of mixed labels
+  bool are_there;
+};
+
+template <bool kMix>
+__device__ __forceinline__ CentreRows rows_of(const Centres& centres, const RowLabels& labels,
+                                              int offset) {
+  return {row_of(centres.class_means, labels.first, offset),
+          kMix ? row_of(centres.class_means, labels.second, offset) : nullptr,
+          are_classes<kMix>(centres, labels)};
+}
+
 // A piece of a centre: as it lies in memory, or of two class means mixed.
 template <class T, class C, int n, bool kMix>
 class CentrePiece {
  public:
+  static constexpr int kBytes = Piece<T, C, n>::kBytes;
+
+  // Keeps what it holds, zeros at first, where `valid` is off.
+  __device__ __forceinline__ void load(const CentreRows& rows, int offset, bool valid) {
+    first_.template load<Keep::kInL1>(rows.first + offset, valid && rows.are_there);
+    if constexpr (kMix) {
+      second_.template load<Keep::kInL1>(rows.second + offset, valid && rows.are_there);
+    }
+  }
   __device__ __forceinline__ void load(const Centres& centres, const RowLabels& labels, int col,
                                        bool valid) {
     valid = valid && are_classes<kMix>(centres, labels);

@@ -1,6 +1,7 @@
 // Tensors of the stable ABI as the plain structs that the kernels take.
 #pragma once
 
+#include <utility>
 #include <vector>
 
 #include "../tensors.h"
@@ -13,7 +14,8 @@ class Arguments {
  public:
   explicit Arguments(const Tensor& student)
       : device_(student.get_device_index()), N_(student.size(0)), D_(student.size(1)) {
-    STD_TORCH_CHECK(D_ <= kMaxColumns, "student: more than 2^30 features a row");
+    STD_TORCH_CHECK(N_ <= kMaxRows && D_ <= kMaxColumns, "student: got [", N_, ", ", D_,
+                    "]; expected at most 2^30 rows of at most 2^30 features");
   }
 
   // [N, D], or [rows, D].
@@ -47,10 +49,10 @@ class Arguments {
     const ScalarType type = tensor->scalar_type();
     STD_TORCH_CHECK(type == ScalarType::Long || type == ScalarType::Int || type == ScalarType::Byte,
                     name, ": expected int64, int32 or uint8");
-    return {tensor->data_ptr(), tensor->stride(0),
-            type == ScalarType::Long  ? LabelDtype::int64
-            : type == ScalarType::Int ? LabelDtype::int32
-                                      : LabelDtype::uint8};
+    const auto [dtype, bytes] = type == ScalarType::Long  ? std::pair(LabelDtype::int64, 8)
+                                : type == ScalarType::Int ? std::pair(LabelDtype::int32, 4)
+                                                          : std::pair(LabelDtype::uint8, 1);
+    return {static_cast<const char*>(tensor->data_ptr()), tensor->stride(0) * bytes, dtype};
   }
 
   Centres centres(const Tensor& class_means, const OptionalTensor& target,
