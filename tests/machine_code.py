@@ -20,8 +20,7 @@ class Kernel:
 
     Attributes:
         gpu: "sm_90".
-        name: forward_kernel, forward_loop_kernel, backward_kernel, class_means_kernel or
-            add_parts_kernel.
+        name: forward_kernel, forward_loop_kernel or backward_kernel.
         types: its template arguments.
         usage: of resources, REG and so on.
         code: its instructions.

@@ -1,7 +1,4 @@
-"""How the labels of a batch may be spread over classes, for the gradient of class means.
-
-The GPU's backends cut a class of 512 rows or more in parts of 256, the last with the rest.
-"""
+"""How the labels of a batch may be spread over classes, for the gradient of class means."""
 
 from __future__ import annotations
 
@@ -16,19 +13,12 @@ import ndfast
 
 # How many rows each class has, and how many are ignored.
 SPREADS = {
-    "fewer rows than two parts": ([511], 0),
-    "two parts in all, none cut": ([511, 1], 0),
-    "all in one class": ([0, 0, 1100, 0], 0),
-    "all in the first class": ([1100, 0], 0),
-    "all in the last class": ([0, 1100], 0),
-    "one class of exactly two parts": ([512], 0),
-    "at the parts' bounds": ([256, 512, 256], 0),
-    "one row off the parts' bounds": ([257, 511, 513, 255], 0),
-    "one that begins in the middle of a part": ([300, 900, 300], 0),
-    "cut ones side by side": ([255, 513, 512, 0, 1023, 300], 0),
-    "ignored ones before and behind": ([0, 700, 3], 900),
-    "all ignored": ([0, 0, 0], 700),
-    "more classes than rows": ([1] * 40 + [0] * 600 + [520] + [0] * 40, 20),
+    "all in one class": ([0, 0, 300, 0], 0),
+    "one class": ([70], 0),
+    "classes of all sizes": ([60, 150, 0, 20, 1, 10], 0),
+    "ignored ones before and behind": ([0, 100, 3], 200),
+    "all ignored": ([0, 0, 0], 70),
+    "more classes than rows": ([1] * 40 + [0] * 600 + [52] + [0] * 40, 20),
 }
 
 

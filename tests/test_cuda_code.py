@@ -150,7 +150,6 @@ def test_the_forward_in_rounds_moves_16_byte_pieces(kernels: list[Kernel]) -> No
 
 def test_elements_of_any_type_are_asked_for_before_one_is_converted(kernels: list[Kernel]) -> None:
     plain = [k for k in kernels if k.is_plain and k.types[0] == "float"]
-    plain = [k for k in plain if k.name != "class_means_kernel"]  # an element at a time
     assert {k.name for k in plain} == {"forward_loop_kernel", "backward_kernel"}
     for kernel in plain:
         pieces = 3 if kernel.name == "forward_loop_kernel" else 2
@@ -164,8 +163,8 @@ def test_the_backward_moves_rows_in_16_byte_pieces(kernels: list[Kernel]) -> Non
         # s and the classifier's gradient; and t, a piece at a time
         assert len(kernel.places(r"LDG\.E\.NA\.128\.CONSTANT")) == 2 * pieces + 1, kernel
         check_centre_loads(kernel, pieces)
-        # gradients of s and, with one centre a row, of c; and of t
-        stores = pieces + pieces * (kernel.centre_bytes // 16) + 1
+        # gradients of s, of c in float32, and of t
+        stores = pieces + pieces * (4 // kernel.row_bytes) + 1
         assert len(kernel.places(r"STG\.E\.128")) == stores, kernel
 
 
@@ -199,38 +198,6 @@ def test_the_backward_asks_for_coefficients_before_the_label(kernels: list[Kerne
         label, store = kernel.places(r"LDG\.E\.U8")[0], kernel.places("STG")[0]
         numbers = kernel.places(r"LDG\.E$")
         assert kernel.is_mixed or not [i for i in numbers if label < i < store], kernel
-
-
-def test_the_class_means_gradient_moves_16_bytes(kernels: list[Kernel]) -> None:
-    for kernel in of_rows(kernels, "class_means_kernel"):
-        assert kernel.places(r"LDG\.E\.NA\.128\.CONSTANT"), kernel
-        sum_of_part, gradient = 4 // kernel.row_bytes, kernel.centre_bytes // 16
-        assert len(kernel.places(r"STG\.E\.128")) == sum_of_part + gradient, kernel
-        assert not kernel.places("RED|ATOM"), kernel  # the same order of additions in every run
-        assert bool(kernel.places(r"LDG\.E\.U8")) == kernel.is_mixed, f"{kernel}: labels are known"
-
-
-def test_the_class_means_gradient_asks_for_two_rows_before_it_multiplies(
-    kernels: list[Kernel],
-) -> None:
-    # And for where the next two come from. With mixed labels it is one row, and then its centre.
-    for kernel in of_rows(kernels, "class_means_kernel"):
-        *_, last = rows = kernel.places(r"LDG\.E\.NA\.128\.CONSTANT")
-        assert len(rows) == 2 - kernel.is_mixed, kernel
-        first_use = kernel.places("FFMA")[0]
-        assert last < first_use, kernel
-        numbers = [i for i in kernel.places(r"LDG\.E\.64$") if last < i < first_use]
-        if not kernel.is_mixed:  # with an upstream gradient of float64, a row's own
-            assert len(numbers) >= 4, kernel
-
-
-def test_the_parts_of_a_class_are_asked_for_before_they_are_added(kernels: list[Kernel]) -> None:
-    adding = [k for k in kernels if k.name == "add_parts_kernel"]
-    assert {k.types[0] for k in adding} == {"float", "double"}
-    for kernel in adding:
-        # Of sm_120, a GPU with few units for double precision, ptxas starts them earlier.
-        all_parts = 8 if (kernel.gpu, kernel.types[0]) == ("sm_120", "double") else 16
-        assert most_at_once(kernel, r"LDG\.E(\.64)?$", "FADD|DADD|EXIT") == all_parts, kernel
 
 
 def test_a_reduced_loss_takes_one_ticket(kernels: list[Kernel]) -> None:

@@ -1,6 +1,6 @@
 """The CUDA kernels as nvcc made them, run on the CPU: they need what they have, and no more.
 
-That they compute what is defined is in test_cuda_kernels.py and test_cuda_class_means.py.
+That they compute what is defined is in test_cuda_kernels.py and test_class_mean_gradients.py.
 """
 
 from __future__ import annotations
@@ -20,8 +20,6 @@ BARRIERS = {
     "a row on lanes": (r"forward_kernelIfffLi1ENS0_9LaneGroupILi16EEEfLb0", 4, (70, 64, 4)),
     "a row on a block": (r"forward_kernelIfffLi2ENS0_10BlockGroupIfEEfLb0", 3, (9, 1024, 4)),
     "a row in rounds": (r"forward_loop_kernelIffffLb0", 3, (9, 5000, 4)),
-    "a class": (r"class_means_kernelIfffLb0", 1, (300, 64, 4)),
-    "a class in parts": (r"add_parts_kernelIf", 1, (1100, 64, 2)),
 }
 
 

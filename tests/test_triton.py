@@ -19,7 +19,6 @@ from gpu_backends import (
     check_finished_gradient,
     check_labels_out_of_range,
 )
-from spreads import with_rows_of_class
 
 from ndfast.backends import reference
 
@@ -30,7 +29,7 @@ import triton.language as tl
 from triton.runtime import interpreter
 
 from ndfast.backends import triton as backend
-from ndfast.backends.triton import launch_table, launcher
+from ndfast.backends.triton import launch_table
 from ndfast.backends.triton.launch_table import LaunchConfig
 from ndfast.backends.triton.tiles import load_tile, store_tile
 from ndfast.backends.triton.workspace import workspace
@@ -186,33 +185,6 @@ def test_teacher_and_class_means_may_be_narrower_than_the_student(
 @pytest.mark.parametrize("D", [1, 3, 64, 500, 1000, 16_384])
 def test_the_launch_table_serves_every_width(D: int, seed: int) -> None:
     assert_as_defined(draw(3, D, 2, torch.float32), "triton", D)
-
-
-# How many rows each class has, and how many are ignored, with parts of 8 rows.
-@pytest.mark.parametrize(
-    ("counts", "ignored"),
-    [
-        ([0, 100, 0], 0),  # more rows than a tile has, 32
-        ([15], 0),
-        ([15, 1], 0),
-        ([16], 0),
-        ([8, 16, 8], 0),
-        ([9, 30, 9], 0),
-        ([7, 17, 16, 0, 31, 9], 3),
-        ([2, 20, 0], 40),
-        ([0, 0], 20),
-        ([0, 300], 0),  # more parts than a tile has
-    ],
-)
-@pytest.mark.parametrize("target", ["indices", "mix by row"])
-def test_class_means_however_labels_are_spread(
-    counts: list[int], ignored: int, target: str, monkeypatch: pytest.MonkeyPatch, seed: int
-) -> None:
-    monkeypatch.setattr(launcher, "_PART_ROWS", 8)
-    for ignore_index in (-100, 1000) if ignored else (-100,):  # before and behind the classes
-        case = draw(sum(counts) + ignored, 70, len(counts), torch.float32, target=target)
-        case = with_rows_of_class(case, counts, ignore_index)
-        assert_as_defined(case, "triton", (seed, counts, ignore_index))
 
 
 @pytest.mark.parametrize("mixed", [False, True])

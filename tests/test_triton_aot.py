@@ -87,7 +87,6 @@ MISALIGNED = (90, {"kernel": "forward", "D": 1000, "dtype": "float32", "offset":
 ODD = (90, {"kernel": "forward", "D": 513, "dtype": "float32"})
 WIDE_MEANS = (90, {"kernel": "forward", "D": 2048, "dtype": "bfloat16"})
 CLASS_MEANS = (90, {"kernel": "class means", "D": 1000, "dtype": "float32"})
-PARTS = (90, {"kernel": "parts", "D": 1000, "dtype": "float32"})
 DOUBLE = (90, {"kernel": "forward", "D": 512, "dtype": "float64", "means_dtype": "float64"})
 PLAIN_CALL = (90, PLAIN)
 
@@ -95,7 +94,7 @@ ALL = [
     *ONE_DTYPE,
     *((90, {**PLAIN, **option}) for option, _, _ in OPTIONS),
     *((90, {**ATTACHED, "kernel": kernel}) for kernel in ("student", "attached")),
-    LONG_ROW, MISALIGNED, ODD, WIDE_MEANS, CLASS_MEANS, PARTS, DOUBLE,
+    LONG_ROW, MISALIGNED, ODD, WIDE_MEANS, CLASS_MEANS, DOUBLE,
     PLAIN_CALL,
 ]  # fmt: skip
 
@@ -113,7 +112,7 @@ def found() -> dict[str, dict[str, Any]]:
 
 @by_compiler
 @pytest.mark.parametrize("call", [*ONE_DTYPE, LONG_ROW, MISALIGNED, ODD, WIDE_MEANS, CLASS_MEANS,
-                                  PARTS, DOUBLE], ids=name)  # fmt: skip
+                                  DOUBLE], ids=name)  # fmt: skip
 def test_nothing_is_spilled(call: Call, found: dict[str, Any]) -> None:
     code = found[name(call)]
     assert (code["stack"], code["local"]) == (0, 0)

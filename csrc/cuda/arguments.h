@@ -98,29 +98,9 @@ struct BackwardArguments {
   // The gradients that are wanted.
   Matrix grad_student;
   Matrix grad_teacher;
-  Matrix grad_centres;  // with one centre a row
+  Matrix grad_centres;  // of T
   // grad_student holds what is right for an upstream gradient of 1.
   bool is_finished;
-};
-
-// The rows of a class are one block's. A class of twice as many or more is cut in parts of so many,
-// the last with the rest, and the sums of its parts are added by a second launch.
-inline constexpr int kPartRows = 256;
-
-// The gradient of class means that rows share.
-template <class T>
-struct ClassMeansArguments {
-  BackwardArguments<T> rows;  // without gradients wanted
-  // The labels in their order; where they come from, i for row i's first label, N + i for its
-  // second; and where each class begins among them, [K + 1].
-  const int64_t* labels;
-  const int64_t* order;
-  const int64_t* bounds;
-  // The sums of parts, [num_parts, D] of T. Those of a class that begins at b are b / kPartRows and
-  // the next: the class after it begins kPartRows later for each of them, and has others.
-  int64_t num_parts;  // 0 where there are too few labels for a class that is cut
-  Matrix parts;
-  Matrix grad_class_means;  // [K, D], contiguous
 };
 
 }  // namespace ndfast::cuda

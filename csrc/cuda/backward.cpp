@@ -51,18 +51,6 @@ void run_by_type(const BackwardArguments<T>& p, const Launch& launch) {
 }
 
 template <class T>
-void run(const ClassMeansArguments<T>& p, const Launch& launch) {
-  const auto rows = [&](auto* type) {
-    if constexpr (sizeof(T) == 4) {
-      return class_means_rows<std::remove_pointer_t<decltype(type)>>(p, launch);
-    }
-    return false;
-  };
-  run(p.rows.student.dtype, rows, [&] { class_means_plain(p, launch); });
-  if (p.num_parts > 0) add_parts(p, launch);
-}
-
-template <class T>
 BackwardArguments<T> rows_of(Arguments& arguments, const Tensor& grad_loss, const Tensor& scale,
                              const Tensor& coefficients, int64_t num_coefficients,
                              const Tensor& student, const Tensor& class_means,
@@ -87,42 +75,23 @@ std::tuple<Tensor, Tensor, Tensor> backward_in(
     const Tensor& grad_loss, const Tensor& scale, const Tensor& coefficients, const Tensor& student,
     const OptionalTensor& teacher, const Tensor& class_means, const OptionalTensor& target,
     const OptionalTensor& target_b, const OptionalTensor& lam, double lam_scalar,
-    const OptionalTensor& grad_features, const OptionalTensor& labels, const OptionalTensor& order,
-    const OptionalTensor& bounds, bool needs_student, bool needs_teacher, bool needs_class_means) {
+    const OptionalTensor& grad_features, bool needs_student, bool needs_teacher,
+    bool needs_centres) {
   const OnDevice device(student);
-  const auto gradient = [&](const Tensor& of, bool needed) {
-    return needed ? empty_beside(student, {of.size(0), of.size(1)}, of.scalar_type())
-                  : empty_beside(student, {0}, of.scalar_type());
+  const auto gradient = [&](bool needed, ScalarType type) {
+    return needed ? empty_beside(student, {student.size(0), student.size(1)}, type)
+                  : empty_beside(student, {0}, type);
   };
   STD_TORCH_CHECK(!needs_teacher || (teacher && teacher->dim() == 2),
                   "teacher: only features have a gradient");
-  Tensor grad_student = gradient(student, needs_student);
-  Tensor grad_teacher = gradient(needs_teacher ? *teacher : student, needs_teacher);
-  Tensor grad_class_means = gradient(class_means, needs_class_means);
+  Tensor grad_student = gradient(needs_student, student.scalar_type());
+  Tensor grad_teacher = gradient(needs_teacher, (needs_teacher ? *teacher : student).scalar_type());
+  Tensor grad_centres = gradient(needs_centres, scale.scalar_type());
 
   Arguments arguments(student);
-  auto p = rows_of<T>(arguments, grad_loss, scale, coefficients,
-                      needs_teacher || needs_class_means ? 4 : 2, student, class_means, target,
-                      target_b, lam, lam_scalar);
-  if (needs_class_means && target) {
-    const int64_t K = class_means.size(0);
-    STD_TORCH_CHECK(
-        labels && order && bounds && labels->size(0) == order->size(0) && bounds->size(0) == K + 1,
-        "labels, order and bounds of the classes are missing");
-    const int64_t num_labels = labels->size(0);
-    const int64_t num_parts = num_labels < 2 * kPartRows ? 0 : num_labels / kPartRows;
-    // They go back to torch's allocator at once: what it gives out next on this stream runs later.
-    const Tensor parts = empty_beside(student, {num_parts, p.D}, scale.scalar_type());
-    const ClassMeansArguments<T> of_classes{
-        p,
-        static_cast<const int64_t*>(labels->data_ptr()),
-        static_cast<const int64_t*>(order->data_ptr()),
-        static_cast<const int64_t*>(bounds->data_ptr()),
-        num_parts,
-        arguments.matrix(parts, num_parts, "parts"),
-        arguments.matrix(grad_class_means, K, "grad_class_means")};
-    run(of_classes, device.launch());
-  }
+  auto p =
+      rows_of<T>(arguments, grad_loss, scale, coefficients, needs_teacher || needs_centres ? 4 : 2,
+                 student, class_means, target, target_b, lam, lam_scalar);
   if (needs_student) {
     p.grad_student = arguments.matrix(grad_student, p.N, "grad_student");
     p.grad_features = arguments.matrix(grad_features, "grad_features");
@@ -131,11 +100,9 @@ std::tuple<Tensor, Tensor, Tensor> backward_in(
     p.teacher = arguments.matrix(teacher, "teacher");
     p.grad_teacher = arguments.matrix(grad_teacher, p.N, "grad_teacher");
   }
-  if (needs_class_means && !target) {
-    p.grad_centres = arguments.matrix(grad_class_means, p.N, "grad_class_means");
-  }
-  if (needs_student || needs_teacher || p.grad_centres.data) run_by_type(p, device.launch());
-  return {grad_student, grad_teacher, grad_class_means};
+  if (needs_centres) p.grad_centres = arguments.matrix(grad_centres, p.N, "grad_centres");
+  run_by_type(p, device.launch());
+  return {grad_student, grad_teacher, grad_centres};
 }
 
 template <class T>
@@ -156,16 +123,17 @@ void finish_(const Tensor& grad_student, const Tensor& grad_loss, const Tensor& 
 
 }  // namespace
 
-std::tuple<Tensor, Tensor, Tensor> backward(
-    Tensor grad_loss, Tensor scale, Tensor coefficients, Tensor student, OptionalTensor teacher,
-    Tensor class_means, OptionalTensor target, OptionalTensor target_b, OptionalTensor lam,
-    double lam_scalar, OptionalTensor grad_features, OptionalTensor labels, OptionalTensor order,
-    OptionalTensor bounds, bool needs_student, bool needs_teacher, bool needs_class_means) {
+std::tuple<Tensor, Tensor, Tensor> backward(Tensor grad_loss, Tensor scale, Tensor coefficients,
+                                            Tensor student, OptionalTensor teacher,
+                                            Tensor class_means, OptionalTensor target,
+                                            OptionalTensor target_b, OptionalTensor lam,
+                                            double lam_scalar, OptionalTensor grad_features,
+                                            bool needs_student, bool needs_teacher,
+                                            bool needs_centres) {
   const auto run =
       student.scalar_type() == ScalarType::Double ? backward_in<double> : backward_in<float>;
   return run(grad_loss, scale, coefficients, student, teacher, class_means, target, target_b, lam,
-             lam_scalar, grad_features, labels, order, bounds, needs_student, needs_teacher,
-             needs_class_means);
+             lam_scalar, grad_features, needs_student, needs_teacher, needs_centres);
 }
 
 void finish_gradient_(Tensor grad_student, Tensor grad_loss, Tensor scale, Tensor coefficients,

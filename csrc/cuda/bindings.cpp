@@ -24,9 +24,8 @@ NDFAST_REGISTER(NDFAST_CUDA_LIBRARY, m) {
   m.def(
       "backward(Tensor grad_loss, Tensor scale, Tensor coefficients, Tensor student, "
       "Tensor? teacher, " NDFAST_CENTRES
-      ", Tensor? grad_features, Tensor? labels, Tensor? order, Tensor? bounds, "
-      "bool needs_student, bool needs_teacher, bool needs_class_means) -> "
-      "(Tensor grad_student, Tensor grad_teacher, Tensor grad_class_means)");
+      ", Tensor? grad_features, bool needs_student, bool needs_teacher, bool needs_centres) -> "
+      "(Tensor grad_student, Tensor grad_teacher, Tensor grad_centres)");
   m.def(
       "finish_gradient_(Tensor(a!) grad_student, Tensor grad_loss, Tensor scale, "
       "Tensor coefficients, Tensor student, " NDFAST_CENTRES ") -> ()");

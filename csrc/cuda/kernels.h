@@ -14,8 +14,6 @@ template <class S>
 bool forward_rows(const ForwardArguments<float>& p, const Launch& launch);
 template <class S>
 bool backward_rows(const BackwardArguments<float>& p, const Launch& launch);
-template <class S>
-bool class_means_rows(const ClassMeansArguments<float>& p, const Launch& launch);
 
 // One of them, to ask whether the GPU can run what has been compiled.
 const void* any_kernel();
@@ -28,11 +26,5 @@ template <class T>
 void forward_plain(const ForwardArguments<T>& p, const Launch& launch);
 template <class T>
 void backward_plain(const BackwardArguments<T>& p, const Launch& launch);
-template <class T>
-void class_means_plain(const ClassMeansArguments<T>& p, const Launch& launch);
-
-// The end of class_means_…, where there are parts.
-template <class T>
-void add_parts(const ClassMeansArguments<T>& p, const Launch& launch);
 
 }  // namespace ndfast::cuda

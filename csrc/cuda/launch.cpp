@@ -34,14 +34,6 @@ void check(cudaError_t error, const char* what) {
                            cudaGetErrorString(error) + advice);
 }
 
-dim3 grid_of(int64_t blocks) {
-  if (blocks > INT32_MAX) {
-    throw std::runtime_error("ndfast: class_means: its rows are " + std::to_string(blocks) +
-                             " blocks' work, and one launch has up to 2^31 - 1");
-  }
-  return {static_cast<unsigned>(blocks)};
-}
-
 int num_sms(int device) {
   static std::mutex mutex;
   static std::map<int, int> known;

@@ -28,19 +28,6 @@ int64_t resident_blocks(const Launch& launch, const void* kernel, int threads);
 // share their memory anyway. -1 where all have been given out.
 int32_t take_ticket(const Launch& launch);
 
-// The blocks of a launch, in one dimension. Throws where they are more than that can have.
-dim3 grid_of(int64_t blocks);
-
-template <class Arguments>
-void launch_kernel(const Launch& launch, void (*kernel)(Arguments), int64_t blocks, dim3 threads,
-                   const Arguments& arguments) {
-  cudaLaunchConfig_t config{};
-  config.gridDim = grid_of(blocks);
-  config.blockDim = threads;
-  config.stream = launch.stream;
-  check(cudaLaunchKernelEx(&config, kernel, arguments), "launching a kernel");
-}
-
 // Over how many blocks to spread tasks, of which each takes one a round: as few as need no more
 // rounds than `most` would, whose last round may be a few blocks' alone.
 inline int64_t even_blocks(int64_t tasks, int64_t most) {
@@ -48,7 +35,7 @@ inline int64_t even_blocks(int64_t tasks, int64_t most) {
   return rounds <= 1 ? std::max<int64_t>(tasks, 1) : (tasks + rounds - 1) / rounds;
 }
 
-// The same with a block for every `rows` of N rows, up to as many as are resident.
+// Launches a kernel with a block for every `rows` of N rows, up to as many as are resident.
 template <class Arguments>
 void launch_over_rows(const Launch& launch, void (*kernel)(Arguments), dim3 threads, int64_t N,
                       int rows, const Arguments& arguments) {
@@ -56,8 +43,11 @@ void launch_over_rows(const Launch& launch, void (*kernel)(Arguments), dim3 thre
   // None is resident where the GPU cannot run the kernel at all: the launch will say so.
   const int64_t most =
       std::max<int64_t>(resident_blocks(launch, address, threads.x * threads.y), 1);
-  const int64_t blocks = even_blocks((N + rows - 1) / rows, most);
-  launch_kernel(launch, kernel, blocks, threads, arguments);
+  cudaLaunchConfig_t config{};
+  config.gridDim = {static_cast<unsigned>(even_blocks((N + rows - 1) / rows, most))};
+  config.blockDim = threads;
+  config.stream = launch.stream;
+  check(cudaLaunchKernelEx(&config, kernel, arguments), "launching a kernel");
 }
 
 }  // namespace ndfast::cuda

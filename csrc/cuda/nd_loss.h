@@ -16,13 +16,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(Tensor student, OptionalTenso
                                                    int64_t ignore_index, double eps,
                                                    int64_t num_coefficients, bool gradient);
 
-// -> grad_student, grad_teacher, grad_class_means. `labels`, `order` and `bounds` are the rows
-// sorted by class, there where the gradient of class means that rows share is wanted.
-std::tuple<Tensor, Tensor, Tensor> backward(
-    Tensor grad_loss, Tensor scale, Tensor coefficients, Tensor student, OptionalTensor teacher,
-    Tensor class_means, OptionalTensor target, OptionalTensor target_b, OptionalTensor lam,
-    double lam_scalar, OptionalTensor grad_features, OptionalTensor labels, OptionalTensor order,
-    OptionalTensor bounds, bool needs_student, bool needs_teacher, bool needs_class_means);
+// -> grad_student, grad_teacher, grad_centres, that of each row's centre in the type of the sums:
+// of class means that rows share nothing is rounded before it is added up.
+std::tuple<Tensor, Tensor, Tensor> backward(Tensor grad_loss, Tensor scale, Tensor coefficients,
+                                            Tensor student, OptionalTensor teacher,
+                                            Tensor class_means, OptionalTensor target,
+                                            OptionalTensor target_b, OptionalTensor lam,
+                                            double lam_scalar, OptionalTensor grad_features,
+                                            bool needs_student, bool needs_teacher,
+                                            bool needs_centres);
 
 // In place: writes the gradient that forward finished anew, unless the upstream gradient is 1.
 void finish_gradient_(Tensor grad_student, Tensor grad_loss, Tensor scale, Tensor coefficients,

@@ -16,8 +16,4 @@ template void forward_plain(const ForwardArguments<float>&, const Launch&);
 template void forward_plain(const ForwardArguments<double>&, const Launch&);
 template void backward_plain(const BackwardArguments<float>&, const Launch&);
 template void backward_plain(const BackwardArguments<double>&, const Launch&);
-template void class_means_plain(const ClassMeansArguments<float>&, const Launch&);
-template void class_means_plain(const ClassMeansArguments<double>&, const Launch&);
-template void add_parts(const ClassMeansArguments<float>&, const Launch&);
-template void add_parts(const ClassMeansArguments<double>&, const Launch&);
 }  // namespace ndfast::cuda

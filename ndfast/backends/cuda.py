@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ndfast.backends import gpu, native
+from ndfast.backends.reference import add_by_class
 
 installed = native.installed  # where it cannot run then, that is nobody's choice
 # The CUDA of its kernels, the least release of the driver for them, the CUDA of this driver: 13000,
@@ -95,11 +96,11 @@ def backward(
     needs_class_means: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients that are needed, empty tensors for the others; see `ndfast.backends`."""
-    labels = order = bounds = None
-    if needs_class_means and target is not None:
-        labels, order, bounds = gpu.sort_by_class(target, target_b, class_means.shape[0])
-    return _backward(
-        grad_loss, scale, coefficients, student, teacher, class_means, target, target_b, lam,
-        lam_scalar, grad_features, labels, order, bounds, needs_student, needs_teacher,
-        needs_class_means,
+    labels = (target, target_b, lam, lam_scalar)
+    grad_student, grad_teacher, grad_centres = _backward(
+        grad_loss, scale, coefficients, student, teacher, class_means, *labels, grad_features,
+        needs_student, needs_teacher, needs_class_means,
     )  # fmt: skip
+    if needs_class_means:
+        grad_centres = add_by_class(grad_centres, class_means, *labels)
+    return grad_student, grad_teacher, grad_centres

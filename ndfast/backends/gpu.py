@@ -6,7 +6,6 @@ import re
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 _LEAST_CAPABILITY = (8, 0)
 _DRIVER = Path("/proc/driver/nvidia/version")
@@ -37,21 +36,3 @@ def driver_release() -> str | None:
         return None
     found = re.search(r"Kernel Module.*?\s(\d+(\.\d+)+)\s", told)
     return found[1] if found else None
-
-
-def sort_by_class(target: Tensor, target_b: Tensor | None, K: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The rows in the order of their labels, so that a class's can be added up in a fixed order.
-
-    Args:
-        target: class indices [N].
-        target_b: the second labels [N] of mixed ones.
-        K: classes.
-
-    Returns:
-        The labels [N] in their order (mixed ones [2N]); ``order``, where they come from: i for row
-        i's first label, N + i for its second; and ``bounds`` [K + 1]: where each class begins among
-        them. Labels that are no class stand before the first bound or behind the last.
-    """
-    labels = target.long() if target_b is None else torch.cat([target.long(), target_b.long()])
-    labels, order = torch.sort(labels, stable=True)
-    return labels, order, torch.searchsorted(labels, torch.arange(K + 1, device=labels.device))

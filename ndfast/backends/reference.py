@@ -14,6 +14,10 @@ from torch import Tensor
 
 NONE, MEAN, SUM = range(3)
 
+# Labels that are no class, as most of a batch may have, add to as many rows that nobody reads: on a
+# GPU those of one label are added one after the other.
+_ROWS_OF_NO_CLASS = 64
+
 
 def unusable(device: torch.device) -> str | None:
     """Plain PyTorch runs everywhere."""
@@ -224,28 +228,33 @@ def backward(
     if needs_class_means:
         alpha, delta = coefficients[0, :, None], coefficients[3, :, None]
         grad_centres = torch.where(dead, 0, alpha * s + delta * centres)
-        if target is not None:
-            grad_centres = _scatter(grad_centres, class_means, target, target_b, lam, lam_scalar)
-        grad_class_means = grad_centres.to(class_means.dtype)
+        labels = (target, target_b, lam, lam_scalar)
+        grad_class_means = add_by_class(grad_centres, class_means, *labels)
     # The ops' fakes promise this, whatever strides the inputs have.
     return grad_student.contiguous(), grad_teacher.contiguous(), grad_class_means.contiguous()
 
 
-def _scatter(
+def add_by_class(
     grad_centres: Tensor,
     class_means: Tensor,
-    target: Tensor,
+    target: Tensor | None,
     target_b: Tensor | None,
     lam: Tensor | None,
     lam_scalar: float,
 ) -> Tensor:
-    """Adds the gradients of the rows' centres [N, D] up by class, [K, D]."""
+    """The class means' gradient [K, D], from that of the rows' centres [N, D]; rounded once.
+
+    It is added up in a fixed order, and nothing waits for a GPU.
+    """
+    if target is None:
+        return grad_centres.to(class_means.dtype)
     K, D = class_means.shape
-    grad = grad_centres.new_zeros(K + 1, D)  # the last row takes labels that are no class
+    sums = grad_centres.new_zeros(K + _ROWS_OF_NO_CLASS, D)
+    no_class = K + torch.arange(len(target), device=target.device) % _ROWS_OF_NO_CLASS
 
     def add(labels: Tensor, rows: Tensor) -> None:
         labels, in_range = labels_in_range(labels, K)
-        grad.index_add_(0, torch.where(in_range, labels, K), rows)
+        _add_rows(sums, torch.where(in_range, labels, no_class), rows)
 
     if target_b is None:
         add(target, grad_centres)
@@ -253,7 +262,17 @@ def _scatter(
         share = lam_scalar if lam is None else lam.to(grad_centres.dtype)[:, None]
         add(target, share * grad_centres)
         add(target_b, (1 - share) * grad_centres)
-    return grad[:-1]
+    return sums[:K].to(class_means.dtype)
+
+
+def _add_rows(sums: Tensor, labels: Tensor, rows: Tensor) -> None:
+    """In place: adds each row to that of its label, in the order of rows."""
+    if sums.is_cuda:
+        # It sorts the labels; index_add_ adds there in any order. index_put_ is the same, but looks
+        # at the labels first, for which some releases of torch have the host wait.
+        torch._index_put_impl_(sums, [labels], rows, accumulate=True, unsafe=True)
+    else:
+        sums.index_add_(0, labels, rows)
 
 
 def finish_gradient_(

@@ -94,7 +94,7 @@ def calls() -> Iterator[Call]:
     for (dtype, means, teacher), pieces, target in itertools.product(TOGETHER, PIECES, targets):
         drawn = {"N": 5, "D": pieces * 16 // dtype.itemsize, "dtype": dtype, "target": target}
         yield Call(drawn | {"means_dtype": means, "teacher_dtype": teacher, "attached": False})
-    # Most rows in one class, of which blocks take parts; a class without rows; ignored rows.
+    # Most rows in one class; a class without rows; ignored rows.
     for dtype, target in itertools.product(DTYPES, targets):
         drawn = {"N": 1500, "D": 40, "dtype": dtype, "target": target, "attached": False}
         yield Call(drawn, counts=(3, 0, 1100, 300))

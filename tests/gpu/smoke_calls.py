@@ -16,8 +16,6 @@ from spreads import with_rows_of_class
 MIXED = ("indices", "mix by row")
 FLOATS = (torch.float32, *HALVES)
 IN_REGISTERS, LONG, ODD = 512, 16_384, 37  # a row's features; an odd row goes element by element
-# Rows of four classes, of which the third is cut in parts.
-CUT = (3, 0, 1100, 300)
 
 
 def calls() -> dict[str, dict[str, Any]]:
@@ -35,14 +33,11 @@ def calls() -> dict[str, dict[str, Any]]:
             name = f"{str(dtype).removeprefix('torch.')}, {target}"
             given = {"D": ODD, "dtype": dtype, "target": target}
             found[f"element by element, {name}"] = {"N": 9, **given}
-        given = {"D": ODD, "dtype": dtype}
-        found[f"a large class, {str(dtype).removeprefix('torch.')}"] = {
-            "N": 1500, **given, "counts": CUT,
-        }  # fmt: skip
     half = {"N": 9, "D": IN_REGISTERS, "dtype": torch.bfloat16}
     return found | {
         "probabilities": half | {"target": "probabilities"},
         "a centre a row": half | {"target": "a centre a row", "attached": True},
+        "a large class": half | {"N": 1500, "counts": (3, 0, 1100, 300)},
         "no teacher": half | {"teacher": "absent", "reduction": "sum"},
         "a teacher's norms": half | {"teacher": "norms", "reduction": "none", "weighted": True},
         "a teacher of another dtype": half | {"teacher_dtype": torch.float32, "ignoring": True},

@@ -4,7 +4,7 @@
 - launch_table.py: how many rows, columns and warps a program gets.
 - quick_launch.py: launches with less work on the host than Triton's JIT.
 - workspace.py: what the programs of a launch share to add the loss up.
-- forward_kernel.py, backward_kernels.py: the kernels; tiles.py: how they read and write rows.
+- forward_kernel.py, backward_kernel.py: the kernels; tiles.py: how they read and write rows.
 """
 
 from __future__ import annotations

@@ -7,14 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-from ndfast.backends.gpu import sort_by_class
-from ndfast.backends.reference import MEAN, NONE, accumulation_dtype
+from ndfast.backends.reference import MEAN, NONE, accumulation_dtype, add_by_class
 from ndfast.backends.triton import launch_table
-from ndfast.backends.triton.backward_kernels import (
-    add_parts_backward_kernel,
-    backward_kernel,
-    class_means_backward_kernel,
-)
+from ndfast.backends.triton.backward_kernel import backward_kernel
 from ndfast.backends.triton.forward_kernel import forward_kernel
 from ndfast.backends.triton.launch_table import LaunchConfig
 from ndfast.backends.triton.quick_launch import QuickLaunch
@@ -29,13 +24,6 @@ Tensors = tuple[Tensor | None, ...]
 
 _forward_kernel = QuickLaunch(forward_kernel)
 _backward_kernel = QuickLaunch(backward_kernel)
-_class_means_backward_kernel = QuickLaunch(class_means_backward_kernel)
-_add_parts_backward_kernel = QuickLaunch(add_parts_backward_kernel)
-
-_CLASS_MEANS_ROWS, _CLASS_MEANS_BLOCK_D = 32, 64  # summed over rows: columns spread over programs
-# What one program adds up of a class that has twice as many rows or more: a class may have most of
-# a batch.
-_PART_ROWS = 256
 
 
 def forward(
@@ -101,28 +89,24 @@ def backward(
     if needs_teacher:
         assert teacher is not None
         grad_teacher = teacher.new_empty(teacher.shape)
-    needs_centres = needs_class_means and target is None
-    grad_class_means = class_means.new_empty(class_means.shape if needs_centres else (0,))
+    grad_centres = coefficients.new_empty(student.shape if needs_class_means else (0,))
 
-    student, class_means = _rows(student), _rows(class_means)
     labels = _vector(target), _vector(target_b), _vector(lam)
-    upstream = grad_loss, scale, coefficients
-    if needs_student or needs_teacher or needs_centres:
-        gradients = (
-            grad_student if needs_student else None,
-            grad_teacher if needs_teacher else None,
-            grad_class_means if needs_centres else None,
-        )
-        _launch_backward(
-            student,
-            _rows(teacher) if teacher is not None and needs_teacher else None,
-            class_means, labels, lam_scalar, upstream,
-            None if grad_features is None else _rows(grad_features),
-            gradients, finished=False,
-        )  # fmt: skip
-    if needs_class_means and not needs_centres:
-        grad_class_means = _class_means_gradient(student, class_means, labels, lam_scalar, upstream)
-    return grad_student, grad_teacher, grad_class_means
+    gradients = (
+        grad_student if needs_student else None,
+        grad_teacher if needs_teacher else None,
+        grad_centres if needs_class_means else None,
+    )
+    _launch_backward(
+        _rows(student),
+        _rows(teacher) if teacher is not None and needs_teacher else None,
+        _rows(class_means), labels, lam_scalar, (grad_loss, scale, coefficients),
+        None if grad_features is None else _rows(grad_features),
+        gradients, finished=False,
+    )  # fmt: skip
+    if needs_class_means:
+        grad_centres = add_by_class(grad_centres, class_means, target, target_b, lam, lam_scalar)
+    return grad_student, grad_teacher, grad_centres
 
 
 def finish_gradient_(
@@ -174,45 +158,6 @@ def _launch_backward(
             _launch_with(launch_table.default_config(D, student.itemsize), *launch)
         else:
             _launch(*launch)
-
-
-def _class_means_gradient(
-    student: Tensor,
-    class_means: Tensor,
-    labels: Tensors,
-    lam_scalar: float,
-    upstream: tuple[Tensor, Tensor, Tensor],
-) -> Tensor:
-    """[K, D], in an order of additions that depends on shapes and labels only."""
-    (N, D), K = student.shape, class_means.shape[0]
-    target, target_b, _ = labels
-    assert target is not None
-    in_order, order, bounds = sort_by_class(target, target_b, K)
-    num_parts = len(order) // _PART_ROWS if len(order) >= 2 * _PART_ROWS else 0
-    parts = class_means.new_empty((num_parts, D), dtype=upstream[2].dtype)
-    gradient = class_means.new_empty((K, D))
-    strides, alignment = _row_strides(student, class_means)
-    blocks = _ceil_div(D, _CLASS_MEANS_BLOCK_D)
-    tile = (_PART_ROWS, _CLASS_MEANS_ROWS, _CLASS_MEANS_BLOCK_D)
-    with torch.cuda.device_of(student):
-        _class_means_backward_kernel(
-            (K + max(num_parts - 1, 0), blocks, 1),
-            (student, class_means, *labels, *upstream, in_order, order, bounds, parts, gradient),
-            (*strides, _upstream_stride(upstream[0]), N, K),
-            (lam_scalar,),
-            (D, alignment, *tile),
-            num_warps=4,
-        )
-        if num_parts > 0:
-            _add_parts_backward_kernel(
-                (num_parts // 2, blocks, 1),
-                (in_order, bounds, parts, gradient),
-                (K,),
-                (),
-                (D, *tile),
-                num_warps=4,
-            )
-    return gradient
 
 
 def _launch(
