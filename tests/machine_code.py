@@ -6,9 +6,11 @@ import re
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import triton
+from issue_slots.lanes import Instruction
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 BYTES = {"float": 4, "double": 8, "__nv_bfloat16": 2, "__half": 2, "AnyType": 0}
@@ -23,14 +25,26 @@ class Kernel:
         name: forward_kernel, forward_loop_kernel or backward_kernel.
         types: its template arguments.
         usage: of resources, REG and so on.
-        code: its instructions.
+        symbol: its mangled name.
+        lines: its instructions, as they are printed.
     """
 
     gpu: str
     name: str
     types: list[str]
     usage: dict[str, int]
-    code: list[str] = field(default_factory=list)
+    symbol: str
+    lines: list[str] = field(default_factory=list)
+
+    @cached_property
+    def code(self) -> list[str]:
+        """The names of its instructions."""
+        return [found[3] for line in self.lines if (found := _INSTRUCTION.match(line))]
+
+    @cached_property
+    def instructions(self) -> dict[int, Instruction]:
+        """By address."""
+        return dict(map(_parse, self.lines))
 
     def __repr__(self) -> str:
         return f"{self.name}<{', '.join(self.types)}> for {self.gpu}"
@@ -62,6 +76,18 @@ class Kernel:
         return [i for i, name in enumerate(self.code) if re.match(pattern, name)]
 
 
+_INSTRUCTION = re.compile(
+    r"\s+/\*([0-9a-f]{4,})\*/\s+(?:(@!?U?P\w+)\s+)?([A-Z][A-Z0-9_.]*)\s*([^;]*);"
+)
+
+
+def _parse(line: str) -> tuple[int, Instruction]:
+    found = _INSTRUCTION.match(line)
+    assert found is not None
+    address, operands = int(found[1], 16), tuple(filter(None, map(str.strip, found[4].split(","))))
+    return address, Instruction(address, found[2] or "", found[3], operands)
+
+
 def cuobjdump(*arguments: str) -> Iterator[str]:
     """What it prints, by line."""
     with subprocess.Popen([str(CUOBJDUMP), *arguments], stdout=subprocess.PIPE, text=True) as tool:
@@ -81,7 +107,7 @@ def read(library: Path) -> list[Kernel]:
             symbols.append((gpu, found[1]))
         elif "REG:" in line:
             usage = {name: int(value) for name, value in re.findall(r"([A-Z]+):(\d+)", line)}
-            kernels[symbols[-1]] = Kernel(gpu, "", [], usage)
+            kernels[symbols[-1]] = Kernel(gpu, "", [], usage, symbols[-1][1])
     names = subprocess.run(
         ["c++filt"], input="\n".join(symbol for _, symbol in symbols),
         capture_output=True, text=True, check=True,
@@ -91,14 +117,28 @@ def read(library: Path) -> list[Kernel]:
         assert found, name
         kernels[symbol].name, kernels[symbol].types = found[1], found[2].split(", ")
 
-    instruction = re.compile(r"\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)")
-    code: list[str] = []
+    for found_gpu, symbol, line in _code_lines(library):
+        kernels[found_gpu, symbol].lines.append(line)
+    assert all(kernel.code for kernel in kernels.values())
+    return list(kernels.values())
+
+
+def instructions_of(library: Path) -> dict[tuple[str, str], dict[int, Instruction]]:
+    """By GPU and symbol, and by address."""
+    found: dict[tuple[str, str], dict[int, Instruction]] = {}
+    for gpu, symbol, line in _code_lines(library):
+        address, instruction = _parse(line)
+        found.setdefault((gpu, symbol), {})[address] = instruction
+    return found
+
+
+def _code_lines(library: Path) -> Iterator[tuple[str, str, str]]:
+    """Each instruction's line, with its GPU and its kernel's symbol."""
+    gpu, symbol = "", ""
     for line in cuobjdump("-sass", str(library)):
         if found := re.match(r"\s*code for (sm_\d+)", line):
             gpu = found[1]
         elif found := re.match(r"\s*Function : (\S+)", line):
-            code = kernels[gpu, found[1]].code
-        elif found := instruction.match(line):
-            code.append(found[1])
-    assert all(kernel.code for kernel in kernels.values())
-    return list(kernels.values())
+            symbol = found[1]
+        elif _INSTRUCTION.match(line):
+            yield gpu, symbol, line

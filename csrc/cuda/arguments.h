@@ -86,9 +86,10 @@ struct ForwardArguments {
 
 template <class T>
 struct BackwardArguments {
-  int64_t N;
+  int32_t N;
   int32_t D;
-  Values grad_loss;
+  const T* grad_loss;
+  int64_t grad_loss_stride;  // 0 where one stands for all
   const T* scale;
   const T* coefficients;  // [2, 4 or 8, N]
   Matrix student;

@@ -57,12 +57,16 @@ BackwardArguments<T> rows_of(Arguments& arguments, const Tensor& grad_loss, cons
                              const OptionalTensor& target, const OptionalTensor& target_b,
                              const OptionalTensor& lam, double lam_scalar) {
   BackwardArguments<T> p{};
-  p.N = student.size(0);
+  p.N = static_cast<int32_t>(student.size(0));
   p.D = static_cast<int32_t>(student.size(1));
   STD_TORCH_CHECK(coefficients.dim() == 2 && coefficients.size(0) >= num_coefficients &&
                       coefficients.size(1) == p.N && coefficients.is_contiguous(),
                   "coefficients are not forward's");
-  p.grad_loss = arguments.values(grad_loss, "grad_loss");
+  const Values upstream = arguments.values(grad_loss, "grad_loss");
+  STD_TORCH_CHECK(grad_loss.scalar_type() == scale.scalar_type(),
+                  "grad_loss: not of the loss's type");
+  p.grad_loss = static_cast<const T*>(upstream.data);
+  p.grad_loss_stride = upstream.stride;
   p.scale = static_cast<const T*>(scale.data_ptr());
   p.coefficients = static_cast<const T*>(coefficients.data_ptr());
   p.student = arguments.matrix(student, p.N, "student");

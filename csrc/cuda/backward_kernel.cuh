@@ -7,27 +7,8 @@
 namespace ndfast::cuda {
 
 template <class T>
-__device__ __forceinline__ T upstream_of(const BackwardArguments<T>& p, int64_t i) {
-  return load_element<T>(p.grad_loss.data, i * p.grad_loss.stride, p.grad_loss.dtype) * *p.scale;
-}
-
-// A row's coefficients and its upstream gradient as they lie in memory: asked for with the row, and
-// nothing is made of them before its label has come, for that would wait.
-template <class T>
-struct ReadCoefficients {
-  T alpha;
-  T beta;
-  T delta;
-  T scale;
-  Bits<T> grad_loss;
-};
-
-template <class T>
-__device__ __forceinline__ ReadCoefficients<T> read_coefficients(const BackwardArguments<T>& p,
-                                                                 int64_t i, bool of_centre) {
-  return {p.coefficients[i], p.coefficients[p.N + i],
-          of_centre ? p.coefficients[3 * p.N + i] : T(0), *p.scale,
-          load_bits<T>(p.grad_loss.data, i * p.grad_loss.stride, p.grad_loss.dtype)};
+__device__ __forceinline__ T upstream_of(const BackwardArguments<T>& p, uint32_t i) {
+  return p.grad_loss[i * p.grad_loss_stride] * *p.scale;
 }
 
 // A row's coefficients, times its upstream gradient.
@@ -39,13 +20,30 @@ struct Coefficients {
   bool is_ignored;  // an ignored row: its gradient is 0 even where it holds NaN
 };
 
+// A row's coefficients and its upstream gradient as they lie in memory: asked for with the row, and
+// nothing is made of them before its label has come, for that would wait.
 template <class T>
-__device__ __forceinline__ Coefficients<T> times_upstream(const ReadCoefficients<T>& by,
-                                                          Dtype grad_loss_dtype, bool in_range) {
-  const T upstream = value_of<T>(by.grad_loss, grad_loss_dtype) * by.scale;
-  // A label that is no class has the centre NaN.
-  return {in_range ? upstream * by.alpha : T(NAN), upstream * by.beta, upstream * by.delta,
-          by.alpha == T(0) && by.beta == T(0)};
+struct ReadCoefficients {
+  T alpha;
+  T beta;
+  T delta;
+  T scale;
+  T grad_loss;
+
+  __device__ __forceinline__ Coefficients<T> times_upstream(bool in_range) const {
+    const T upstream = grad_loss * scale;
+    // A label that is no class has the centre NaN.
+    return {in_range ? upstream * alpha : T(NAN), upstream * beta, upstream * delta,
+            alpha == T(0) && beta == T(0)};
+  }
+};
+
+template <class T>
+__device__ __forceinline__ ReadCoefficients<T> read_coefficients(const BackwardArguments<T>& p,
+                                                                 uint32_t i, bool of_centre) {
+  const T* of_row = p.coefficients + i;
+  return {of_row[0], of_row[p.N], of_centre ? of_row[3 * int64_t(p.N)] : T(0), *p.scale,
+          p.grad_loss[i * p.grad_loss_stride]};
 }
 
 inline constexpr int kBackwardThreads = 256;
@@ -56,11 +54,11 @@ template <class T, class S, class C, int kPieces, bool kMix>
 __global__ void __launch_bounds__(kBackwardThreads, kMix&& kPieces > 1 ? 3 : 4)
     backward_kernel(const __grid_constant__ BackwardArguments<T> p) {
   constexpr int n = kElements<S>;
-  if (p.is_finished && p.grad_loss.stride == 0 && upstream_of(p, 0) == T(1)) return;
+  if (p.is_finished && p.grad_loss_stride == 0 && upstream_of(p, 0) == T(1)) return;
   const int pieces = p.D / n;
-  const int64_t step = int64_t(gridDim.x) * blockDim.y;
-  for (int64_t i = int64_t(blockIdx.x) * blockDim.y + threadIdx.y; i < p.N; i += step) {
-    if (p.is_finished && p.grad_loss.stride != 0 && upstream_of(p, i) == T(1)) continue;
+  const uint32_t N = p.N, step = gridDim.x * blockDim.y;
+  for (uint32_t i = blockIdx.x * blockDim.y + threadIdx.y; i < N; i += step) {
+    if (p.is_finished && p.grad_loss_stride != 0 && upstream_of(p, i) == T(1)) continue;
     if (p.grad_student.data || p.grad_centres.data) {
 #pragma unroll 1
       for (int begin = threadIdx.x; begin < pieces; begin += kPieces * blockDim.x) {
@@ -81,8 +79,7 @@ __global__ void __launch_bounds__(kBackwardThreads, kMix&& kPieces > 1 ? 3 : 4)
           c[k].load(p.centres, labels, col, col < pieces);
         }
         const T share = load_share<T, kMix>(p.centres, i, true);
-        const auto by =
-            times_upstream(read, p.grad_loss.dtype, are_classes<kMix>(p.centres, labels));
+        const auto by = read.times_upstream(are_classes<kMix>(p.centres, labels));
         if (p.grad_student.data) {
 #pragma unroll
           for (int k = 0; k < kPieces; ++k) {
@@ -110,7 +107,7 @@ __global__ void __launch_bounds__(kBackwardThreads, kMix&& kPieces > 1 ? 3 : 4)
     }
     if (p.grad_teacher.data) {
       const T upstream = upstream_of(p, i);
-      const T gamma = upstream * p.coefficients[2 * p.N + i];
+      const T gamma = upstream * p.coefficients[2 * int64_t(p.N) + i];
       const bool is_ignored = p.coefficients[i] == T(0) && p.coefficients[p.N + i] == T(0);
 #pragma unroll 1
       for (int col = threadIdx.x; col < pieces; col += blockDim.x) {

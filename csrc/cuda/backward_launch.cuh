@@ -11,11 +11,17 @@ namespace ndfast::cuda {
 template <class S, class C, bool kMix>
 inline constexpr int kBackwardPieces = kMix && sizeof(C) > sizeof(S) ? 1 : 2;
 
-// Threads x along a row, as many as its pieces ask for, y over rows.
+// Threads x along a row, as many as its pieces ask for, y over rows; x is a power of two or half as
+// many more, so that at least two thirds of the threads have pieces.
 inline dim3 backward_threads(int pieces, int pieces_of_thread) {
-  unsigned x = 4;
-  while (x < kBackwardThreads && x * pieces_of_thread < unsigned(pieces)) x *= 2;
-  return {x, x < 128 ? 128 / x : 1};
+  const auto are_enough = [&](unsigned x) { return x * pieces_of_thread >= unsigned(pieces); };
+  unsigned x = 4, block = 128;
+  while (x < kBackwardThreads && !are_enough(x)) x *= 2;
+  if (x >= 16 && are_enough(x / 4 * 3)) {
+    x = x / 4 * 3;
+    block = 96;
+  }
+  return {x, std::max(block / x, 1u)};
 }
 
 template <class T, class S, class C, bool kMix>

@@ -116,8 +116,8 @@ __global__ void __launch_bounds__(Group::max_threads(kWords<S, C, kPieces, Q, kM
   // All threads of a block go round equally often, for they meet in the sums.
   for (uint32_t first = start, i = start + group.row(); first < N; first += step, i += step) {
     const bool valid = i < N;
-    // One address for all pieces of a row, which lie a constant apart. A group that has no row reads
-    // the last once more and stores nothing.
+    // One address for all pieces of a row, which lie a constant apart. A group that has no row
+    // reads the last once more and stores nothing.
     const uint32_t read_row = valid ? i : N - 1;
     Piece<T, S, n> s[kPieces];
     const char* row_s = row_of(p.student, read_row, offset_of(s[0].kBytes));

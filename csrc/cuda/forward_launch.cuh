@@ -13,8 +13,9 @@ namespace ndfast::cuda {
 template <class S, class C, class Q, bool kMix>
 inline constexpr int kHeldPieces = kWords<S, C, 4, Q, kMix> <= 96 ? 4 : 2;
 
-// False, and nothing is launched, where rows are longer than registers hold and no kernel takes them
-// in rounds: only what most trainings have is compiled for rows that are very short or very long.
+// False, and nothing is launched, where rows are longer than registers hold and no kernel takes
+// them in rounds: only what most trainings have is compiled for rows that are very short or very
+// long.
 template <class S, class C, class Q, bool kMix>
 bool launch_forward(const ForwardArguments<float>& p, const Launch& launch) {
   constexpr int kPieces = kHeldPieces<S, C, Q, kMix>;

@@ -72,7 +72,9 @@ template <class T>
 struct BlockGroup {
   static constexpr int kBlockRows = 1;
   // 80, 96 or 128 registers a thread.
-  static constexpr int max_threads(int words) { return words <= 58 ? 384 : words <= 72 ? 320 : 256; }
+  static constexpr int max_threads(int words) {
+    return words <= 58 ? 384 : words <= 72 ? 320 : 256;
+  }
   static constexpr int min_blocks(int) { return 2; }
 
   __device__ __forceinline__ int block_threads() const { return blockDim.x; }

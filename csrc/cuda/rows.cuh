@@ -96,7 +96,8 @@ __device__ __forceinline__ T load_share(const Centres& centres, int64_t row, boo
   return kMix && valid ? value_or(centres.lam, row, T(centres.lam_scalar)) : T(1);
 }
 
-// Where a thread's first pieces of a row's class means lie; nothing is read there where labels are no classes.
+// Where a thread's first pieces of a row's class means lie; nothing is read there where labels are
+// no classes.
 struct CentreRows {
   const char* first;
   const char* second;  // of mixed labels

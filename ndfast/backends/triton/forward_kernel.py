@@ -111,7 +111,8 @@ def forward_kernel(
         teacher_is_larger = (teacher_norm > student_norm) | (teacher_norm != teacher_norm)
         m = tl.where(teacher_is_larger, teacher_norm, student_norm)
         m = tl.where(m <= least, least, m)
-        cosine = sc / n_c / m
+        by_m, by_n_c = 1 / m, 1 / n_c  # as in csrc/row_math.h: two divisions in all
+        cosine = sc * by_n_c * by_m
 
         counts = in_batch
         if target is not None:
@@ -129,11 +130,11 @@ def forward_kernel(
             denominators += row_weight.to(tl.float64)
 
         if NUM_COEFFICIENTS > 0 or grad_student is not None:
-            shrink = cosine / m
+            shrink = cosine * by_m * by_m  # p / (m^2 n), where n, the larger norm, is m
             student_is_m = ~(student_norm < teacher_norm) & ~(student_norm <= least)
-            beta = tl.where(student_is_m, shrink / student_norm, 0)
+            beta = tl.where(student_is_m, shrink, 0)
             # NaN with the loss, so that the row is not taken for an ignored one.
-            alpha = tl.where(cosine == cosine, -1 / (n_c * m), cosine)
+            alpha = tl.where(cosine == cosine, -by_n_c * by_m, cosine)
             alpha = tl.where(counts, row_factor * alpha, 0)
             beta = tl.where(counts, row_factor * beta, 0)
             if NUM_COEFFICIENTS > 0:
@@ -141,9 +142,9 @@ def forward_kernel(
                 tl.store(coefficients + N + rows, beta, mask=in_batch)
             if NUM_COEFFICIENTS >= 4:
                 teacher_is_m = ~(teacher_norm <= student_norm) & ~(teacher_norm <= least)
-                gamma = tl.where(teacher_is_m, shrink / teacher_norm, 0)
+                gamma = tl.where(teacher_is_m, shrink, 0)
                 gamma = tl.where(counts, row_factor * gamma, 0)
-                delta = tl.where(centre_norm <= least, 0, cosine / n_c / n_c)
+                delta = tl.where(centre_norm <= least, 0, cosine * by_n_c * by_n_c)
                 delta = tl.where(counts, row_factor * delta, 0)
                 after_two = coefficients + 2 * tl.cast(N, tl.int64)
                 tl.store(after_two + rows, gamma, mask=in_batch)
@@ -155,7 +156,7 @@ def forward_kernel(
                 longer = tl.where(ratio == ratio, longer, ratio)
                 after_four = coefficients + 4 * tl.cast(N, tl.int64)
                 after_six = after_four + 2 * tl.cast(N, tl.int64)
-                tl.store(after_four + rows, tl.where(counts, sc / n_c / n_s, 0), mask=in_batch)
+                tl.store(after_four + rows, tl.where(counts, sc * by_n_c / n_s, 0), mask=in_batch)
                 tl.store(after_four + N + rows, tl.where(counts, ratio, 0), mask=in_batch)
                 tl.store(after_six + rows, tl.where(counts, longer, 0), mask=in_batch)
                 tl.store(after_six + N + rows, counts.to(dtype), mask=in_batch)
