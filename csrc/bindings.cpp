@@ -14,14 +14,14 @@ STABLE_TORCH_LIBRARY(ndfast_native, m) {
   m.def("forward(" NDFAST_INPUTS
         ", Tensor? sample_weight, float weight, int reduction, int ignore_index, float eps, "
         "int num_coefficients, bool gradient) -> "
-        "(Tensor loss, Tensor coefficients, Tensor grad_student)");
+        "(Tensor loss, Tensor saved, Tensor grad_student)");
   m.def(
-      "backward(Tensor grad_loss, Tensor? scale, Tensor coefficients, " NDFAST_INPUTS
+      "backward(Tensor grad_loss, Tensor saved, " NDFAST_INPUTS
       ", Tensor? grad_features, bool needs_student, bool needs_teacher, bool needs_class_means) -> "
       "(Tensor grad_student, Tensor grad_teacher, Tensor grad_class_means)");
   m.def(
-      "finish_gradient_(Tensor(a!) grad_student, Tensor grad_loss, Tensor? scale, "
-      "Tensor coefficients, " NDFAST_STUDENT_AND_CENTRES ") -> ()");
+      "finish_gradient_(Tensor(a!) grad_student, Tensor grad_loss, Tensor "
+      "saved, " NDFAST_STUDENT_AND_CENTRES ") -> ()");
   m.def("capability() -> str");
   m.def("set_capability(str name) -> bool");
 }

@@ -17,6 +17,17 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
+// What says where a row's centre is, as the ops take it: class means, which [N, D] are the rows'
+// own without a target; one label or two of each row, and the share of the first, [N] or one for
+// all.
+struct CentreTensors {
+  const Tensor& class_means;
+  const OptionalTensor& target;
+  const OptionalTensor& target_b;
+  const OptionalTensor& lam;
+  double lam_scalar;
+};
+
 inline Dtype dtype_of(const Tensor& tensor) {
   switch (tensor.scalar_type()) {
     case ScalarType::Half: return Dtype::float16;

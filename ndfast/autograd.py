@@ -16,6 +16,7 @@ from torch.autograd import forward_ad
 
 from ndfast import dispatch, ops, saved, transforms
 from ndfast.arguments import Rows, flatten, unflatten
+from ndfast.backends.reference import coefficients_of
 from ndfast.saved import CLASS_MEANS, STUDENT, TEACHER
 
 # Bound once: looked up at every call they would take as long as what they tell.
@@ -44,7 +45,7 @@ def nd_loss_rows(rows: Rows, backend: str | None, measured: bool) -> tuple[Tenso
         transformed = transforming and not _is_compiling()
         op = _TransformableNDLoss.apply if transformed else ops.nd_loss_forward
         outputs = op(*rows, 8 if measured else 4, False, dispatch.named(backend))
-        return outputs[0], _measures(outputs[2], measured)
+        return outputs[0], _measures(outputs[1], rows, measured)
     needs_gradient = _is_grad_enabled() and (
         student.requires_grad
         or class_means.requires_grad
@@ -53,7 +54,7 @@ def nd_loss_rows(rows: Rows, backend: str | None, measured: bool) -> tuple[Tenso
     module = dispatch.choose(student.device, backend)
     if not needs_gradient:
         outputs = dispatch.run_forward(module, (*rows, 8 if measured else 0, False))
-        return outputs[0], _measures(outputs[2], measured)
+        return outputs[0], _measures(outputs[1], rows, measured)
     outputs = _apply_eagerly(student, teacher, class_means, (rows, module, measured))
     return outputs if measured else (outputs, None)
 
@@ -75,9 +76,9 @@ def attach_nd_loss_rows(
     return _attach_eagerly(student, *rows[1:3], (rows, module, measured))
 
 
-def _measures(coefficients: Tensor, measured: bool) -> Tensor | None:
+def _measures(saved: Tensor, rows: Rows, measured: bool) -> Tensor | None:
     """For `ndfast.stats`, [4, N]."""
-    return coefficients[4:] if measured else None
+    return coefficients_of(saved, 8, len(rows.student))[4:] if measured else None
 
 
 def _is_watched(student: Tensor) -> bool:
@@ -153,16 +154,14 @@ def _run_forward(ctx: Any, call: Call, gradient: bool) -> tuple[Tensor, Tensor, 
     # Backward needs two coefficients a row for the student, four for the others.
     num_coefficients = 8 if measured else 4 if needs[TEACHER] or needs[CLASS_MEANS] else 2
     arguments = (*rows, num_coefficients, gradient)
-    scale: Tensor | None
     if type(backend) is ops.OpPair:
-        loss, scale, coefficients, grad_student = backend.forward(*arguments)
+        loss, kept, grad_student = backend.forward(*arguments)
     else:
-        loss, scale, coefficients, grad_student = dispatch.run_forward(backend, arguments)
-    saved.save(ctx, backend, rows, scale, coefficients)
-    ctx.is_unscaled = scale is None
-    if not measured:
+        loss, kept, grad_student = dispatch.run_forward(backend, arguments)
+    saved.save(ctx, backend, rows, kept)
+    measures = _measures(kept, rows, measured)
+    if measures is None:
         return loss, grad_student, None
-    measures = coefficients[4:]
     ctx.mark_non_differentiable(measures)
     ctx.set_materialize_grads(False)
     return loss, grad_student, measures
@@ -203,7 +202,7 @@ class _NDLoss(torch.autograd.Function):
         # is_grads_batched brings several upstream gradients, and grad_student is for one.
         if grad_student is None or _is_batched(grad_loss):
             return *saved.gradients(ctx, grad_loss, None, needs), None
-        if not (ctx.is_unscaled and _is_one(grad_loss)):
+        if not (ctx.backend.is_unscaled and _is_one(grad_loss)):
             saved.finish_gradient_(ctx, grad_student, grad_loss)
         if not (needs[TEACHER] or needs[CLASS_MEANS]):
             return grad_student, None, None, None

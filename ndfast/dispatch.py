@@ -162,9 +162,7 @@ def _package_of(frame: FrameType) -> str:
     return str(frame.f_globals.get("__name__")).partition(".")[0]
 
 
-def run_forward(
-    backend: Any, arguments: tuple[Any, ...]
-) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+def run_forward(backend: Any, arguments: tuple[Any, ...]) -> tuple[Tensor, Tensor, Tensor]:
     """``backend.forward``, with a label out of range an IndexError on the CPU.
 
     A GPU would have to synchronise to look, so there such a row is NaN. The native backend looks in
@@ -177,15 +175,14 @@ def run_forward(
 
 
 @torch.no_grad()  # autograd is outside the ops, whoever calls them
-def forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     """The op nd_loss_forward on real tensors; its arguments, the backend's name last."""
     backend = choose(arguments[0].device, arguments[-1])
-    loss, scale, coefficients, grad_student = run_forward(backend, arguments[:-1])
-    return loss, loss.new_ones(()) if scale is None else scale, coefficients, grad_student
+    return run_forward(backend, arguments[:-1])
 
 
 @torch.no_grad()
 def backward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     """The op nd_loss_backward on real tensors; its arguments, the backend's name last."""
-    backend = choose(arguments[3].device, arguments[-1])
+    backend = choose(arguments[2].device, arguments[-1])
     return backend.backward(*arguments[:-1])

@@ -22,11 +22,11 @@ _library = torch.library.Library("ndfast", "DEF")
 _library.define(
     f"nd_loss_forward({_INPUTS}, Tensor? sample_weight, float weight, int reduction, "
     "int ignore_index, float eps, int num_coefficients, bool gradient, str? backend) -> "
-    "(Tensor loss, Tensor scale, Tensor coefficients, Tensor grad_student)",
+    "(Tensor loss, Tensor saved, Tensor grad_student)",
     tags=torch.Tag.pt2_compliant_tag,
 )
 _library.define(
-    f"nd_loss_backward(Tensor grad_loss, Tensor scale, Tensor coefficients, {_INPUTS}, "
+    f"nd_loss_backward(Tensor grad_loss, Tensor saved, {_INPUTS}, "
     "Tensor? grad_features, bool needs_student, bool needs_teacher, bool needs_class_means, "
     "str? backend) -> "
     "(Tensor grad_student, Tensor grad_teacher, Tensor grad_class_means)",
@@ -54,13 +54,12 @@ def _forward_fake(
     num_coefficients: int,
     gradient: bool,
     backend: str | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     N, D = student.shape
     dtype = accumulation_dtype(student)
     return (
         student.new_empty((N,) if reduction == NONE else (), dtype=dtype),
-        student.new_empty((), dtype=dtype),
-        student.new_empty((num_coefficients, N), dtype=dtype),
+        student.new_empty((1 + num_coefficients * N,), dtype=dtype),
         student.new_empty((N, D) if gradient else (0,)),
     )
 
@@ -68,8 +67,7 @@ def _forward_fake(
 @torch.library.register_fake("ndfast::nd_loss_backward", lib=_library)
 def _backward_fake(
     grad_loss: Tensor,
-    scale: Tensor,
-    coefficients: Tensor,
+    saved: Tensor,
     student: Tensor,
     teacher: Tensor | None,
     class_means: Tensor,
@@ -101,8 +99,9 @@ class OpPair(NamedTuple):
     """The pair of ops in the form of a backend."""
 
     backend: str | None
+    is_unscaled: bool = False  # which it will be is not known
 
-    def forward(self, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def forward(self, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
         return nd_loss_forward(*arguments, self.backend)
 
     def backward(self, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -111,9 +110,8 @@ class OpPair(NamedTuple):
 
 def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     """That of nd_loss_forward."""
-    _, scale, coefficients, _ = output
     ctx.mark_non_differentiable(*output[1:])
-    saved.save(ctx, OpPair(inputs[-1]), inputs, scale, coefficients)
+    saved.save(ctx, OpPair(inputs[-1]), inputs, output[1])
     ctx.num_inputs = len(inputs)
 
 

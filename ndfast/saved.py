@@ -16,17 +16,14 @@ _NAMES = ("student", "teacher", "class_means", "target", "target.target_b", "tar
 STUDENT, TEACHER, CLASS_MEANS = 0, 1, 2
 
 
-def save(
-    ctx: Any, backend: Any, inputs: tuple[Any, ...], scale: Tensor | None, coefficients: Tensor
-) -> None:
+def save(ctx: Any, backend: Any, inputs: tuple[Any, ...], saved: Tensor) -> None:
     """Keeps what `gradients` and `finish_gradient_` need.
 
     Args:
         ctx: of a Function whose first inputs are student, teacher and class means.
         backend: as in `ndfast.backends`.
         inputs: of its forward, or more than these.
-        scale: forward's.
-        coefficients: forward's.
+        saved: forward's.
     """
     student, teacher, class_means, target, target_b, lam, ctx.lam_scalar = inputs[:7]
     needs = ctx.needs_input_grad
@@ -34,7 +31,7 @@ def save(
         teacher = None
     elif not (needs[STUDENT] or needs[CLASS_MEANS]):
         student = class_means = target = target_b = lam = None
-    ctx.save_for_backward(scale, coefficients, student, teacher, class_means, target, target_b, lam)
+    ctx.save_for_backward(saved, student, teacher, class_means, target, target_b, lam)
     ctx.backend = backend
 
 
@@ -45,23 +42,21 @@ def gradients(
 
     ``needs`` are `ctx.needs_input_grad`'s first three, or fewer.
     """
-    scale, coefficients, student, teacher, class_means, *centres = ctx.saved_tensors
+    saved, student, teacher, class_means, *centres = ctx.saved_tensors
     if student is None:  # gamma·t is all there is to it; the backends ask for matrices that fit
         N, D = teacher.shape
-        student = class_means = coefficients.new_zeros(1, D).expand(N, D)
+        student = class_means = saved.new_zeros(1, D).expand(N, D)
     grads = ctx.backend.backward(
-        grad_loss, scale, coefficients, student, teacher, class_means, *centres, ctx.lam_scalar,
-        grad_features, *needs,
+        grad_loss, saved, student, teacher, class_means, *centres, ctx.lam_scalar, grad_features,
+        *needs,
     )  # fmt: skip
     return tuple(grad if need else None for grad, need in zip(grads, needs, strict=True))
 
 
 def finish_gradient_(ctx: Any, grad_student: Tensor, grad_loss: Tensor) -> None:
     """In place: the gradient that forward finished, for this upstream gradient."""
-    scale, coefficients, student, _, *centres = ctx.saved_tensors
-    ctx.backend.finish_gradient_(
-        grad_student, grad_loss, scale, coefficients, student, *centres, ctx.lam_scalar
-    )
+    saved, student, _, *centres = ctx.saved_tensors
+    ctx.backend.finish_gradient_(grad_student, grad_loss, saved, student, *centres, ctx.lam_scalar)
 
 
 def name_inference_tensor(error: RuntimeError, inputs: tuple[Any, ...]) -> RuntimeError:

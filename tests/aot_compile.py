@@ -57,8 +57,7 @@ def call(
     target_b = labels if target == "mix" else None
     centres = (class_means, target_a, target_b, torch.zeros(N) if lam_by_row else None, 0.5)
     sums = accumulation_dtype(student)
-    upstream, scale = torch.ones((), dtype=sums), torch.ones((), dtype=sums)
-    coefficients = torch.zeros(4, N, dtype=sums)
+    upstream, saved = torch.ones((), dtype=sums), torch.ones(1 + 4 * N, dtype=sums)
     if kernel == "scalars":  # deferred: the forward, and two coefficients a row for the backward
         kernel, num_coefficients, gradient = "forward", 2, False
     if kernel == "forward":
@@ -67,9 +66,7 @@ def call(
             1.0, reduction, -100, 1e-8, num_coefficients, gradient,
         )  # fmt: skip
     elif kernel == "finish":
-        backend.finish_gradient_(
-            torch.zeros_like(student), upstream, scale, coefficients, student, *centres
-        )
+        backend.finish_gradient_(torch.zeros_like(student), upstream, saved, student, *centres)
     else:
         needs = {
             "backward": (True, teacher == "features", False),
@@ -78,9 +75,7 @@ def call(
             "class means": (False, False, True),
         }[kernel]
         grad_features = torch.zeros_like(student) if kernel == "attached" else None
-        backend.backward(
-            upstream, scale, coefficients, student, given, *centres, grad_features, *needs
-        )
+        backend.backward(upstream, saved, student, given, *centres, grad_features, *needs)
 
 
 def read(compiled: Any) -> dict[str, Any]:

@@ -129,7 +129,8 @@ def _natural_scales(exact: Case, call: Call) -> dict[str, Tensor]:
     s, t, eps = rows.student, rows.teacher, rows.eps
     centres = reference.gather_centres(rows.class_means, *rows[3:7], DOUBLE)
     terms = reference.row_terms(s, t, centres, eps)
-    alpha = reference.forward(*rows, 4, False)[2][0].abs()
+    saved = reference.forward(*rows, 4, False)[1]
+    alpha = reference.coefficients_of(saved, 1, len(rows.student))[0].abs()
     shares = _shares(exact, len(s))
     imprecise = torch.ones_like(alpha)
     if shares is not None:

@@ -76,8 +76,8 @@ def moved(machine: Machine, case: Case) -> dict[str, list[float]]:
     rows = rows_of(case)
     student, teacher, *labels = rows[:7]
     with machine.counting(student, teacher) as forward:
-        _, scale, coefficients, grad_student = backend.forward(*rows, 2, True)
-    call, one = (scale, coefficients, student), torch.ones(())
+        _, saved, grad_student = backend.forward(*rows, 2, True)
+    call, one = (saved, student), torch.ones(())
     with machine.counting(student) as finish:
         backend.finish_gradient_(grad_student, one, *call, *labels)
     features = torch.randn(student.shape).to(student.dtype)

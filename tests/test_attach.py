@@ -47,7 +47,7 @@ def backward_calls(backend: str, monkeypatch: pytest.MonkeyPatch) -> list[Tensor
     backward = module.backward
 
     def recorded(*arguments: Any) -> Any:
-        calls.append(arguments[10])
+        calls.append(arguments[9])
         return backward(*arguments)
 
     monkeypatch.setattr(module, "backward", recorded)

@@ -170,10 +170,11 @@ def test_closed_form_is_the_gradient_of_the_loss(seed: int) -> None:
 def test_what_is_not_asked_for_is_empty() -> None:
     rows = rows_of(draw(5, 3, 2, torch.float32))
     for num_coefficients, gradient in ((0, False), (2, False), (4, True), (8, False)):
-        _, _, coefficients, grad = reference.forward(*rows, num_coefficients, gradient)
-        assert coefficients.shape == (num_coefficients, 5)
+        _, saved, grad = reference.forward(*rows, num_coefficients, gradient)
+        assert saved.shape == (1 + num_coefficients * 5,)
+        assert saved[0] == 1
         assert grad.shape == ((5, 3) if gradient else (0,))
-    arguments = (torch.ones(()), torch.ones(()), reference.forward(*rows, 4, False)[2], *rows[:7])
+    arguments = (torch.ones(()), reference.forward(*rows, 4, False)[1], *rows[:7])
     for needs in itertools.product((False, True), repeat=3):
         gradients = reference.backward(*arguments, None, *needs)
         assert [x.numel() > 0 for x in gradients] == list(needs)
@@ -182,12 +183,12 @@ def test_what_is_not_asked_for_is_empty() -> None:
 def test_backward_of_coefficients() -> None:
     student, class_means = torch.ones(3, 2), torch.full((1, 2), torch.nan)
     class_means[0, 1] = 10
-    coefficients = torch.tensor([[0.0, 0.0, 1.0], [0.0, 2.0, 0.0]])  # alpha and beta
+    saved = torch.tensor([0.5, *[0.0, 0.0, 1.0], *[0.0, 2.0, 0.0]])  # scale, alpha and beta
     rows = (student, None, class_means, torch.tensor([0, 0, 0]), None, None, 0.0)
-    grad_loss, scale, added = torch.tensor(3.0), torch.tensor(0.5), torch.full((3, 2), 7.0)
+    grad_loss, added = torch.tensor(3.0), torch.full((3, 2), 7.0)
     for grad_features, more in ((None, 0), (added, 7)):
         options = (grad_features, True, False, False)
-        grad, _, _ = reference.backward(grad_loss, scale, coefficients, *rows, *options)
+        grad, _, _ = reference.backward(grad_loss, saved, *rows, *options)
         assert grad[:, 1].tolist() == [more, 1.5 * 2 + more, 1.5 * 10 + more]
         # Only a row whose alpha and beta are both 0 is ignored, whatever it holds.
         assert grad[:, 0].isnan().tolist() == [False, True, True]

@@ -37,12 +37,12 @@ def test_opcheck(requires_grad: bool, backend: str, seed: int) -> None:
             x.requires_grad_(requires_grad)
         forward = (student, teacher, class_means, *rest, 4, not requires_grad, backend)
         torch.library.opcheck(ops.nd_loss_forward, forward)
-        _, scale, coefficients, _ = ops.nd_loss_forward(*forward)
+        _, saved, _ = ops.nd_loss_forward(*forward)
         constants = [x if x is None else x.detach()
-                     for x in (coefficients, student, teacher, class_means)]  # fmt: skip
+                     for x in (saved, student, teacher, class_means)]  # fmt: skip
         for grad_features in (None, torch.randn(5, 4).t()):
             backward = (
-                case.upstream, scale, *constants, *rest[:4], grad_features, True, needs_teacher,
+                case.upstream, *constants, *rest[:4], grad_features, True, needs_teacher,
                 True, backend,
             )  # fmt: skip
             torch.library.opcheck(ops.nd_loss_backward, backward)
@@ -53,8 +53,8 @@ def test_gradients_are_contiguous_as_the_graph_is_told(backend: str, seed: int) 
     s, t, c, grad_features = (torch.randn(5, 6).t() for _ in range(4))
     inputs = (s, t, c, None, None, None, 1.0)
     forward = (*inputs, None, 1.0, 1, -100, 1e-8, 4, True, backend)
-    loss, *saved, grad_student = ops.nd_loss_forward(*forward)
-    backward = (loss, *saved, *inputs, grad_features, True, True, True, backend)
+    loss, saved, grad_student = ops.nd_loss_forward(*forward)
+    backward = (loss, saved, *inputs, grad_features, True, True, True, backend)
     for gradient in (grad_student, *ops.nd_loss_backward(*backward)):
         assert gradient.is_contiguous()
 

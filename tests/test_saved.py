@@ -154,7 +154,7 @@ def test_what_is_saved(
     kept = {by_address[x.data_ptr()] for x in saved if x.data_ptr() in by_address}
     assert kept == expected
     rest = [x for x in saved if x.data_ptr() not in by_address and x.numel() > 1]
-    assert all(x.shape in ((2, N), (4, N)) for x in rest)  # the rows' coefficients
+    assert all(x.shape in ((1 + 2 * N,), (1 + 4 * N,)) for x in rest)  # scale and coefficients
     value.backward()
     for name in needed:
         assert names[name].grad.count_nonzero() > 0

@@ -124,20 +124,21 @@ def test_the_gradient_of_the_features_is_added_and_rounded_once(
     unweighted = [option for option in every_option() if not option["weighted"]]
     for option in unweighted if dtype == torch.float32 else some_options(seed, 10):
         rows = rows_of(draw(3, 37, 2, dtype, means_dtype=means_dtype, **option))
-        _, scale, coefficients, _ = backend.forward(*rows, 4, False)
-        upstream = torch.rand(3 if option["reduction"] == "none" else (), dtype=scale.dtype) + 0.5
+        _, saved, _ = backend.forward(*rows, 4, False)
+        upstream = torch.rand(3 if option["reduction"] == "none" else (), dtype=saved.dtype) + 0.5
         # About as large as the ND gradient; rows apart, and one element off 16 bytes.
         grad_features = (torch.randn(3, 40) * 0.05).to(dtype)[:, 1:38]
         before = grad_features.clone()
-        call = (upstream, scale, coefficients, *rows[:7])
+        call = (upstream, saved, *rows[:7])
         needs = (True, option["teacher"] == "features", rows.target is None)  # by one kernel
         got, *others = backend.backward(*call, grad_features, *needs)
 
-        alpha, beta = (coefficients[:2].double() * (upstream * scale).double())[:, :, None]
+        coefficients = reference.coefficients_of(saved, 2, 3).double()
+        alpha, beta = (coefficients * (upstream * saved[0]).double())[:, :, None]
         centres = reference.gather_centres(rows.class_means, *rows[3:7], torch.float64)
         centres = centres.nan_to_num()  # of an ignored label
         exact = before.double() + (alpha * centres + beta * rows.student.double())
-        bound = 8 * torch.finfo(scale.dtype).eps * exact.abs().max()  # of the sums
+        bound = 8 * torch.finfo(saved.dtype).eps * exact.abs().max()  # of the sums
         bound = bound + torch.finfo(dtype).eps / 2 * exact.abs()  # of rounding
         assert ((got.double() - exact).abs() <= bound).all(), (seed, option)
         assert torch.equal(grad_features, before), (seed, option)
@@ -149,12 +150,10 @@ def test_an_ignored_row_keeps_the_gradient_of_its_features(seed: int) -> None:
     student = torch.randn(2, 32)
     student[1] = torch.nan
     call = (student, None, torch.randn(3, 32), torch.tensor([2, -100]), None, None, 1.0)
-    _, scale, coefficients, _ = backend.forward(
-        *call, None, 1.0, reference.SUM, -100, 1e-8, 2, False
-    )
+    _, saved, _ = backend.forward(*call, None, 1.0, reference.SUM, -100, 1e-8, 2, False)
     grad_features = torch.randn(2, 35)[:, 3:]  # its rows are less aligned than all others
     grad_features[1, :4] = torch.tensor([-0.0, torch.nan, torch.inf, 1e-45])
-    rows = (torch.tensor(2.0), scale, coefficients, *call)
+    rows = (torch.tensor(2.0), saved, *call)
     gradient = backend.backward(*rows, grad_features, True, False, False)[0]
     assert torch.equal(gradient[1].view(torch.int32), grad_features[1].view(torch.int32)), seed
     assert (gradient[0] != grad_features[0]).all(), seed
@@ -221,19 +220,17 @@ def test_without_a_gradient_the_loss_is_the_same(seed: int) -> None:
     options = (None, 1.0, reference.MEAN, 255, 1e-8)
     expected = backend.forward(*call, *options, 8, True)
     for num_coefficients in (0, 2, 4, 8):
-        loss, scale, coefficients, gradient = backend.forward(
-            *call, *options, num_coefficients, False
-        )
+        loss, saved, gradient = backend.forward(*call, *options, num_coefficients, False)
         assert torch.equal(loss, expected[0])
-        assert torch.equal(scale, expected[1])
-        assert torch.equal(coefficients, expected[2][:num_coefficients])
+        assert torch.equal(saved, expected[1][: 1 + 5 * num_coefficients])
         assert gradient.numel() == 0
 
 
 def test_a_tie_of_norms_belongs_to_the_student(seed: int) -> None:
     student, class_means = torch.randn(4, 700), torch.randn(4, 700)
     call = (student, student.clone(), class_means, None, None, None, 1.0)
-    coefficients = backend.forward(*call, None, 1.0, reference.SUM, -100, 1e-8, 4, False)[2]
+    saved = backend.forward(*call, None, 1.0, reference.SUM, -100, 1e-8, 4, False)[1]
+    coefficients = reference.coefficients_of(saved, 4, 4)
     assert (coefficients[1] != 0).all()
     assert (coefficients[2] == 0).all()
 

@@ -107,27 +107,26 @@ struct Backward {
 
 template <class T>
 void check_fit(const Matrix& student, const Matrix& class_means, const CentreIndex& index,
-               const Tensor& coefficients, int64_t at_least) {
+               const Tensor& saved, int64_t num_coefficients) {
   STD_TORCH_CHECK(class_means.D == student.D && (index.target || class_means.N == student.N),
                   "class_means do not fit student");
-  STD_TORCH_CHECK(coefficients.is_contiguous() && coefficients.dim() == 2 &&
-                      coefficients.size(0) >= at_least && coefficients.size(1) == student.N &&
-                      coefficients.element_size() == sizeof(T),
-                  "coefficients do not fit student");
+  STD_TORCH_CHECK(saved.is_contiguous() && saved.numel() > num_coefficients * student.N &&
+                      saved.element_size() == sizeof(T),
+                  "saved does not fit student");
 }
 
 template <class T>
-std::tuple<Tensor, Tensor, Tensor> backward_in(const Tensor& grad_loss, const OptionalTensor& scale,
-                                               const Tensor& coefficients, const Tensor& student,
-                                               const OptionalTensor& teacher,
+std::tuple<Tensor, Tensor, Tensor> backward_in(const Tensor& grad_loss, const Tensor& saved,
+                                               const Tensor& student, const OptionalTensor& teacher,
                                                const Tensor& class_means, const CentreIndex& index,
                                                const OptionalTensor& grad_features,
                                                bool needs_student, bool needs_teacher,
                                                bool needs_class_means) {
   const MatrixOf s(student), c(class_means);
   const int64_t N = s.N;
-  check_fit<T>(s, c, index, coefficients, needs_teacher || needs_class_means ? 4 : 2);
-  const Values upstream(grad_loss, N), scales(scale, N);
+  check_fit<T>(s, c, index, saved, needs_teacher || needs_class_means ? 4 : 2);
+  const Values upstream(grad_loss, N);
+  const T* const scale = static_cast<const T*>(saved.data_ptr());
   std::optional<MatrixOf> t, features, grad_s, grad_t, grad_c;
   if (needs_teacher) {
     STD_TORCH_CHECK(teacher && teacher->dim() == 2, "teacher needs features for a gradient");
@@ -151,14 +150,7 @@ std::tuple<Tensor, Tensor, Tensor> backward_in(const Tensor& grad_loss, const Op
   Tensor grad_class_means = output(needs_class_means, class_means, grad_c);
 
   const bool one_centre_a_row = !index.target;
-  Backward<T> pass{upstream,
-                   scales[0],
-                   static_cast<const T*>(coefficients.data_ptr()),
-                   N,
-                   s,
-                   c,
-                   index,
-                   grad_s ? &*grad_s : nullptr};
+  Backward<T> pass{upstream, *scale, scale + 1, N, s, c, index, grad_s ? &*grad_s : nullptr};
   if (grad_t) pass.teacher = &*t, pass.grad_teacher = &*grad_t;
   if (grad_c && one_centre_a_row) pass.grad_centres = &*grad_c;
   if (features) pass.grad_features = &*features;
@@ -170,24 +162,22 @@ std::tuple<Tensor, Tensor, Tensor> backward_in(const Tensor& grad_loss, const Op
 }
 
 template <class T>
-void finish_(Matrix& grad_student, const Tensor& grad_loss, const OptionalTensor& scale,
-             const Tensor& coefficients, const Tensor& student, const Tensor& class_means,
-             const CentreIndex& index) {
+void finish_(Matrix& grad_student, const Tensor& grad_loss, const Tensor& saved,
+             const Tensor& student, const Tensor& class_means, const CentreIndex& index) {
   const MatrixOf s(student), c(class_means);
   const int64_t N = s.N;
-  const Values upstream(grad_loss, N), scales(scale, N);
-  if (upstream.is_single() && T(upstream[0] * scales[0]) == 1) return;
-  check_fit<T>(s, c, index, coefficients, 2);
-  Backward<T> pass{upstream, scales[0],    static_cast<const T*>(coefficients.data_ptr()), N, s, c,
-                   index,    &grad_student};
+  const Values upstream(grad_loss, N);
+  check_fit<T>(s, c, index, saved, 2);
+  const T* const scale = static_cast<const T*>(saved.data_ptr());
+  if (upstream.is_single() && T(upstream[0] * *scale) == 1) return;
+  Backward<T> pass{upstream, *scale, scale + 1, N, s, c, index, &grad_student};
   pass.leave_finished = true;
   parallel_over_rows(N, s.D, [&](int64_t begin, int64_t end) { pass.rows(begin, end); });
 }
 
 }  // namespace
 
-std::tuple<Tensor, Tensor, Tensor> backward(Tensor grad_loss, OptionalTensor scale,
-                                            Tensor coefficients, Tensor student,
+std::tuple<Tensor, Tensor, Tensor> backward(Tensor grad_loss, Tensor saved, Tensor student,
                                             OptionalTensor teacher, Tensor class_means,
                                             OptionalTensor target, OptionalTensor target_b,
                                             OptionalTensor lam, double lam_scalar,
@@ -197,20 +187,19 @@ std::tuple<Tensor, Tensor, Tensor> backward(Tensor grad_loss, OptionalTensor sca
   const CentreIndex index{Labels(target, N), Labels(target_b, N), Values(lam, N, lam_scalar)};
   const auto run =
       student.scalar_type() == ScalarType::Double ? backward_in<double> : backward_in<float>;
-  return run(grad_loss, scale, coefficients, student, teacher, class_means, index, grad_features,
-             needs_student, needs_teacher, needs_class_means);
+  return run(grad_loss, saved, student, teacher, class_means, index, grad_features, needs_student,
+             needs_teacher, needs_class_means);
 }
 
-void finish_gradient_(Tensor grad_student, Tensor grad_loss, OptionalTensor scale,
-                      Tensor coefficients, Tensor student, Tensor class_means,
-                      OptionalTensor target, OptionalTensor target_b, OptionalTensor lam,
-                      double lam_scalar) {
+void finish_gradient_(Tensor grad_student, Tensor grad_loss, Tensor saved, Tensor student,
+                      Tensor class_means, OptionalTensor target, OptionalTensor target_b,
+                      OptionalTensor lam, double lam_scalar) {
   const int64_t N = student.size(0);
   const CentreIndex index{Labels(target, N), Labels(target_b, N), Values(lam, N, lam_scalar)};
   MatrixOf grad(grad_student);
   STD_TORCH_CHECK(grad.N == N && grad.D == student.size(1), "grad_student does not fit student");
   const auto run = student.scalar_type() == ScalarType::Double ? finish_<double> : finish_<float>;
-  run(grad, grad_loss, scale, coefficients, student, class_means, index);
+  run(grad, grad_loss, saved, student, class_means, index);
 }
 
 }  // namespace ndfast::cpu

@@ -128,7 +128,9 @@ std::tuple<Tensor, Tensor, Tensor> forward_in(const Tensor& student, const Optio
   const auto empty = [&](std::initializer_list<int64_t> sizes, ScalarType type) {
     return empty_beside(student, sizes, type);
   };
-  Tensor coefficients = empty({num_coefficients, N}, dtype);
+  Tensor saved = empty({1 + num_coefficients * N}, dtype);
+  T* const scale = static_cast<T*>(saved.data_ptr());
+  *scale = 1;
   Tensor grad_student =
       gradient ? empty({N, s.D}, student.scalar_type()) : empty({0}, student.scalar_type());
   Tensor loss = reduction == kNone ? empty({N}, dtype) : empty({}, dtype);
@@ -147,7 +149,7 @@ std::tuple<Tensor, Tensor, Tensor> forward_in(const Tensor& student, const Optio
                         reduction == kMean ? mean_factor : weight,
                         num_coefficients,
                         row_loss ? row_loss.get() : static_cast<T*>(loss.data_ptr()),
-                        static_cast<T*>(coefficients.data_ptr()),
+                        scale + 1,
                         grad ? &*grad : nullptr};
   parallel_over_rows(N, s.D, [&](int64_t begin, int64_t end) { pass.rows(begin, end); });
   if (row_loss) {
@@ -156,7 +158,7 @@ std::tuple<Tensor, Tensor, Tensor> forward_in(const Tensor& student, const Optio
     for (int64_t i = 0; i < N; ++i) sum += double(row_loss[i]);
     *static_cast<T*>(loss.data_ptr()) = T(sum);
   }
-  return {loss, coefficients, grad_student};
+  return {loss, saved, grad_student};
 }
 
 }  // namespace

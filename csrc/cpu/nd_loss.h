@@ -7,7 +7,7 @@
 
 namespace ndfast::cpu {
 
-// -> loss, coefficients, grad_student; the scale is 1, for the labels are counted beforehand
+// -> loss, saved, grad_student; the scale is 1, for the labels are counted beforehand
 std::tuple<Tensor, Tensor, Tensor> forward(Tensor student, OptionalTensor teacher,
                                            Tensor class_means, OptionalTensor target,
                                            OptionalTensor target_b, OptionalTensor lam,
@@ -16,8 +16,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(Tensor student, OptionalTensor teache
                                            double eps, int64_t num_coefficients, bool gradient);
 
 // -> grad_student, grad_teacher, grad_class_means
-std::tuple<Tensor, Tensor, Tensor> backward(Tensor grad_loss, OptionalTensor scale,
-                                            Tensor coefficients, Tensor student,
+std::tuple<Tensor, Tensor, Tensor> backward(Tensor grad_loss, Tensor saved, Tensor student,
                                             OptionalTensor teacher, Tensor class_means,
                                             OptionalTensor target, OptionalTensor target_b,
                                             OptionalTensor lam, double lam_scalar,
@@ -25,9 +24,8 @@ std::tuple<Tensor, Tensor, Tensor> backward(Tensor grad_loss, OptionalTensor sca
                                             bool needs_teacher, bool needs_class_means);
 
 // In place: writes the gradient that forward finished anew, unless the upstream gradient is 1.
-void finish_gradient_(Tensor grad_student, Tensor grad_loss, OptionalTensor scale,
-                      Tensor coefficients, Tensor student, Tensor class_means,
-                      OptionalTensor target, OptionalTensor target_b, OptionalTensor lam,
-                      double lam_scalar);
+void finish_gradient_(Tensor grad_student, Tensor grad_loss, Tensor saved, Tensor student,
+                      Tensor class_means, OptionalTensor target, OptionalTensor target_b,
+                      OptionalTensor lam, double lam_scalar);
 
 }  // namespace ndfast::cpu

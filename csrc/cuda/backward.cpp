@@ -51,36 +51,34 @@ void run_by_type(const BackwardArguments<T>& p, const Launch& launch) {
 }
 
 template <class T>
-BackwardArguments<T> rows_of(Arguments& arguments, const Tensor& grad_loss, const Tensor& scale,
-                             const Tensor& coefficients, int64_t num_coefficients,
-                             const Tensor& student, const Tensor& class_means,
-                             const OptionalTensor& target, const OptionalTensor& target_b,
-                             const OptionalTensor& lam, double lam_scalar) {
+BackwardArguments<T> rows_of(Arguments& arguments, const Tensor& grad_loss, const Tensor& saved,
+                             int64_t num_coefficients, const Tensor& student,
+                             const CentreTensors& centres) {
   BackwardArguments<T> p{};
   p.N = static_cast<int32_t>(student.size(0));
   p.D = static_cast<int32_t>(student.size(1));
-  STD_TORCH_CHECK(coefficients.dim() == 2 && coefficients.size(0) >= num_coefficients &&
-                      coefficients.size(1) == p.N && coefficients.is_contiguous(),
-                  "coefficients are not forward's");
-  const Values upstream = arguments.values(grad_loss, "grad_loss");
-  STD_TORCH_CHECK(grad_loss.scalar_type() == scale.scalar_type(),
+  STD_TORCH_CHECK(saved.numel() > num_coefficients * p.N && saved.is_contiguous() &&
+                      saved.element_size() == sizeof(T),
+                  "saved is not forward's");
+  STD_TORCH_CHECK(grad_loss.scalar_type() == saved.scalar_type(),
                   "grad_loss: not of the loss's type");
+  const Values upstream = arguments.values(grad_loss, "grad_loss");
   p.grad_loss = static_cast<const T*>(upstream.data);
   p.grad_loss_stride = upstream.stride;
-  p.scale = static_cast<const T*>(scale.data_ptr());
-  p.coefficients = static_cast<const T*>(coefficients.data_ptr());
+  p.scale = static_cast<const T*>(saved.data_ptr());
+  p.coefficients = p.scale + 1;
   p.student = arguments.matrix(student, p.N, "student");
-  p.centres = arguments.centres(class_means, target, target_b, lam, lam_scalar);
+  p.centres = arguments.centres(centres);
   return p;
 }
 
 template <class T>
-std::tuple<Tensor, Tensor, Tensor> backward_in(
-    const Tensor& grad_loss, const Tensor& scale, const Tensor& coefficients, const Tensor& student,
-    const OptionalTensor& teacher, const Tensor& class_means, const OptionalTensor& target,
-    const OptionalTensor& target_b, const OptionalTensor& lam, double lam_scalar,
-    const OptionalTensor& grad_features, bool needs_student, bool needs_teacher,
-    bool needs_centres) {
+std::tuple<Tensor, Tensor, Tensor> backward_in(const Tensor& grad_loss, const Tensor& saved,
+                                               const Tensor& student, const OptionalTensor& teacher,
+                                               const CentreTensors& centres,
+                                               const OptionalTensor& grad_features,
+                                               bool needs_student, bool needs_teacher,
+                                               bool needs_centres) {
   const OnDevice device(student);
   const auto gradient = [&](bool needed, ScalarType type) {
     return needed ? empty_beside(student, {student.size(0), student.size(1)}, type)
@@ -90,12 +88,11 @@ std::tuple<Tensor, Tensor, Tensor> backward_in(
                   "teacher: only features have a gradient");
   Tensor grad_student = gradient(needs_student, student.scalar_type());
   Tensor grad_teacher = gradient(needs_teacher, (needs_teacher ? *teacher : student).scalar_type());
-  Tensor grad_centres = gradient(needs_centres, scale.scalar_type());
+  Tensor grad_centres = gradient(needs_centres, saved.scalar_type());
 
   Arguments arguments(student);
-  auto p =
-      rows_of<T>(arguments, grad_loss, scale, coefficients, needs_teacher || needs_centres ? 4 : 2,
-                 student, class_means, target, target_b, lam, lam_scalar);
+  auto p = rows_of<T>(arguments, grad_loss, saved, needs_teacher || needs_centres ? 4 : 2, student,
+                      centres);
   if (needs_student) {
     p.grad_student = arguments.matrix(grad_student, p.N, "grad_student");
     p.grad_features = arguments.matrix(grad_features, "grad_features");
@@ -110,16 +107,13 @@ std::tuple<Tensor, Tensor, Tensor> backward_in(
 }
 
 template <class T>
-void finish_(const Tensor& grad_student, const Tensor& grad_loss, const Tensor& scale,
-             const Tensor& coefficients, const Tensor& student, const Tensor& class_means,
-             const OptionalTensor& target, const OptionalTensor& target_b,
-             const OptionalTensor& lam, double lam_scalar) {
+void finish_(const Tensor& grad_student, const Tensor& grad_loss, const Tensor& saved,
+             const Tensor& student, const CentreTensors& centres) {
   if (student.size(0) == 0) return;  // the upstream gradients of no row cannot be looked at
   const OnDevice device(student);
   STD_TORCH_CHECK(grad_student.is_contiguous(), "grad_student is not forward's");
   Arguments arguments(student);
-  auto p = rows_of<T>(arguments, grad_loss, scale, coefficients, 2, student, class_means, target,
-                      target_b, lam, lam_scalar);
+  auto p = rows_of<T>(arguments, grad_loss, saved, 2, student, centres);
   p.grad_student = arguments.matrix(grad_student, p.N, "grad_student");
   p.is_finished = true;
   run(p, device.launch());
@@ -127,25 +121,23 @@ void finish_(const Tensor& grad_student, const Tensor& grad_loss, const Tensor& 
 
 }  // namespace
 
-std::tuple<Tensor, Tensor, Tensor> backward(Tensor grad_loss, Tensor scale, Tensor coefficients,
-                                            Tensor student, OptionalTensor teacher,
-                                            Tensor class_means, OptionalTensor target,
-                                            OptionalTensor target_b, OptionalTensor lam,
-                                            double lam_scalar, OptionalTensor grad_features,
-                                            bool needs_student, bool needs_teacher,
-                                            bool needs_centres) {
+std::tuple<Tensor, Tensor, Tensor> backward(Tensor grad_loss, Tensor saved, Tensor student,
+                                            OptionalTensor teacher, Tensor class_means,
+                                            OptionalTensor target, OptionalTensor target_b,
+                                            OptionalTensor lam, double lam_scalar,
+                                            OptionalTensor grad_features, bool needs_student,
+                                            bool needs_teacher, bool needs_centres) {
   const auto run =
       student.scalar_type() == ScalarType::Double ? backward_in<double> : backward_in<float>;
-  return run(grad_loss, scale, coefficients, student, teacher, class_means, target, target_b, lam,
-             lam_scalar, grad_features, needs_student, needs_teacher, needs_centres);
+  return run(grad_loss, saved, student, teacher, {class_means, target, target_b, lam, lam_scalar},
+             grad_features, needs_student, needs_teacher, needs_centres);
 }
 
-void finish_gradient_(Tensor grad_student, Tensor grad_loss, Tensor scale, Tensor coefficients,
-                      Tensor student, Tensor class_means, OptionalTensor target,
-                      OptionalTensor target_b, OptionalTensor lam, double lam_scalar) {
+void finish_gradient_(Tensor grad_student, Tensor grad_loss, Tensor saved, Tensor student,
+                      Tensor class_means, OptionalTensor target, OptionalTensor target_b,
+                      OptionalTensor lam, double lam_scalar) {
   const auto run = student.scalar_type() == ScalarType::Double ? finish_<double> : finish_<float>;
-  run(grad_student, grad_loss, scale, coefficients, student, class_means, target, target_b, lam,
-      lam_scalar);
+  run(grad_student, grad_loss, saved, student, {class_means, target, target_b, lam, lam_scalar});
 }
 
 }  // namespace ndfast::cuda

@@ -20,15 +20,13 @@ NDFAST_REGISTER(NDFAST_CUDA_LIBRARY, m) {
   m.def("forward(Tensor student, Tensor? teacher, " NDFAST_CENTRES
         ", Tensor? sample_weight, float weight, int reduction, int ignore_index, float eps, "
         "int num_coefficients, bool gradient) -> "
-        "(Tensor loss, Tensor scale, Tensor coefficients, Tensor grad_student)");
+        "(Tensor loss, Tensor saved, Tensor grad_student)");
+  m.def("backward(Tensor grad_loss, Tensor saved, Tensor student, Tensor? teacher, " NDFAST_CENTRES
+        ", Tensor? grad_features, bool needs_student, bool needs_teacher, bool needs_centres) -> "
+        "(Tensor grad_student, Tensor grad_teacher, Tensor grad_centres)");
   m.def(
-      "backward(Tensor grad_loss, Tensor scale, Tensor coefficients, Tensor student, "
-      "Tensor? teacher, " NDFAST_CENTRES
-      ", Tensor? grad_features, bool needs_student, bool needs_teacher, bool needs_centres) -> "
-      "(Tensor grad_student, Tensor grad_teacher, Tensor grad_centres)");
-  m.def(
-      "finish_gradient_(Tensor(a!) grad_student, Tensor grad_loss, Tensor scale, "
-      "Tensor coefficients, Tensor student, " NDFAST_CENTRES ") -> ()");
+      "finish_gradient_(Tensor(a!) grad_student, Tensor grad_loss, Tensor saved, "
+      "Tensor student, " NDFAST_CENTRES ") -> ()");
   m.def("why_unusable(int device) -> str");
   m.def("versions() -> (int cuda, int least_driver, int cuda_of_driver)");
   m.def("architectures() -> str");

@@ -23,11 +23,11 @@ void run(const ForwardArguments<float>& p, const Launch& launch) {
 void run(const ForwardArguments<double>& p, const Launch& launch) { forward_plain(p, launch); }
 
 template <class T>
-std::tuple<Tensor, Tensor, Tensor, Tensor> forward_in(
-    const Tensor& student, const OptionalTensor& teacher, const Tensor& class_means,
-    const OptionalTensor& target, const OptionalTensor& target_b, const OptionalTensor& lam,
-    double lam_scalar, const OptionalTensor& sample_weight, double weight, Reduction reduction,
-    int64_t ignore_index, double eps, int64_t num_coefficients, bool gradient) {
+std::tuple<Tensor, Tensor, Tensor> forward_in(const Tensor& student, const OptionalTensor& teacher,
+                                              const CentreTensors& centres,
+                                              const OptionalTensor& sample_weight, double weight,
+                                              Reduction reduction, int64_t ignore_index, double eps,
+                                              int64_t num_coefficients, bool gradient) {
   const OnDevice device(student);
   const Launch& launch = device.launch();
   const int64_t N = student.size(0), D = student.size(1);
@@ -38,8 +38,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward_in(
   };
 
   Tensor loss = reduction == kNone ? empty({N}, dtype) : empty({}, dtype);
-  Tensor scale = empty({}, dtype);
-  Tensor coefficients = empty({num_coefficients, N}, dtype);
+  Tensor saved = empty({1 + num_coefficients * N}, dtype);
   Tensor grad_student =
       gradient ? empty({N, D}, student.scalar_type()) : empty({0}, student.scalar_type());
 
@@ -52,7 +51,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward_in(
   } else {
     p.teacher = arguments.matrix(teacher, "teacher");
   }
-  p.centres = arguments.centres(class_means, target, target_b, lam, lam_scalar);
+  p.centres = arguments.centres(centres);
   p.sample_weight = arguments.values(sample_weight, "sample_weight");
   p.ignore_index = ignore_index;
   p.eps = static_cast<T>(eps);
@@ -61,8 +60,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward_in(
   p.reduction = reduction;
   p.num_coefficients = static_cast<int32_t>(num_coefficients);
   p.loss = static_cast<T*>(loss.data_ptr());
-  p.scale = static_cast<T*>(scale.data_ptr());
-  p.coefficients = static_cast<T*>(coefficients.data_ptr());
+  p.scale = static_cast<T*>(saved.data_ptr());
+  p.coefficients = p.scale + 1;
   if (gradient) p.grad_student = arguments.matrix(grad_student, N, "grad_student");
 
   // Both go back to torch's allocator at once: what it gives out next on this stream runs later.
@@ -78,21 +77,20 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward_in(
     }
   }
   run(p, launch);
-  return {loss, scale, coefficients, grad_student};
+  return {loss, saved, grad_student};
 }
 
 }  // namespace
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> forward(Tensor student, OptionalTensor teacher,
-                                                   Tensor class_means, OptionalTensor target,
-                                                   OptionalTensor target_b, OptionalTensor lam,
-                                                   double lam_scalar, OptionalTensor sample_weight,
-                                                   double weight, int64_t reduction,
-                                                   int64_t ignore_index, double eps,
-                                                   int64_t num_coefficients, bool gradient) {
+std::tuple<Tensor, Tensor, Tensor> forward(Tensor student, OptionalTensor teacher,
+                                           Tensor class_means, OptionalTensor target,
+                                           OptionalTensor target_b, OptionalTensor lam,
+                                           double lam_scalar, OptionalTensor sample_weight,
+                                           double weight, int64_t reduction, int64_t ignore_index,
+                                           double eps, int64_t num_coefficients, bool gradient) {
   const auto run =
       student.scalar_type() == ScalarType::Double ? forward_in<double> : forward_in<float>;
-  return run(student, teacher, class_means, target, target_b, lam, lam_scalar, sample_weight,
+  return run(student, teacher, {class_means, target, target_b, lam, lam_scalar}, sample_weight,
              weight, static_cast<Reduction>(reduction), ignore_index, eps, num_coefficients,
              gradient);
 }

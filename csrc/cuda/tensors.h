@@ -55,15 +55,14 @@ class Arguments {
     return {static_cast<const char*>(tensor->data_ptr()), tensor->stride(0) * bytes, dtype};
   }
 
-  Centres centres(const Tensor& class_means, const OptionalTensor& target,
-                  const OptionalTensor& target_b, const OptionalTensor& lam, double lam_scalar) {
+  Centres centres(const CentreTensors& of) {
     Centres centres;
-    centres.K = target ? class_means.size(0) : N_;
-    centres.class_means = matrix(class_means, centres.K, "class_means");
-    centres.target = labels(target, "target");
-    centres.target_b = labels(target_b, "target_b");
-    centres.lam = values(lam, "lam");
-    centres.lam_scalar = lam_scalar;
+    centres.K = of.target ? of.class_means.size(0) : N_;
+    centres.class_means = matrix(of.class_means, centres.K, "class_means");
+    centres.target = labels(of.target, "target");
+    centres.target_b = labels(of.target_b, "target_b");
+    centres.lam = values(of.lam, "lam");
+    centres.lam_scalar = of.lam_scalar;
     return centres;
   }
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from ndfast.backends import gpu, native
 from ndfast.backends.reference import add_by_class
 
+is_unscaled = False
 installed = native.installed  # where it cannot run then, that is nobody's choice
 # The CUDA of its kernels, the least release of the driver for them, the CUDA of this driver: 13000,
 # 580, 12040. 0: there is none.
@@ -81,8 +82,7 @@ def _why_not_launched(device: torch.device) -> str | None:
 
 def backward(
     grad_loss: Tensor,
-    scale: Tensor,
-    coefficients: Tensor,
+    saved: Tensor,
     student: Tensor,
     teacher: Tensor | None,
     class_means: Tensor,
@@ -98,8 +98,8 @@ def backward(
     """The gradients that are needed, empty tensors for the others; see `ndfast.backends`."""
     labels = (target, target_b, lam, lam_scalar)
     grad_student, grad_teacher, grad_centres = _backward(
-        grad_loss, scale, coefficients, student, teacher, class_means, *labels, grad_features,
-        needs_student, needs_teacher, needs_class_means,
+        grad_loss, saved, student, teacher, class_means, *labels, grad_features, needs_student,
+        needs_teacher, needs_class_means,
     )  # fmt: skip
     if needs_class_means:
         grad_centres = add_by_class(grad_centres, class_means, *labels)

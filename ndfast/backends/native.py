@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ndfast.labels import check_label_range
 
+is_unscaled = True  # the rows are counted first
 installed = find_spec("ndfast._C") is not None
 try:
     from ndfast import _C  # type: ignore[attr-defined]  # noqa: F401  (registers the ops)
@@ -68,15 +69,14 @@ if missing is None:
         set_capability(os.environ["NDFAST_CPU_CAPABILITY"], "NDFAST_CPU_CAPABILITY")
 
 
-def forward(*arguments: Any) -> tuple[Tensor, None, Tensor, Tensor]:
+def forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     """The loss and what backward needs; see `ndfast.backends`.
 
     Raises:
         IndexError: a label is out of range.
     """
     try:
-        loss, coefficients, grad_student = _forward(*arguments)
-        return loss, None, coefficients, grad_student  # the rows were counted first: no factor
+        return _forward(*arguments)
     except RuntimeError as error:
         failed = error
     # The library looks at every label and cannot raise an IndexError itself.

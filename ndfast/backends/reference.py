@@ -14,6 +14,8 @@ from torch import Tensor
 
 NONE, MEAN, SUM = range(3)
 
+is_unscaled = True  # the rows are counted first
+
 # Labels that are no class, as most of a batch may have, add to as many rows that nobody reads: on a
 # GPU those of one label are added one after the other.
 _ROWS_OF_NO_CLASS = 64
@@ -95,6 +97,11 @@ def accumulation_dtype(student: Tensor) -> torch.dtype:
     return torch.float64 if student.dtype == torch.float64 else torch.float32
 
 
+def coefficients_of(saved: Tensor, num_coefficients: int, N: int) -> Tensor:
+    """The first of the rows' coefficients in what forward has saved, [num_coefficients, N]."""
+    return saved[1 : 1 + num_coefficients * N].view(num_coefficients, N)
+
+
 def labels_in_range(labels: Tensor, K: int) -> tuple[Tensor, Tensor]:
     """The labels as int64, for uint8 wraps what it is compared with, and which are in [0, K)."""
     labels = labels.long()
@@ -149,7 +156,7 @@ def forward(
     eps: float,
     num_coefficients: int,
     gradient: bool,
-) -> tuple[Tensor, None, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """The loss and what backward needs; see `ndfast.backends`."""
     dtype = accumulation_dtype(student)
     s = student.to(dtype)
@@ -170,17 +177,19 @@ def forward(
     if reduction != NONE:
         loss = loss.sum()
 
-    coefficients, grad_student = s.new_empty(num_coefficients, len(s)), student.new_empty(0)
+    saved = s.new_ones(1 + num_coefficients * len(s))
+    grad_student = student.new_empty(0)
     if num_coefficients:
         coefficients = factor * row_coefficients(terms, eps)
         if num_coefficients == 8:
             coefficients = torch.cat([coefficients, row_measures(terms, eps)])
         if counts is not None:
             coefficients = torch.where(counts, coefficients, 0)
+        saved[1:] = coefficients[:num_coefficients].flatten()
     if gradient:
         grad_student = _student_gradient(s, centres, coefficients, _is_dead(coefficients))
         grad_student = grad_student.to(student.dtype).contiguous()
-    return loss, None, coefficients[:num_coefficients].contiguous(), grad_student
+    return loss, saved, grad_student
 
 
 def _is_dead(coefficients: Tensor) -> Tensor:
@@ -195,8 +204,7 @@ def _student_gradient(s: Tensor, centres: Tensor, coefficients: Tensor, dead: Te
 
 def backward(
     grad_loss: Tensor,
-    scale: Tensor | None,
-    coefficients: Tensor,
+    saved: Tensor,
     student: Tensor,
     teacher: Tensor | None,
     class_means: Tensor,
@@ -213,8 +221,9 @@ def backward(
     dtype = accumulation_dtype(student)
     s = student.to(dtype)
     centres = gather_centres(class_means, target, target_b, lam, lam_scalar, dtype)
+    coefficients = coefficients_of(saved, 4 if needs_teacher or needs_class_means else 2, len(s))
     dead = _is_dead(coefficients)
-    coefficients = coefficients * (grad_loss if scale is None else grad_loss * scale)
+    coefficients = coefficients * (grad_loss * saved[0])
     grad_student = grad_teacher = grad_class_means = student.new_empty(0)
     if needs_student:
         grad_student = _student_gradient(s, centres, coefficients, dead)
@@ -278,8 +287,7 @@ def _add_rows(sums: Tensor, labels: Tensor, rows: Tensor) -> None:
 def finish_gradient_(
     grad_student: Tensor,
     grad_loss: Tensor,
-    scale: Tensor | None,
-    coefficients: Tensor,
+    saved: Tensor,
     student: Tensor,
     class_means: Tensor,
     target: Tensor | None,
@@ -289,5 +297,5 @@ def finish_gradient_(
 ) -> None:
     """In place: the gradient that forward finished, for this upstream gradient."""
     centres = (class_means, target, target_b, lam, lam_scalar)
-    rows = (grad_loss, scale, coefficients, student, None, *centres)
+    rows = (grad_loss, saved, student, None, *centres)
     grad_student.copy_(backward(*rows, None, True, False, False)[0])

@@ -23,7 +23,9 @@ else:
     _no_triton = None
     _interpreted = triton.knobs.runtime.interpret  # as Triton read it when it saw the kernels
 
-__all__ = ["backward", "finish_gradient_", "forward", "unusable"]
+__all__ = ["backward", "finish_gradient_", "forward", "is_unscaled", "unusable"]
+
+is_unscaled = False
 
 
 def unusable(device: torch.device) -> str | None:

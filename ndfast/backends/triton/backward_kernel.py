@@ -22,7 +22,7 @@ _PLAIN_INTEGERS = [
 
 @triton.jit(do_not_specialize=_PLAIN_INTEGERS)
 def backward_kernel(
-    student, teacher, class_means, target, target_b, lam, grad_loss, scale, coefficients,
+    student, teacher, class_means, target, target_b, lam, grad_loss, saved,
     grad_features, grad_student, grad_teacher, grad_centres,
     student_stride, teacher_stride, class_means_stride, grad_features_stride, grad_loss_stride,
     N, K, lam_scalar: tl.float64,
@@ -38,8 +38,9 @@ def backward_kernel(
     gradients hold what is right for an upstream gradient of 1: of such a row nothing is moved, and
     with one upstream gradient for all rows the program leaves at once.
     """
-    dtype: tl.constexpr = coefficients.dtype.element_ty
-    rest = tl.load(scale)
+    dtype: tl.constexpr = saved.dtype.element_ty
+    rest = tl.load(saved)
+    coefficients = saved + 1
     groups = tl.cdiv(N, ROWS)
     if FINISHED:
         one_for_all = grad_loss_stride == 0

@@ -7,7 +7,12 @@ import math
 import torch
 from torch import Tensor
 
-from ndfast.backends.reference import MEAN, NONE, accumulation_dtype, add_by_class
+from ndfast.backends.reference import (
+    MEAN,
+    NONE,
+    accumulation_dtype,
+    add_by_class,
+)
 from ndfast.backends.triton import launch_table
 from ndfast.backends.triton.backward_kernel import backward_kernel
 from ndfast.backends.triton.forward_kernel import forward_kernel
@@ -41,13 +46,12 @@ def forward(
     eps: float,
     num_coefficients: int,
     gradient: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """The loss and what backward needs, in one launch; see `ndfast.backends`."""
     N, D = student.shape
     dtype = accumulation_dtype(student)
     loss = student.new_empty((N,) if reduction == NONE else (), dtype=dtype)
-    scale = student.new_empty((), dtype=dtype)
-    coefficients = student.new_empty((num_coefficients, N), dtype=dtype)
+    saved = student.new_empty((1 + num_coefficients * N,), dtype=dtype)
     grad_student = student.new_empty((N, D) if gradient else (0,))
 
     student, class_means = _rows(student), _rows(class_means)
@@ -61,16 +65,16 @@ def forward(
         tensors = (
             student, features, norms, class_means,
             _vector(target), _vector(target_b), _vector(lam), _vector(sample_weight),
-            loss, scale, coefficients, grad_student if gradient else None, partials, ticket,
+            loss, saved, saved[1:], grad_student if gradient else None, partials,
+            ticket,
         )  # fmt: skip
         _launch(_forward_kernel, student, tensors, integers, numbers, constants)
-    return loss, scale, coefficients, grad_student
+    return loss, saved, grad_student
 
 
 def backward(
     grad_loss: Tensor,
-    scale: Tensor,
-    coefficients: Tensor,
+    saved: Tensor,
     student: Tensor,
     teacher: Tensor | None,
     class_means: Tensor,
@@ -89,7 +93,7 @@ def backward(
     if needs_teacher:
         assert teacher is not None
         grad_teacher = teacher.new_empty(teacher.shape)
-    grad_centres = coefficients.new_empty(student.shape if needs_class_means else (0,))
+    grad_centres = saved.new_empty(student.shape if needs_class_means else (0,))
 
     labels = _vector(target), _vector(target_b), _vector(lam)
     gradients = (
@@ -100,7 +104,7 @@ def backward(
     _launch_backward(
         _rows(student),
         _rows(teacher) if teacher is not None and needs_teacher else None,
-        _rows(class_means), labels, lam_scalar, (grad_loss, scale, coefficients),
+        _rows(class_means), labels, lam_scalar, (grad_loss, saved),
         None if grad_features is None else _rows(grad_features),
         gradients, finished=False,
     )  # fmt: skip
@@ -112,8 +116,7 @@ def backward(
 def finish_gradient_(
     grad_student: Tensor,
     grad_loss: Tensor,
-    scale: Tensor,
-    coefficients: Tensor,
+    saved: Tensor,
     student: Tensor,
     class_means: Tensor,
     target: Tensor | None,
@@ -125,9 +128,8 @@ def finish_gradient_(
     if len(student) == 0:  # the upstream gradients of no row cannot be looked at
         return
     labels = _vector(target), _vector(target_b), _vector(lam)
-    upstream = grad_loss, scale, coefficients
     _launch_backward(
-        _rows(student), None, _rows(class_means), labels, lam_scalar, upstream, None,
+        _rows(student), None, _rows(class_means), labels, lam_scalar, (grad_loss, saved), None,
         (grad_student, None, None), finished=True,
     )  # fmt: skip
 
@@ -138,7 +140,7 @@ def _launch_backward(
     class_means: Tensor,
     labels: Tensors,
     lam_scalar: float,
-    upstream: tuple[Tensor, Tensor, Tensor],
+    upstream: tuple[Tensor, Tensor],
     grad_features: Tensor | None,
     gradients: Tensors,
     finished: bool,

@@ -170,7 +170,8 @@ class _Expected:
         # The terms before they cancel; a mixed centre is as much less precise as its own do.
         norms = vector_norm(rows.class_means, dim=1, keepdim=True)
         whole = reference.gather_centres(norms, *rows[3:7], torch.float64)[:, 0]
-        alpha = reference.forward(*rows, 4, False)[2][0].abs()
+        saved = reference.forward(*rows, 4, False)[1]
+        alpha = reference.coefficients_of(saved, 1, len(rows.student))[0].abs()
         alpha = torch.where(is_lost & (alpha != 0), torch.inf, alpha)  # an ignored row's is 0
         of_means = norms[:, 0]
         if class_means is None:
@@ -224,22 +225,22 @@ def _rows(nd: ndfast.NDLoss, inputs: tuple[Any, ...], dtype: torch.dtype) -> Row
 
 def _define(rows: Rows, upstream: float, class_means: Tensor | None) -> _Definition:
     """The reference's results; with ``class_means`` these, else the gradient of the rows'."""
-    loss, _, coefficients, _ = reference.forward(*rows, 4, False)
-    beta, gamma = coefficients[1:3]
-    centres = reference.gather_centres(*rows[2:7], coefficients.dtype)
+    loss, saved, _ = reference.forward(*rows, 4, False)
+    _, beta, gamma, _ = reference.coefficients_of(saved, 4, len(rows.student))
+    centres = reference.gather_centres(*rows[2:7], saved.dtype)
     n_s, n_t = reference.row_terms(rows.student, rows.teacher, centres, rows.eps)[:2]
     # ∂s has p/m²/n_s where the student is the larger, ∂t has p/m²/n_t where the teacher is.
-    tied = coefficients.clone()
-    tied[1] = torch.where(beta != 0, 0, (gamma * n_t / n_s).nan_to_num())
+    tied = saved.clone()
+    reference.coefficients_of(tied, 4, len(rows.student))[1] = torch.where(
+        beta != 0, 0, (gamma * n_t / n_s).nan_to_num()
+    )
     grad_loss = loss.new_tensor(upstream)
     gradient, other = (
-        reference.backward(grad_loss, None, each, *rows[:7], None, True, False, False)[0]
-        for each in (coefficients, tied)
+        reference.backward(grad_loss, each, *rows[:7], None, True, False, False)[0]
+        for each in (saved, tied)
     )
     if class_means is None:
-        class_means = reference.backward(
-            grad_loss, None, coefficients, *rows[:7], None, False, False, True
-        )[2]
+        class_means = reference.backward(grad_loss, saved, *rows[:7], None, False, False, True)[2]
     return _Definition(loss.reshape(1, 1), gradient, other, class_means)
 
 
