@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import platform
 import sys
@@ -27,6 +28,17 @@ from emulated_cuda import compile_and_load, on_the_cpu
 
 import ndfast
 from ndfast.backends import native
+
+
+def pytest_collection_finish() -> None:
+    """What the imports left is never collected: Accelerate collects garbage twice a run."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    """The interpreter, where it ends, takes everything apart again."""
+    gc.unfreeze()
 
 
 @pytest.fixture
@@ -73,6 +85,17 @@ def no_precision_stays() -> Iterator[None]:
     yield
     if (state := sys.modules.get("accelerate.state")) is not None:
         state.AcceleratorState._reset_state()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_pictures(request: pytest.FixtureRequest) -> Iterator[None]:
+    """None in the pages of runs: drawing them takes most of a short run's time."""
+    pages = sys.modules.get("ndfast.train.report.pages")
+    with pytest.MonkeyPatch.context() as patch:
+        if pages is not None and request.node.get_closest_marker("pictures") is None:
+            for kind in ("run", "comparison", "detection"):
+                patch.setattr(pages, f"{kind}_pictures", lambda *_: [])
+        yield
 
 
 @pytest.fixture(scope="session")

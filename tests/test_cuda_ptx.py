@@ -82,7 +82,7 @@ print("within bounds")
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_nothing_is_accessed_out_of_bounds(
     emulator: None, shared_folder: Path, ptx_machine: Machine, library_in_ptx: list[str], seed: int
 ) -> None:

@@ -137,7 +137,7 @@ def test_ops_have_their_names_by_torch_2_10_too(source: str) -> None:
 
 
 @needs_compiler
-@pytest.mark.slow
+@pytest.mark.long
 def test_with_a_compiler_and_without_nvcc(sdist: Path, tmp_path: Path) -> None:
     path = path_without_nvcc(tmp_path / "tools")
     wheel, printed = build_wheel(sdist, tmp_path, PATH=path, CUDA_HOME="", NDFAST_NATIVE="1")
@@ -167,7 +167,7 @@ def test_cuda_that_is_asked_for_and_cannot_be_built_is_an_error(
 
 @needs_compiler
 @needs_nvcc
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_wheel_with_cuda(sdist: Path, tmp_path: Path) -> None:
     wheel, _ = build_wheel(sdist, tmp_path, NDFAST_CUDA="1", TORCH_CUDA_ARCH_LIST="9.0")
     assert "-cp310-abi3-" in wheel.name
@@ -194,7 +194,7 @@ def test_the_wheel_with_cuda(sdist: Path, tmp_path: Path) -> None:
 
 @needs_compiler
 @needs_nvcc
-@pytest.mark.slow
+@pytest.mark.long
 def test_kernels_that_do_not_compile_leave_the_cpu_library(sdist: Path, tmp_path: Path) -> None:
     header = tmp_path / "include" / "cuda_fp16.h"
     header.parent.mkdir()

@@ -208,7 +208,7 @@ def test_another_name_of_the_teachers_classifier(seed: int) -> None:
         Distillation(Network(), teacher, torch.randn(K, D))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_example(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -121,7 +121,7 @@ def test_a_hook_that_is_missing_is_named(config: dict[str, Any]) -> None:
         loss(io, io, torch.zeros(4, dtype=torch.int64))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_example(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -332,7 +332,7 @@ def test_gradient_checkpointing(tmp_path: Path, seed: int) -> None:
     torch.testing.assert_close(students[0].state_dict(), students[1].state_dict())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_example(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

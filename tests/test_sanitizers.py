@@ -43,7 +43,7 @@ def sanitizer(
     return request.param, chosen, folder
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_planted_errors_are_found(sanitizer: tuple[str, Sanitizer, Path]) -> None:
     name, chosen, folder = sanitizer
     for function, right, wrong, message in PLANTED[name]:
@@ -53,7 +53,7 @@ def test_planted_errors_are_found(sanitizer: tuple[str, Sanitizer, Path]) -> Non
         assert message in done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_nothing_is_found_in_the_library(sanitizer: tuple[str, Sanitizer, Path]) -> None:
     name, chosen, folder = sanitizer
     done = chosen.run_tests(folder, "test_options.py", "test_attach.py", "-k", TESTS[name])

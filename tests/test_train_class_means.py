@@ -153,7 +153,7 @@ def test_images_that_training_does_not_augment(teachers: list[str], tmp_path: Pa
     assert metadata["images"] == "as they are"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_augment_as_one_does(augmented: Augmented, tmp_path: Path) -> None:
     flags = [*augmented.arguments, "--class-means", "augmented", "--max-steps", "1"]
     run_in_two_processes(tmp_path / "run", "train", *flags)
@@ -161,7 +161,7 @@ def test_two_processes_augment_as_one_does(augmented: Augmented, tmp_path: Path)
     torch.testing.assert_close(found, augmented.means)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_share_the_pass(teachers: list[str], tmp_path: Path) -> None:
     # Where Accelerate does not join as many processes as torchrun starts, the command refuses.
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]

@@ -33,6 +33,9 @@ from ndfast.train.models.weights import load_weights
 from ndfast.train.report import build_detection_table
 
 
+pytestmark = pytest.mark.pictures
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A set of drawn shapes."""

@@ -24,7 +24,7 @@ from ndfast.train.detection.evaluation import average_precision, feature_metrics
 from ndfast.train.detection.small_detector import SmallDetector
 from ndfast.train.models.weights import load_weights
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 BATCH = 4
 ROWS = 1000  # all proposals are rows: none is left to chance

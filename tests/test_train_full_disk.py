@@ -94,7 +94,7 @@ def test_a_full_disk(
     assert "the disk is full: No space left on device" in told
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_other_process_adds_one_sentence(teacher: str, tmp_path: Path) -> None:
     """Not the traceback, nor the words, of the connection that it lost.
 

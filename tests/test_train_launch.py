@@ -32,7 +32,7 @@ ACCELERATE = [
 TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_accelerate_launch_trains_as_torchrun_does(tmp_path: Path) -> None:
     quiet_run(tmp_path / "teacher", model="convnet32", method="ce", epochs=1)
     command = ["-m", "ndfast", "train", "--epochs", "1", "--teacher-weights"]

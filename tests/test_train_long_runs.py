@@ -100,7 +100,7 @@ def test_a_run_that_is_over_is_only_read(teacher: str, tmp_path: Path) -> None:
     assert not (tmp_path / "model.safetensors").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_killed_at_any_moment(teacher: str, tmp_path: Path, seed: int) -> None:
     """NDFAST_TEST_KILLS=200 is the long form."""
     kills = os.environ.get("NDFAST_TEST_KILLS", "6")
@@ -271,7 +271,7 @@ def test_weights_of_nan_are_never_saved(
     assert kept == ["step-0000000002", "step-0000000004"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_rank_is_restarted_and_nothing_changes(teacher: str, tmp_path: Path) -> None:
     flags = ["train", "--epochs", "1", "--checkpoint-every", "2", "--teacher-weights", teacher]
     unbroken = run_in_two_processes(tmp_path / "unbroken", *flags)

@@ -234,7 +234,7 @@ def test_a_probe_changes_nothing_but_what_is_measured(tmp_path: Path) -> None:
     assert not (tmp_path / "alone" / "class_means.safetensors").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_train_as_one_with_the_whole_batch(tmp_path: Path) -> None:
     script = tmp_path / "toy.py"
     script.write_text(

@@ -150,7 +150,7 @@ def test_flags_that_do_not_fit(
     assert says in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_one_process_that_is_wrong_fails_all(tmp_path: Path) -> None:
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
     train = ["train", "--check-loss", "--epochs", "1", "--max-steps", "3", "--out", str(tmp_path)]

@@ -23,6 +23,7 @@ from made_up_results import (
 )
 from shown import Page, in_terminal, not_held, of_a_step
 
+from ndfast.cli import main
 from ndfast.train.report import (
     build_comparison_table,
     build_detection_table,
@@ -37,7 +38,7 @@ from ndfast.train.report.tables import comparison_grids, run_grids
 
 HOSTILE = "<script>alert('1')</script> \"$\\frac{[bold]&"
 
-pytestmark = pytest.mark.usefixtures("seed")
+pytestmark = [pytest.mark.usefixtures("seed"), pytest.mark.pictures]
 
 
 def test_the_time_of_a_step_by_hand() -> None:
@@ -252,6 +253,13 @@ def test_a_detectors_table_and_page_show_what_was_found(tmp_path: Path) -> None:
         assert f"<!-- {title} -->" in losses
     for title in ("teacher", "kd++", "backward"):
         assert f"<!-- {title} -->" in parts
+
+
+def test_commands_draw_them(tmp_path: Path) -> None:
+    compare = ["compare", "--methods", "kd", "kd++", "--epochs", "1", "--seeds", "1"]
+    assert main([*compare, "--out", str(tmp_path)]) == 0
+    for folder, pictures in ((tmp_path, 3), (tmp_path / "runs" / "kd++-seed0", 3)):
+        assert len(Page(folder / "report.html").pictures()) == pictures
 
 
 def test_names_are_text_and_nothing_else(tmp_path: Path) -> None:

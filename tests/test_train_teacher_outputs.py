@@ -93,7 +93,7 @@ def test_a_resumed_student_is_the_same(kept: Kept, tmp_path: Path) -> None:
     assert parts["sha256"] == whole["sha256"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_made_by_two_processes(kept: Kept, tmp_path: Path) -> None:
     flags = {**kept.flags, "teacher_weights": kept.weights}
     shutil.copytree(kept.folder, tmp_path / "made")
@@ -106,7 +106,7 @@ def test_made_by_two_processes(kept: Kept, tmp_path: Path) -> None:
     assert {piece.name for piece in (tmp_path / "made").glob("view*")} == names
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_student_of_two_processes_is_the_same_to_the_bit(kept: Kept, tmp_path: Path) -> None:
     found = {}
     for name, source in (

@@ -46,7 +46,7 @@ LARGE = [
 
 @pytest.mark.parametrize(
     ("name", "dim", "stages"),
-    [*SMALL, *(pytest.param(*model, marks=pytest.mark.slow) for model in LARGE)],
+    [*SMALL, *(pytest.param(*model, marks=pytest.mark.long) for model in LARGE)],
 )
 def test_outputs(name: str, dim: int, stages: tuple[tuple[int, int], ...], seed: int) -> None:
     network = build_model(f"timm:{name}", 10, IMAGES)

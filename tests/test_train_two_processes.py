@@ -17,7 +17,7 @@ from ndfast.train.distill.evaluation import evaluate
 from ndfast.train.models import build_model
 from ndfast.train.models.weights import load_weights
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 
 def measured(weights: Path) -> dict[str, float]:
