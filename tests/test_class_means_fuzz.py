@@ -23,7 +23,7 @@ from ndfast.class_means_files import (
 
 ALL = pytest.mark.parametrize("suffix", [".json", ".npz", ".safetensors"])
 HASHED = pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
-TIMES = 1000
+TIMES = 200
 
 
 def save(folder: Path, suffix: str) -> tuple[Path, Tensor, dict[str, Any]]:

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from ndfast.backends import native
 
 CASES = int(os.environ.get("NDFAST_FUZZ_CASES", "10000"))
-PER_ROUND = 10_000  # what hypothesis remembers of a round grows with it
+PER_ROUND = 2_000  # what hypothesis remembers of a round grows with it
 
 
 def fuzz(share: float) -> settings:
@@ -31,7 +31,10 @@ def fuzz(share: float) -> settings:
     )
 
 
-rounds = pytest.mark.parametrize("part", range(max(1, CASES // PER_ROUND)))
+rounds = pytest.mark.parametrize(
+    "part",
+    [0, *(pytest.param(n, marks=pytest.mark.long) for n in range(1, CASES // PER_ROUND))],
+)
 
 
 @rounds

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
-import shlex
 import signal
 import subprocess
 import sys
@@ -50,48 +50,64 @@ def test_a_checkpoint_that_does_not_fit(teacher: str, tmp_path: Path) -> None:
     assert quiet_run(broken, **fields, resume=True)["sha256"] == unbroken["sha256"]
 
 
-def run_on_a_disk(kilobytes: int, disk: Path, arguments: list[str]) -> str:
-    """Runs Python on a file system of its own, which fails; returns what it tells of that."""
-    disk.mkdir()
-    mount = f"mount -t tmpfs -o size={kilobytes}k none {shlex.quote(str(disk))}"
-    alone = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
+# Runs each of the commands that it is given on a file system of its own, all of which fail.
+RUN_ON_DISKS = """
+import contextlib, io, json, subprocess, sys
+from pathlib import Path
+from ndfast.cli import main
+told = []
+for disk, kilobytes, arguments in json.loads(sys.argv[1]):
+    Path(disk).mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "none", disk], check=True)
+    with contextlib.redirect_stderr(io.StringIO()) as stderr:
+        status = main(arguments)
+    told.append((status, stderr.getvalue()))
+print(json.dumps(told))
+"""
+
+
+def on_disks(arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    """Runs Python where it may mount file systems."""
+    alone = ["unshare", "--user", "--map-root-user", "--mount"]
     try:
-        possible = subprocess.run([*alone, mount], capture_output=True).returncode == 0
+        possible = subprocess.run([*alone, "mount", "-t", "tmpfs", "none", "/mnt"]).returncode == 0
     except FileNotFoundError:
         possible = False
     if not possible:
         pytest.skip("needs a file system of its own, which may not be mounted here")
-    done = subprocess.run(
-        [*alone, f"{mount} && exec {shlex.join([sys.executable, *arguments])}"],
+    return subprocess.run(
+        [*alone, sys.executable, *arguments],
         env=os.environ | {"ACCELERATE_USE_CPU": "true"},
         cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=300,
     )
-    assert done.returncode == 1, done.stderr
-    return done.stderr
 
 
-@pytest.mark.parametrize(
-    ("command", "kilobytes", "name", "what"),
-    [
-        ("train", 4, "run/class_means.safetensors", ""),
-        ("train", 40, "run/checkpoints", "the checkpoint of step 11 cannot be written"),
-        ("train", 300, "run/", "the results cannot be written"),
-        ("compare --methods kd --seeds 1", 4, "run/class_means.safetensors", ""),
-    ],
-)
-def test_a_full_disk(
-    command: str, kilobytes: int, name: str, what: str, teacher: str, tmp_path: Path
-) -> None:
-    disk = tmp_path / "disk"
-    arguments = ["-m", "ndfast", *command.split(), "--epochs", "2", "--teacher-weights", teacher]
-    told = run_on_a_disk(kilobytes, disk, [*arguments, "--out", str(disk / "run")])
-    assert told.count("\n") == 1, told
-    assert what in told
-    assert f"{disk}/{name}" in told
-    assert "the disk is full: No space left on device" in told
+CASES = [
+    ("train", 4, "run/class_means.safetensors", ""),
+    ("train", 40, "run/checkpoints", "the checkpoint of step 11 cannot be written"),
+    ("train", 300, "run/", "the results cannot be written"),
+    ("compare --methods kd --seeds 1", 4, "run/class_means.safetensors", ""),
+]
+
+
+def test_a_full_disk(teacher: str, tmp_path: Path) -> None:
+    commands = []
+    for number, (command, kilobytes, _, _) in enumerate(CASES):
+        disk = tmp_path / str(number)
+        flags = ["--epochs", "2", "--teacher-weights", teacher, "--out", str(disk / "run")]
+        commands.append((str(disk), kilobytes, [*command.split(), *flags]))
+    done = on_disks(["-c", RUN_ON_DISKS, json.dumps(commands)])
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    for (disk, *_), (_, _, name, what), (status, told) in zip(commands, CASES, found, strict=True):
+        assert status == 1, told
+        assert told.count("\n") == 1, told
+        assert what in told
+        assert f"{disk}/{name}" in told
+        assert "the disk is full: No space left on device" in told
 
 
 @pytest.mark.long
@@ -101,9 +117,16 @@ def test_the_other_process_adds_one_sentence(teacher: str, tmp_path: Path) -> No
     It tells of the disk too where it has come to write as well.
     """
     disk = tmp_path / "disk"
+    disk.mkdir()
+    mount_and_launch = (
+        "import os, subprocess, sys\n"
+        'subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40k", "none", sys.argv[1]])\n'
+        "os.execv(sys.executable, [sys.executable, *sys.argv[2:]])"
+    )
     launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "ndfast", "train"]
     arguments = [*launch, "--teacher-weights", teacher, "--out", str(disk / "run")]
-    told = run_on_a_disk(40, disk, arguments)
-    assert f"cannot be written to {disk}/run/checkpoints: the disk is full" in told
-    assert "ndfast/train/" not in told
-    assert "peer" not in told
+    done = on_disks(["-c", mount_and_launch, str(disk), *arguments])
+    assert done.returncode == 1, done.stderr
+    assert f"cannot be written to {disk}/run/checkpoints: the disk is full" in done.stderr
+    assert "ndfast/train/" not in done.stderr
+    assert "peer" not in done.stderr

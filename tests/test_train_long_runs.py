@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -43,24 +44,25 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
     ],
     ids=lambda fields: fields["method"],
 )
-@pytest.mark.parametrize("stop", [4, 11])  # amid an epoch, and at its end
 def test_a_resumed_run_ends_bit_for_bit(
-    fields: dict[str, Any], stop: int, teacher: str, tmp_path: Path
+    fields: dict[str, Any], teacher: str, tmp_path: Path
 ) -> None:
     fields = {**fields, "teacher_weights": teacher}
     unbroken = quiet_run(tmp_path / "unbroken", **fields)
-    first = quiet_run(tmp_path / "broken", **fields, max_steps=stop)
-    assert first["steps"] == stop
-    assert first["sha256"] != unbroken["sha256"]
-    torch.manual_seed(stop)  # what else draws random numbers between the two does not matter
-    resumed = quiet_run(tmp_path / "broken", **fields, resume=True)
-    assert resumed["sha256"] == unbroken["sha256"]
-    assert resumed["test"] == unbroken["test"]
-    assert resumed["ema"] == unbroken["ema"]
-    for ours, theirs in zip(resumed["epochs"], unbroken["epochs"], strict=True):
-        assert ours["train"] == pytest.approx(theirs["train"], rel=1e-12)
-        assert ours["test"] == theirs["test"]
-    assert [record["step"] for record in events(tmp_path / "broken", "resume")] == [stop]
+    for stop in (4, STEPS):  # amid an epoch, and at its end
+        broken = tmp_path / str(stop)
+        first = quiet_run(broken, **fields, max_steps=stop)
+        assert first["steps"] == stop
+        assert first["sha256"] != unbroken["sha256"]
+        torch.manual_seed(stop)  # what else draws random numbers between the two does not matter
+        resumed = quiet_run(broken, **fields, resume=True)
+        assert resumed["sha256"] == unbroken["sha256"]
+        assert resumed["test"] == unbroken["test"]
+        assert resumed["ema"] == unbroken["ema"]
+        for ours, theirs in zip(resumed["epochs"], unbroken["epochs"], strict=True):
+            assert ours["train"] == pytest.approx(theirs["train"], rel=1e-12)
+            assert ours["test"] == theirs["test"]
+        assert [record["step"] for record in events(broken, "resume")] == [stop]
 
 
 @pytest.mark.parametrize("epoch", [1, 2])
@@ -114,6 +116,15 @@ def test_killed_at_any_moment(teacher: str, tmp_path: Path, seed: int) -> None:
         assert run["lost"] == 0, found
 
 
+@pytest.fixture(scope="module")
+def checkpoints(teacher: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A run of nine steps with checkpoints of steps 6 and 9, and the hash of what it comes to."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    fields = {"teacher_weights": teacher, "checkpoint_every": 3, "epochs": 1}
+    quiet_run(folder / "broken", **fields, max_steps=9)
+    return folder / "broken", quiet_run(folder / "unbroken", **fields)["sha256"]
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -127,12 +138,10 @@ def test_killed_at_any_moment(teacher: str, tmp_path: Path, seed: int) -> None:
     ],
 )
 def test_a_broken_checkpoint_is_passed_over(
-    damage: str, teacher: str, tmp_path: Path, capsys: pytest.CaptureFixture
+    damage: str, checkpoints: tuple[Path, str], teacher: str, tmp_path: Path
 ) -> None:
-    fields = {"teacher_weights": teacher, "checkpoint_every": 3}
-    unbroken = quiet_run(tmp_path / "unbroken", **fields)
-    broken = tmp_path / "broken"
-    quiet_run(broken, **fields, max_steps=9)
+    begun, sha256 = checkpoints
+    broken = shutil.copytree(begun, tmp_path / "broken")
     newest = sorted((broken / "checkpoints").iterdir())[-1]
     assert newest.name == "step-0000000009"
     path = newest / ("sha256.json" if "manifest" in damage else "optimizer.bin")
@@ -152,7 +161,8 @@ def test_a_broken_checkpoint_is_passed_over(
     else:
         content[len(content) // 2] ^= 1
         path.write_bytes(content)
-    assert quiet_run(broken, **fields, resume=True)["sha256"] == unbroken["sha256"]
+    fields = {"teacher_weights": teacher, "checkpoint_every": 3, "epochs": 1}
+    assert quiet_run(broken, **fields, resume=True)["sha256"] == sha256
     assert [record["step"] for record in events(broken, "resume")] == [6]
 
 
