@@ -21,7 +21,9 @@ GPU_LOGS ?= runs/gpu
 # Other files of tests/ import what such a machine may lack.
 GPU_TESTS := tests/gpu tests/test_class_means.py tests/test_class_means_count.py tests/test_compat.py
 
-.PHONY: help setup test mutants sanitize demo bench docs dist lint format clean
+ALL_CORES := $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+
+.PHONY: help setup test test-all mutants sanitize demo bench docs dist lint format clean
 .PHONY: gpu gpu-name gpu-build gpu-smoke gpu-test gpu-sanitize gpu-bench gpu-report
 
 help:  ## this list
@@ -38,8 +40,11 @@ $(READY): $(VENV)/.packages pyproject.toml setup.py $(SOURCES)
 	$(BIN)/pip install --quiet --no-build-isolation --no-deps --editable .
 	touch $@
 
-test: setup  ## the tests
-	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
+test: setup  ## the tests, in minutes
+	$(ALL_CORES) -m "not long" $(ARGS)
+
+test-all: test  ## and then those that take long by their nature
+	$(ALL_CORES) -m long $(ARGS)
 
 mutants: setup  ## changes the definition and row_math.h; prints each change that no test notices
 	$(BIN)/python tests/mutation/run.py $(ARGS)

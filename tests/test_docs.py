@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
+from functools import cache
 from html.parser import HTMLParser
 from itertools import dropwhile
 from pathlib import Path
@@ -106,12 +107,20 @@ def _check_command(words: list[str]) -> None:
     elif program == "make":
         assert TARGETS.issuperset(word for word in arguments if "=" not in word)
     elif program.endswith("pytest"):
-        options = ["--collect-only", "-qq", "-p", "no:cacheprovider"]
-        command = [sys.executable, "-m", "pytest", *arguments, *options]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
+        given = {word.partition("=")[0] for word in arguments if word.startswith("-")}
+        assert given <= _options_of_pytest()
+        for path in (word for word in arguments if "/" in word):
+            assert (ROOT / path).exists(), f"{path} is not there"
     else:
         assert program in ("pip", "python", "accelerate", "torchrun"), f"{program}: is not checked"
+
+
+@cache
+def _options_of_pytest() -> set[str]:
+    """Those of the benchmark among them."""
+    command = [sys.executable, "-m", "pytest", "bench/", "--help"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    return set(re.findall(r"(?<![\w-])--?[a-zA-Z][\w-]*", done.stdout))
 
 
 def _check_ndfast(arguments: list[str]) -> None:
