@@ -10,13 +10,7 @@ import torch
 from torch import Tensor
 
 import ndfast
-from ndfast.losses import (
-    cross_entropy,
-    dist_loss,
-    dkd_loss,
-    hcl_loss,
-    kd_loss,
-)
+from ndfast.losses import cross_entropy, dist_loss, dkd_loss, hcl_loss, kd_loss
 
 TARGET, OTHER = torch.tensor([0, 4, 2, 2]), torch.tensor([3, 1, 2, 0])
 MIX = ndfast.Mix(TARGET, OTHER, torch.tensor([0.25, 0.5, 0.75, 1.0]))

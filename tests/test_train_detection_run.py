@@ -32,7 +32,6 @@ from ndfast.train.errors import ConfigError
 from ndfast.train.models.weights import load_weights
 from ndfast.train.report import build_detection_table
 
-
 pytestmark = pytest.mark.pictures
 
 

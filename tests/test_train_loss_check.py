@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 pytest.importorskip("accelerate", reason="needs the extra [train]")
 
@@ -17,9 +16,23 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from cases import needs_native
 from small_runs import small_config
+from wrong_losses import (
+    Plant,
+    no_gradient,
+    no_number,
+    wrong_backward,
+    wrong_finish,
+    wrong_function,
+    wrong_gathered_row,
+    wrong_gradient,
+    wrong_gradient_alone,
+    wrong_hook,
+    wrong_kept_row,
+    wrong_loss,
+    wrong_value_alone,
+    wrong_weight,
+)
 
-from ndfast import autograd, module
-from ndfast.backends import native
 from ndfast.train.config.methods import METHODS
 from ndfast.train.data import Data, build_data
 from ndfast.train.distill.evaluation import take_class_means
@@ -35,7 +48,6 @@ RESNET = {"data": "synthetic:96,10,3x8x8", "model": "resnet20", "teacher": "resn
 RESNET |= {"batch_size": 16, "lr": 0.1, "milestones": (9,), "distill_warmup": 0}
 SETS = {"digits": {}, "resnet": RESNET}
 Set = tuple[dict[str, Any], Data, Teacher]
-Plant = Callable[[pytest.MonkeyPatch], None]
 
 
 class Log:
@@ -88,142 +100,6 @@ def check_steps(chosen: Set, steps: int, **fields: Any) -> dict[str, Any]:
     assert found is not None
     assert found["steps"] == min(steps, 10)
     return found
-
-
-# Each makes something 1 % wrong.
-
-
-def wrong_loss(patch: pytest.MonkeyPatch) -> None:
-    right = native.forward
-
-    def forward(*arguments: Any) -> Any:
-        loss, *others = right(*arguments)
-        return 1.01 * loss, *others
-
-    patch.setattr(native, "forward", forward)
-
-
-def wrong_gradient(patch: pytest.MonkeyPatch) -> None:
-    right = native.forward
-
-    def forward(*arguments: Any) -> Any:
-        *others, gradient = right(*arguments)
-        return *others, 1.01 * gradient
-
-    patch.setattr(native, "forward", forward)
-
-
-def wrong_gathered_row(patch: pytest.MonkeyPatch) -> None:
-    """One of ten rows as the kernel reads it, by 1 % of its length."""
-    right = native.forward
-
-    def forward(student: Tensor, teacher: Tensor, means: Tensor, *others: Any) -> Any:
-        return right(student, teacher, with_wrong_row(means), *others)
-
-    patch.setattr(native, "forward", forward)
-
-
-def with_wrong_row(means: Tensor) -> Tensor:
-    wrong = means.detach().clone()
-    off = torch.ones_like(wrong[3])
-    off[::2] = -1
-    wrong[3] += 0.01 * wrong[3].norm() / off.norm() * off
-    return wrong
-
-
-def wrong_kept_row(patch: pytest.MonkeyPatch) -> None:
-    """In the module, where its direction stays, and with that the loss."""
-    right = module.NDLoss.__init__
-
-    def init(self: module.NDLoss, *arguments: Any, **options: Any) -> None:
-        right(self, *arguments, **options)
-        with torch.no_grad():
-            self.class_means[3] *= 1.01
-
-    patch.setattr(module.NDLoss, "__init__", init)
-
-
-def wrong_weight(patch: pytest.MonkeyPatch) -> None:
-    right = module.NDLoss.__init__
-
-    def init(self: module.NDLoss, means: Tensor, weight: float, **options: Any) -> None:
-        right(self, means, 1.01 * weight, **options)
-
-    patch.setattr(module.NDLoss, "__init__", init)
-
-
-def wrong_value_alone(patch: pytest.MonkeyPatch) -> None:
-    right = module.nd_loss
-
-    def nd_loss(*arguments: Any, **options: Any) -> Tensor:
-        loss = right(*arguments, **options)
-        return loss + 0.01 * loss.detach()
-
-    patch.setattr(module, "nd_loss", nd_loss)
-
-
-def wrong_gradient_alone(patch: pytest.MonkeyPatch) -> None:
-    right = module.NDLoss.forward
-
-    def forward(self: module.NDLoss, *arguments: Any) -> Tensor:
-        loss = right(self, *arguments)
-        return loss + 0.01 * (loss - loss.detach())
-
-    patch.setattr(module.NDLoss, "forward", forward)
-
-
-def wrong_hook(patch: pytest.MonkeyPatch) -> None:
-    """On the features as the loss sees them."""
-    right = module.nd_loss
-
-    def nd_loss(student: Tensor, *arguments: Any, **options: Any) -> Tensor:
-        student.register_hook(lambda gradient: 1.01 * gradient)
-        return right(student, *arguments, **options)
-
-    patch.setattr(module, "nd_loss", nd_loss)
-
-
-def wrong_function(patch: pytest.MonkeyPatch) -> None:
-    right = autograd._NDLoss.backward
-
-    def backward(ctx: Any, *gradients: Tensor) -> Any:
-        student, *others = right(ctx, *gradients)
-        return 1.01 * student, *others
-
-    patch.setattr(autograd._NDLoss, "backward", staticmethod(backward))
-
-
-def wrong_finish(patch: pytest.MonkeyPatch) -> None:
-    right = native.finish_gradient_
-
-    def finish_gradient_(gradient: Tensor, *arguments: Any) -> None:
-        right(gradient, *arguments)
-        gradient.mul_(1.01)
-
-    patch.setattr(native, "finish_gradient_", finish_gradient_)
-
-
-def wrong_backward(patch: pytest.MonkeyPatch) -> None:
-    right = native.backward
-    patch.setattr(native, "backward", lambda *rows: tuple(1.01 * each for each in right(*rows)))
-
-
-def no_gradient(patch: pytest.MonkeyPatch) -> None:
-    right = module.NDLoss.forward
-    patch.setattr(
-        module.NDLoss, "forward", lambda self, s, *others: right(self, s.detach(), *others)
-    )
-
-
-def no_number(patch: pytest.MonkeyPatch) -> None:
-    right = native.forward
-
-    def forward(*arguments: Any) -> Any:
-        *others, gradient = right(*arguments)
-        gradient[1] = torch.nan
-        return *others, gradient
-
-    patch.setattr(native, "forward", forward)
 
 
 @pytest.mark.parametrize("method", METHODS)

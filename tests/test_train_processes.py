@@ -222,7 +222,7 @@ print(held.hblkhd - before.hblkhd >= 2**26, held.uordblks - before.uordblks >= 2
     ("how", "mapped_of_heap_kept"), [("keep", "False True True"), ("as it is", "True False False")]
 )
 def test_a_training_on_the_cpu_keeps_its_pages(how: str, mapped_of_heap_kept: str) -> None:
-    """64 MiB come from the heap, which keeps them; else a map from the kernel, given back at once."""
+    """64 MiB come from the heap, which keeps them; else a map of the kernel, given back at once."""
     found = subprocess.run(
         [sys.executable, "-c", WHERE_A_MAP_LIES, how],
         env=os.environ | {"ACCELERATE_USE_CPU": "true"},
