@@ -171,10 +171,11 @@ def test_zeros_are_finite(backend: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 def test_a_tie_of_norms_is_the_students(backend: str, dtype: torch.dtype, seed: int) -> None:
     # Equal rows must have bitwise equal norms for this, whatever way their squares are summed.
+    N = 3 if backend == "triton" else 20  # the interpreter takes its time for each
     for D in (1, 7, 33, 200):
-        student = torch.randn(20, D).to(dtype).requires_grad_()
+        student = torch.randn(N, D).to(dtype).requires_grad_()
         teacher = student.detach().clone().requires_grad_()
-        class_means, labels = torch.randn(3, D), torch.randint(0, 3, (20,))
+        class_means, labels = torch.randn(3, D), torch.randint(0, 3, (N,))
         alone = ndfast.nd_loss(student, None, class_means, labels, backend=backend)
         loss = ndfast.nd_loss(student, teacher, class_means, labels, backend=backend)
         grad_student, grad_teacher = gradients(loss, student, teacher)

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -110,6 +111,14 @@ def test_a_comparison_goes_on_in_its_own_precision_alone(
     assert error.count("\n") == 1
 
 
+@pytest.fixture
+def nothing_found() -> Iterator[None]:
+    """Accelerate keeps to what it found of the environment first, but for this test."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
 @pytest.mark.parametrize(
     ("environment", "sentence"),
     [
@@ -134,21 +143,18 @@ def test_a_comparison_goes_on_in_its_own_precision_alone(
     ids=str,
 )
 def test_what_else_the_environment_asks_for_is_refused(
-    environment: dict[str, str], sentence: str, tmp_path: Path
+    environment: dict[str, str],
+    sentence: str,
+    nothing_found: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    # In a process of its own: Accelerate keeps to what it found first.
-    done = subprocess.run(
-        [sys.executable, "-m", "ndfast", "train", "--method", "ce", "--out", str(tmp_path / "run")],
-        env=os.environ | environment,
-        cwd=Path(__file__).parents[1],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 2, done.stderr
-    assert re.fullmatch(
-        rf"ndfast train: processes: .*{sentence}.*\n", done.stderr.splitlines(True)[-1]
-    )
-    assert "Traceback" not in done.stderr
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert main(["train", "--method", "ce", "--out", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert re.fullmatch(rf"ndfast train: processes: .*{sentence}.*\n", error.splitlines(True)[-1])
     assert not (tmp_path / "run").exists()
 
 
