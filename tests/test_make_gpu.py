@@ -1,4 +1,4 @@
-"""`make gpu`: which commands its parts run, what a part's failure does, and what no GPU does."""
+"""`make gpu`: what a part's failure does, which parts are chosen, and what no GPU does."""
 
 from __future__ import annotations
 
@@ -51,50 +51,21 @@ def outcomes(folder: Path) -> dict[str, str]:
     return {line["part"]: line["ended"] for line in found if "part" in line}
 
 
-def test_what_the_parts_run(tmp_path: Path) -> None:
-    (tmp_path / "results").mkdir()
-    (tmp_path / "results" / "some-gpu.json").write_text("{}")
-    done = make_gpu(tmp_path)
-    assert done.returncode == 0, done.stdout
-    assert outcomes(tmp_path) == dict.fromkeys(PARTS, "passed")
-    logs = {name: (tmp_path / "logs" / f"{name}.log").read_text() for name in PARTS}
-    bench = f"run -m pytest bench/ -m gpu --results {tmp_path}/results"
-    expected = {
-        "build": ["run setup.py --quiet build_ext --inplace --force", "run -c import sys, ndfast;"],
-        "smoke": ["run -m pytest tests/gpu .* -m smoke *$"],
-        "telling": [f"{bench} --telling$"],
-        "test": [
-            "run -m pytest tests/gpu .* -m gpu --ignore tests/gpu/test_gpu_repeated.py *$",
-            "run -m pytest tests/gpu/test_gpu_repeated.py -m gpu *$",
-        ],
-        "sanitize": ["run tests/gpu/run_sanitizer.py$"],
-        "rest": [f"{bench} --add --missing$"],
-        "report": [f"run -m bench.publish {tmp_path}/results/some-gpu.json$"],
-    }
-    for name, calls in expected.items():
-        for call in calls:
-            assert re.search(f"^{call}", logs[name], flags=re.M), (name, call, logs[name])
-        assert logs[name] in done.stdout
-    assert "make gpu on Some GPU" in done.stdout
-
-
 @pytest.mark.parametrize(
     ("failing", "failed"),
     [
+        ("no call at all", ""),
         ("setup.py", "build"),  # Triton's kernels need none of it
-        ("tests/gpu", "smoke test sanitize"),
         ("--ignore", "test"),  # the other half of a part
-        ("bench/", "telling rest"),
-        ("bench.publish", "report"),
     ],
 )
 def test_the_other_parts_go_on(failing: str, failed: str, tmp_path: Path) -> None:
     done = make_gpu(tmp_path, failing=failing)
-    assert done.returncode != 0
+    assert (done.returncode != 0) == bool(failed)
     found = outcomes(tmp_path)
     assert list(found) == PARTS
-    assert [name for name, ended in found.items() if ended == "failed"] == failed.split()
-    assert f"First that did not pass: {failed.split()[0]}, failed\n" in done.stdout
+    assert [name for name, ended in found.items() if ended == "failed"] == [*failed.split()]
+    assert (f"First that did not pass: {failed}, failed\n" in done.stdout) == bool(failed)
 
 
 def test_chosen_parts(tmp_path: Path) -> None:

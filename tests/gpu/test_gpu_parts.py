@@ -244,12 +244,6 @@ def test_every_part_has_its_limit_and_begins_with_what_tells_the_most() -> None:
     assert names == ["build", "smoke", "telling", "test", "sanitize", "rest", "report"]
     # In a stretch of ten minutes these three are done, whatever happens.
     assert sum(part.seconds + run_parts.GRACE for part in run_parts.PARTS[:3]) < 600
-    contributing = (run_parts.ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| `(\w+)` \| .* \| `make (\S+?)(?: ARGS=(.*))?` \|$", contributing, re.M)
-    assert [
-        (name, (*run_parts.MAKE, target, "ARGS=" + arguments.strip('"')))
-        for name, target, arguments in rows
-    ] == [(part.name, part.command) for part in run_parts.PARTS]
 
 
 @pytest.mark.parametrize(
