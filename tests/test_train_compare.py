@@ -104,7 +104,9 @@ def test_train_compares_several_methods_or_seeds(
     compared: tuple[Path, dict[str, Any]],
     tmp_path: Path,
 ) -> None:
-    assert main(["train", "--epochs", "2", *arguments, "--out", str(tmp_path)]) == 0
+    weights = str(compared[0] / "teacher" / "model.safetensors")
+    command = ["train", "--epochs", "2", "--teacher-weights", weights, *arguments]
+    assert main([*command, "--out", str(tmp_path)]) == 0
     found = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
     assert {method: len(of_seeds) for method, of_seeds in found["runs"].items()} == runs
     for method, of_seeds in found["runs"].items():
