@@ -15,6 +15,8 @@ pytest.importorskip("triton", reason="the Triton backend needs triton")
 import triton
 from made_up_gpu import output_of
 
+pytestmark = pytest.mark.long  # a hundred compilations
+
 # What ptxas makes of a kernel differs from release to release of Triton, which brings its own.
 by_compiler = pytest.mark.skipif(
     not triton.__version__.startswith("3.9."), reason="the bounds are those of Triton 3.9"
