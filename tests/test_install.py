@@ -148,6 +148,7 @@ def test_with_a_compiler_and_without_nvcc(sdist: Path, tmp_path: Path) -> None:
 
 
 @needs_compiler
+@pytest.mark.long
 def test_cuda_that_is_asked_for_and_cannot_be_built_is_an_error(
     sdist: Path, tmp_path: Path
 ) -> None:
@@ -256,6 +257,7 @@ def test_without_a_compiler(sdist: Path, tmp_path: Path) -> None:
     assert "the compiled library is not there" in use_wheel(wheel)
 
 
+@pytest.mark.long
 def test_with_a_compiler_that_fails(sdist: Path, tmp_path: Path) -> None:
     compiler = tmp_path / "c++"
     compiler.write_text("#!/bin/sh\necho broken >&2\nexit 1\n")
@@ -265,6 +267,7 @@ def test_with_a_compiler_that_fails(sdist: Path, tmp_path: Path) -> None:
     assert "the compiled library is not there" in use_wheel(wheel)
 
 
+@pytest.mark.long
 def test_without_torch_to_build_against(sdist: Path, tmp_path: Path) -> None:
     hidden = tmp_path / "hidden"
     hidden.mkdir()
