@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,14 +22,20 @@ from ndfast.train.detection.coco import CocoDataset, flip, read_coco
 from ndfast.train.detection.detector import BoxOutput, Detections, Detector, Target
 from ndfast.train.detection.evaluation import average_precision, feature_metrics
 from ndfast.train.detection.shapes import CLASSES, SIDE, _shape, draw, write_shapes
-from ndfast.train.errors import ConfigError
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty drawn images to train on and ten to test on."""
+    folder = tmp_path_factory.mktemp("drawn")
+    write_shapes(folder, 40, 10, seed=3)
+    return folder
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """Forty drawn images to train on and ten to test on."""
-    write_shapes(tmp_path, 40, 10, seed=3)
-    return tmp_path
+def folder(drawn: Path, tmp_path: Path) -> Path:
+    """A copy that a test may change."""
+    return shutil.copytree(drawn, tmp_path, dirs_exist_ok=True)
 
 
 def test_a_drawing_is_of_its_seed_and_number(seed: int) -> None:
@@ -172,64 +179,6 @@ def test_grey_and_transparent_images_are_read_in_three_channels(folder: Path, mo
         found = 255 * image.permute(1, 2, 0).numpy()
         assert found.shape == (SIDE, SIDE, 3)
         assert abs(found - expected).max() <= (1.01 if mode == "L" else 1e-4)
-
-
-# By EXIF's orientation (EXIF 2.3, table of tag 0x0112): where the picture's row 0 and column 0 lie.
-STORED: dict[int, Callable[[np.ndarray], np.ndarray]] = {
-    1: lambda upright: upright,
-    2: lambda upright: upright[:, ::-1],
-    3: lambda upright: upright[::-1, ::-1],
-    4: lambda upright: upright[::-1],
-    5: lambda upright: upright.transpose(1, 0, 2),
-    6: lambda upright: upright.transpose(1, 0, 2)[::-1],
-    7: lambda upright: upright.transpose(1, 0, 2)[::-1, ::-1],
-    8: lambda upright: upright.transpose(1, 0, 2)[:, ::-1],
-}
-
-
-def store(file: Path, upright: np.ndarray, orientation: int, mode: str = "RGB") -> None:
-    from PIL import Image
-
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    stored = Image.fromarray(np.ascontiguousarray(STORED[orientation](upright)))
-    stored.convert(mode).save(file, exif=exif)
-
-
-@pytest.mark.parametrize(("suffix", "mode"), [("png", "RGB"), ("tif", "RGB"), ("tif", "L")])
-@pytest.mark.parametrize("orientation", STORED)
-@pytest.mark.parametrize("height", [SIDE, 40])
-def test_a_turned_image_is_brought_upright(
-    folder: Path, height: int, orientation: int, suffix: str, mode: str
-) -> None:
-    file = folder / "train" / f"000000.{suffix}"
-    pixels = draw(3, 0).pixels[:height]
-    pixels = pixels[:, :, :1].repeat(3, axis=2) if mode == "L" else pixels
-    store(file, pixels, orientation, mode)
-    edit(folder, lambda content: content["images"][0].update(height=height, file_name=file.name))
-    (image,), _ = read_coco(folder).train.__getitems__(Batch([0], None))
-    assert ((image * 255).round().permute(1, 2, 0).numpy() == pixels).all()
-
-
-def test_sizes_are_of_the_upright_image(folder: Path) -> None:
-    file = folder / "train" / "000000.png"
-    store(file, draw(3, 0).pixels[:40], 6)
-    edit(folder, lambda content: content["images"][0].update(height=64, width=40))
-    with pytest.raises(ConfigError) as raised:
-        read_coco(folder).train.__getitems__(Batch([0], None))
-    assert str(raised.value) == (
-        f"data_dir: {file} is 64 pixels wide and 40 high; its annotations are for 40 and 64; they "
-        "are taken for what EXIF's orientation turns upright"
-    )
-
-
-def test_broken_exif_data_turns_nothing(folder: Path) -> None:
-    from PIL import Image
-
-    file, pixels = folder / "train" / "000000.png", draw(3, 0).pixels
-    Image.fromarray(pixels).save(file, exif=b"Exif\0\0 no TIFF header at all")
-    (image,), _ = read_coco(folder).train.__getitems__(Batch([0], None))
-    assert ((image * 255).round().permute(1, 2, 0).numpy() == pixels).all()
 
 
 class Oracle(Detector):
