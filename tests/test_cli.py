@@ -133,16 +133,18 @@ def test_a_missing_package_is_one_sentence(
     assert error.count("\n") == 1
 
 
-@pytest.mark.parametrize(("package", "command"), [("scipy", "compare"), ("pycocotools", "detect")])
-def test_a_package_that_is_needed_last_is_missed_first(
-    package: str, command: str, tmp_path: Path
-) -> None:
+def test_a_package_that_is_needed_last_is_missed_first(tmp_path: Path) -> None:
     pytest.importorskip("accelerate", reason="needs the extra [train]")
-    program = f"import sys; sys.modules[{package!r}] = None; from ndfast.cli import main; "
-    program += f"sys.exit(main([{command!r}, '--epochs', '1', '--out', {str(tmp_path)!r}]))"
+    program = (
+        "import sys; sys.modules |= {'scipy': None, 'pycocotools': None}\n"
+        "from ndfast.cli import main\n"
+        "for command in ('compare', 'detect'):\n"
+        f"    assert main([command, '--epochs', '1', '--out', {str(tmp_path)!r}]) == 1"
+    )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert done.returncode == 1
-    assert f"the package {package} is missing" in done.stderr
+    assert done.returncode == 0, done.stderr
+    for package, line in zip(("scipy", "pycocotools"), done.stderr.splitlines(), strict=True):
+        assert f"the package {package} is missing" in line
     assert not any(tmp_path.iterdir())  # nothing was trained
 
 

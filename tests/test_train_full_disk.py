@@ -8,6 +8,8 @@ import resource
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,8 @@ import pytest
 pytest.importorskip("accelerate", reason="needs the extra [train]")
 
 from small_runs import quiet_run
+
+from ndfast.cli import main
 
 ROOT = Path(__file__).parents[1]
 
@@ -27,24 +31,34 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(out / "model.safetensors")
 
 
-def no_large_files() -> None:
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # the write fails instead
-    resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, 12_000))
+@contextmanager
+def no_large_files() -> Iterator[None]:
+    """Writing one fails, as it does on a disk that is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # which ends the process
+    resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
 
 
-def test_a_checkpoint_that_does_not_fit(teacher: str, tmp_path: Path) -> None:
+def test_a_checkpoint_that_does_not_fit(
+    teacher: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     fields = {"teacher_weights": teacher, "checkpoint_every": 3}
     unbroken = quiet_run(tmp_path / "unbroken", **fields)
     broken = tmp_path / "broken"
     quiet_run(broken, **fields, max_steps=3)
 
-    command = [sys.executable, "-m", "ndfast", "train", "--epochs", "2", "--out", str(broken)]
-    command += ["--teacher-weights", teacher, "--checkpoint-every", "3", "--resume"]
-    done = subprocess.run(command, capture_output=True, text=True, preexec_fn=no_large_files)
-    assert done.returncode == 1
-    assert done.stderr.count("\n") == 1, done.stderr
+    command = ["train", "--epochs", "2", "--teacher-weights", teacher, "--checkpoint-every", "3"]
+    with no_large_files():
+        assert main([*command, "--resume", "--out", str(broken)]) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1, error
     sentence = f"the checkpoint of step 6 cannot be written to {broken}/checkpoints: File too large"
-    assert sentence in done.stderr
+    assert sentence in error
     kept = [path.name for path in (broken / "checkpoints").iterdir()]
     assert kept == ["step-0000000003"]
     assert quiet_run(broken, **fields, resume=True)["sha256"] == unbroken["sha256"]
