@@ -99,6 +99,7 @@ def test_a_negative_count(check: Check) -> None:
         check(five_rows(), -1)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not dist.is_gloo_available(), reason="this torch has no gloo")
 def test_two_processes(tmp_path) -> None:
     torch.multiprocessing.spawn(share_as_rank, (str(tmp_path / "store"),), nprocs=2)

@@ -24,6 +24,7 @@ print(*re.findall(r"VmHWM:\s+(\d+) kB", open("/proc/self/status").read()))
 """
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has /proc")
 def test_a_million_features_take_less_than_a_gigabyte() -> None:
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True)

@@ -37,12 +37,14 @@ def some_calls(seed: int) -> list[tuple[int, dict[str, Any]]]:
     return calls
 
 
+@pytest.mark.long
 def test_compiled_kernels_are_as_defined(ptx_machine: Machine, seed: int) -> None:
     given = {"machine": str(ptx_machine.path), "seed": seed, "calls": some_calls(seed)}
     names = output_of("run_triton_ptx.py", {**given, "batches": []})["names"]
     assert names == ["backward_kernel", "forward_kernel"]
 
 
+@pytest.mark.long
 def test_each_way_moves_its_rows_once(ptx_machine: Machine, seed: int) -> None:
     shapes = [(64, "float32"), (256, "bfloat16"), (768, "bfloat16"), (2048, "float32")]
     batches = [
