@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -78,17 +76,19 @@ def test_what_is_missing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--add"], "--add needs --results, whose file it adds to"),
-        (["--missing", "--results", "x"], "--missing needs --add, which keeps what it leaves out"),
-        (["--telling", "--full"], "--telling and --full: got both, expected one of them"),
+        ({"add": True}, "--add needs --results, whose file it adds to"),
+        ({"missing": True}, "--missing needs --add, which keeps what it leaves out"),
+        ({"telling": True, "full": True}, "--telling and --full: got both, expected one of them"),
+        ({"shape": ["12"]}, "--shape: got '12', expected NxD or NxDxK"),
     ],
 )
-def test_options_that_do_not_go_together(options: list[str], message: str) -> None:
-    program = [sys.executable, "-m", "pytest", "bench/", *options, "--collect-only"]
-    root = Path(results.__file__).parents[1]
-    done = subprocess.run(program, cwd=root, capture_output=True, text=True)
-    assert done.returncode == pytest.ExitCode.USAGE_ERROR
-    assert message in done.stderr
+def test_options_that_do_not_go_together(options: dict[str, Any], message: str) -> None:
+    config: Any = SimpleNamespace(
+        pluginmanager=SimpleNamespace(hasplugin=lambda name: True),
+        getoption=options.get,
+    )
+    with pytest.raises(pytest.UsageError, match=message):
+        conftest.pytest_configure(config)
 
 
 @pytest.mark.parametrize("missing", [True, False])

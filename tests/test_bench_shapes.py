@@ -44,15 +44,6 @@ def test_only_the_shapes_are_timed() -> None:
     assert len(found) == 2 * 4  # backends; no training step
 
 
-def test_a_bad_option_is_one_sentence() -> None:
-    done = collect("--shape", "12")
-    assert done.returncode == pytest.ExitCode.USAGE_ERROR
-    assert done.stderr.strip() == (
-        "ERROR: --shape: got '12', expected NxD or NxDxK, rows, features and classes of at least "
-        "1, as in 4096x768"
-    )
-
-
 @pytest.mark.parametrize(
     "text", ["12", "0x4", "4x0", "axb", "4x5x0", "4x5x6x7", "4 x 5", "", "-4x5"]
 )
