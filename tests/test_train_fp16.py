@@ -43,7 +43,7 @@ def scalers(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
 
 
 def fp16_run(out: Path, **fields: Any) -> dict[str, Any]:
-    return quiet_run(out, precision="fp16", ema=0.9, **fields)
+    return quiet_run(out, precision="fp16", teacher="convnet4", ema=0.9, **fields)
 
 
 def test_a_resumed_run_ends_bit_for_bit_with_its_scale(tmp_path: Path, scalers: list[Any]) -> None:
@@ -70,7 +70,8 @@ def test_training_in_float16_is_that_in_float32(
     monkeypatch.setitem(SCALE, "growth_interval", 1000)
     losses = []
     for precision in ("fp32", "fp16"):
-        found = quiet_run(tmp_path / precision, precision=precision, clip_norm=clip_norm)
+        fields = {"teacher": "convnet4", "precision": precision, "clip_norm": clip_norm}
+        found = quiet_run(tmp_path / precision, **fields)
         losses.append(found["epochs"][-1]["train"]["loss"])
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
     assert losses[1] != losses[0]  # it was rounded
