@@ -52,6 +52,7 @@ def test_rows_spread_over_threads_give_the_same_bits(seed: int) -> None:
 
 
 @needs_native
+@pytest.mark.long
 def test_outputs_past_the_cache_are_streamed_and_right(capability: str, seed: int) -> None:
     # 17 MiB each; for an upstream gradient of 1 forward writes it, else backward.
     for N, D, dtype, upstream in [
