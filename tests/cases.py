@@ -22,6 +22,10 @@ REDUCTIONS = ("mean", "sum", "none")
 
 # Inductor keeps backward's graph on disk, as it was when the code last gave the same forward.
 compiles_anew = torch._inductor.config.patch(force_disable_caches=True)
+# torch.compile's graph is the same before Inductor, whose C++ takes its compiler ten seconds.
+compilers = pytest.mark.parametrize(
+    "compiler", ["aot_eager", pytest.param("inductor", marks=pytest.mark.long)]
+)
 needs_native = pytest.mark.skipif(
     native.unusable(torch.device("cpu")) is not None, reason="the library is not built"
 )

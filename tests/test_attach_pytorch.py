@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import compiles_anew, needs_native
+from cases import compilers, compiles_anew, needs_native
 from functorch.compile import make_boxed_func
 from torch import Tensor, nn
 from torch._dynamo.backends.common import aot_autograd
@@ -196,8 +196,9 @@ def test_compiled_it_is_one_kernel_too(trailing: tuple, backend: str, seed: int)
 
 
 @both
+@compilers
 @compiles_anew
-def test_compiled_with_dynamic_shapes(backend: str, seed: int) -> None:
+def test_compiled_with_dynamic_shapes(compiler: str, backend: str, seed: int) -> None:
     torch._dynamo.reset()
 
     def step(
@@ -206,7 +207,7 @@ def test_compiled_with_dynamic_shapes(backend: str, seed: int) -> None:
         features, loss = attach(2 * s, t, c, labels, weight=1.5, backend=backend)
         return F.cross_entropy(features @ classifier, labels) + loss
 
-    compiled = torch.compile(step, fullgraph=True, dynamic=True)
+    compiled = torch.compile(step, fullgraph=True, dynamic=True, backend=compiler)
     for N in (6, 6, 11, 3):
         s, t, c, labels = inputs(N)
 
