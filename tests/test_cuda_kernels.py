@@ -25,7 +25,8 @@ def test_every_option(dtype: torch.dtype, seed: int) -> None:
         assert_as_defined(case, "cuda", (i, option))
 
 
-# Every layout: a row on 4 lanes, of two pieces each and of four; on 8, 16 and 32; on a block; in rounds.
+# Every layout: a row on 4 lanes, of two pieces each and of four; on 8, 16 and 32; on a block; in
+# rounds.
 PIECES = (3, 13, 29, 60, 125, 257, 1540)
 OPTIONS = (
     {"weighted": True, "ignoring": True},
