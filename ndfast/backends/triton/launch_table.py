@@ -37,22 +37,23 @@ class LaunchConfig:
 
 @functools.cache
 def default_config(D: int, itemsize: int) -> LaunchConfig:
-    """The layout for rows of D elements of ``itemsize`` bytes: two 16-byte loads a row and thread.
+    """The layout for rows of D elements of ``itemsize`` bytes: four 16-byte loads a row and thread.
 
-    With those of s and t, 24 warps have 48 KiB in flight on a streaming multiprocessor. More
-    elements a thread cost the registers that these warps need, and make ptxas sink loads behind
-    the first shuffle; tests/test_triton_aot.py looks at both.
+    A row's own arithmetic is done by every warp that has a part of it, so a row has few; with
+    loads of s and t, 16 warps have 64 KiB in flight on a streaming multiprocessor, and registers
+    enough. Shorter rows share programs of four warps, two loads a thread: fewer, larger programs
+    leave fewer partial sums, and with more ptxas sinks loads behind the first shuffle;
+    tests/test_triton_aot.py looks at that.
     """
-    elements = 32 // itemsize
-    row = triton.next_power_of_2(D)
-    if row > 16 * 32 * elements:  # more than registers hold: block by block, in tiles of sums
-        block_d = 8 * 32 * min(elements, 8)
+    elements, row = 64 // itemsize, triton.next_power_of_2(D)
+    if row > 8 * 32 * elements:  # more than registers hold: block by block, in tiles of sums
+        block_d = 8 * 32 * min(elements // 2, 8)
         return LaunchConfig(rows=1, block_d=block_d, num_warps=8, programs_per_sm=2)
-    num_warps = row // (32 * elements)
-    if num_warps < 2:
-        num_warps = 4  # shared by several rows: fewer, larger programs leave fewer partial sums
-    rows = min(32, num_warps * 32 * elements // row)
-    return LaunchConfig(rows, row, num_warps, programs_per_sm=24 // num_warps)
+    if row < 16 * elements:
+        rows = min(32, 4 * 16 * elements // row)
+        return LaunchConfig(rows, row, num_warps=4, programs_per_sm=6)
+    num_warps = max(1, row // (32 * elements))
+    return LaunchConfig(1, row, num_warps, programs_per_sm=16 // num_warps)
 
 
 def candidates(D: int, itemsize: int) -> list[LaunchConfig]:
