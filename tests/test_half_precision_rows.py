@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 import ndfast
+from tests.cases import draw
 
 HALVES = [torch.float16, torch.bfloat16]
 
@@ -59,3 +61,25 @@ def test_a_nan_of_all_ones_stays_nan_where_it_is_rounded(
     all_ones = torch.full((1, 2), 0x7FFFFFFF, dtype=torch.int32).view(torch.float32)
     ndfast.nd_loss(student, None, all_ones, None, backend="native").backward()
     assert student.grad.isnan().all()
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_class_means_give_the_bits_of_their_float32_copies(
+    capability: str, dtype: torch.dtype, seed: int
+) -> None:
+    past_the_caches = 17 * 2**20 // (513 * dtype.itemsize)  # rows; gradients beside the next row
+    for N, D, option in [
+        *((5, D, {"ignoring": True, "weighted": True}) for D in (1, 17, 31, 33, 1000, 9000)),
+        (5, 1000, {"target": "mix by row", "teacher": "norms"}),
+        (5, 1000, {"target": "a centre a row", "teacher": "absent"}),
+        (5, 1000, {"attached": True}),
+        (past_the_caches, 513, {"ignoring": True}),
+        (past_the_caches, 513, {"target": "mix"}),
+    ]:
+        case = draw(N, D, 4, dtype, means_dtype=dtype, **option)
+        case = replace(case, upstream=torch.ones(()))
+        widened = replace(case, class_means=case.class_means.float()).run("native")
+        for name, value in case.run("native").items():
+            assert torch.equal(
+                value, widened[name].to(dtype if name != "loss" else torch.float32)
+            ), f"{name} of {N} x {D} {option}"

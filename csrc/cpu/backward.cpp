@@ -34,16 +34,16 @@ struct Backward {
 
   void rows(int64_t begin, int64_t end) const {
     const auto& kernels = row_kernels<T>();
-    CentreReader<T> centres(class_means, index, kernels);
+    CentreReader<T> centres(class_means, student.dtype, index, kernels);
     const bool stream = grad_student && is_streamed(*grad_student);
     const int64_t D = student.D;
     for (int64_t i = begin; i < end; ++i) {
       const T g = upstream(i);
       if (leave_finished && g == 1) continue;
       const bool dead = is_ignored(i);
-      const T* c = dead ? nullptr : centres[i];
+      const ConstRow c = dead ? ConstRow{} : centres[i];
       const void* addend = grad_features ? grad_features->row(i).data : nullptr;
-      if (!c) {  // ignored, or the labels have changed since forward
+      if (!c.data) {  // ignored, or the labels have changed since forward
         const double value = dead ? 0 : std::numeric_limits<double>::quiet_NaN();
         for (Matrix* grad : {grad_student, grad_teacher, grad_centres}) {
           if (grad) grad->fill_row(i, value);
@@ -87,14 +87,14 @@ struct Backward {
     const int64_t row_elements = D * std::max<int64_t>(1, entries / K);
     parallel_over_rows(K, row_elements, [&](int64_t begin, int64_t end) {
       const auto& kernels = row_kernels<T>();
-      CentreReader<T> centres(class_means, index, kernels);
+      CentreReader<T> centres(class_means, student.dtype, index, kernels);
       std::vector<T> sum(D);
       for (int64_t k = begin; k < end; ++k) {
         std::fill(sum.begin(), sum.end(), T(0));
         for (int64_t j = first[k]; j < first[k + 1]; ++j) {
           const int64_t i = by_class[j] % N;
-          const T* c = centres[i];
-          if (!c) continue;  // the other label of a mix is out of range
+          const ConstRow c = centres[i];
+          if (!c.data) continue;  // the other label of a mix is out of range
           const T share = !index.target_b ? T(1) : T(index.lam[i]);
           const T by = upstream(i) * (by_class[j] < N ? share : T(1) - share);
           kernels.accumulate(sum.data(), c, student.row(i), by * delta(i), by * alpha(i), D);

@@ -41,7 +41,7 @@ struct Forward {
     const auto& kernels = row_kernels<T>();
     const bool is_large = is_streamed(student);
     // In turn: a centre is read again when its row's gradient is written, beside the next row.
-    CentreReader<T> first(class_means, index, kernels), second(class_means, index, kernels);
+    CentreReader<T> first(class_means, student.dtype, index, kernels), second = first;
     CentreReader<T>*centres = &first, *centres_before = &second;
     Combination<T> gradient{};  // of the row before, not written yet
     for (int64_t i = begin; i < end; ++i) {
@@ -83,7 +83,7 @@ struct Forward {
     const int64_t last = end - 1, ahead = std::min(i + rows, last);
     const void* centre = centres.as_it_lies(std::min(i + 1, last));
     return {student.row(ahead).data, teacher ? teacher->row(ahead).data : nullptr,
-            centre ? centre : row.centre};
+            centre ? centre : row.centre.data};
   }
 };
 

@@ -21,7 +21,8 @@ struct Row {
   Dtype dtype;
 };
 
-// T is the type of the sums, float or double. A student is float64 exactly where T is double.
+// T is the type of the sums, float or double. A student is float64 exactly where T is double. A
+// centre has the type of the sums or the student's.
 
 // x*centre + y*student, to be written to `out`. `stream` writes past the caches, for outputs larger
 // than they are. `addend`, where not null, is added before the sum is rounded; it and `out` then
@@ -29,7 +30,7 @@ struct Row {
 template <class T>
 struct Combination {
   Row out;
-  const T* centre;
+  ConstRow centre;
   ConstRow student;
   T x;
   T y;
@@ -42,7 +43,7 @@ template <class T>
 struct Vectors {
   ConstRow student;
   ConstRow teacher;
-  const T* centre;
+  ConstRow centre;
 };
 
 // Vectors of later rows, which are asked for meanwhile; not where `student` is null.
@@ -54,14 +55,15 @@ struct VectorsAhead {
 
 template <class T>
 struct RowKernels {
-  // The sums over s, t and c. Where there are vectors ahead, `meanwhile`, if it has an `out`, which
-  // then has the student's type, is an earlier row's gradient and written beside: written by itself
-  // it would leave the memory's reading side idle.
+  // The sums over s, t and c. Where there are vectors ahead, `meanwhile`, if it has an `out`, is an
+  // earlier row's gradient and written beside: written by itself it would leave the memory's
+  // reading side idle. Its `out` has the student's type, its student and centre have those of this
+  // row.
   RowSums<T> (*sums)(const Vectors<T>& row, const VectorsAhead& ahead,
                      const Combination<T>& meanwhile, int64_t D);
   void (*combine)(const Combination<T>& combination, int64_t D);
   // out += x*centre + y*student.
-  void (*accumulate)(T* out, const T* centre, ConstRow student, T x, T y, int64_t D);
+  void (*accumulate)(T* out, ConstRow centre, ConstRow student, T x, T y, int64_t D);
   // out = x*row; also converts, with x = 1.
   void (*scale)(Row out, ConstRow row, T x, int64_t D);
   // Makes streamed writes visible before the thread reports its rows as done.

@@ -23,12 +23,12 @@ inline auto with_type(Dtype dtype, const F& f) {
 }
 
 // Writes a combination, a register at a time.
-template <class T, class O, class S, bool HasAddend = false>
+template <class T, class O, class S, class C, bool HasAddend = false>
 class Combiner {
  public:
   Combiner(const Combination<T>& c, int64_t D)
       : out_(static_cast<O*>(c.out.data)),
-        centre_(c.centre),
+        centre_(static_cast<const C*>(c.centre.data)),
         student_(static_cast<const S*>(c.student.data)),
         addend_(static_cast<const S*>(c.addend)),
         x_(c.x),
@@ -54,7 +54,7 @@ class Combiner {
   using Out = Access<T, O>;
 
   inline void write() {
-    auto value = x_ * Access<T, T>::load(centre_ + i_) + y_ * Access<T, S>::load(student_ + i_);
+    auto value = x_ * Access<T, C>::load(centre_ + i_) + y_ * Access<T, S>::load(student_ + i_);
     if constexpr (HasAddend) value += Access<T, S>::load(addend_ + i_);
     if (stream_) {
       Out::stream(out_ + i_, value);
@@ -64,7 +64,7 @@ class Combiner {
     i_ += Out::n;
   }
   inline void write(int64_t count) {
-    auto value = x_ * Access<T, T>::load(centre_ + i_, count) +
+    auto value = x_ * Access<T, C>::load(centre_ + i_, count) +
                  y_ * Access<T, S>::load(student_ + i_, count);
     if constexpr (HasAddend) value += Access<T, S>::load(addend_ + i_, count);
     Out::store(out_ + i_, value, count);
@@ -72,7 +72,7 @@ class Combiner {
   }
 
   O* out_;
-  const T* centre_;
+  const C* centre_;
   const S* student_;
   const S* addend_;
   T x_;
@@ -105,18 +105,18 @@ class Prefetcher {
   const char* row_;
 };
 
-template <class T, class S, class Q, bool HasTeacher, bool HasAhead, class Meanwhile>
+template <class T, class S, class Q, class C, bool HasTeacher, bool HasAhead, class Meanwhile>
 RowSums<T> sums_of(const Vectors<T>& row, const VectorsAhead& ahead, Meanwhile meanwhile,
                    int64_t D) {
   const auto* student = static_cast<const S*>(row.student.data);
   const auto* teacher = static_cast<const Q*>(row.teacher.data);
-  const T* centre = row.centre;
+  const auto* centre = static_cast<const C*>(row.centre.data);
   const Prefetcher<T, S> student_ahead(ahead.student);
   const Prefetcher<T, Q> teacher_ahead(ahead.teacher);
-  const Prefetcher<T, T> centre_ahead(ahead.centre);
+  const Prefetcher<T, C> centre_ahead(ahead.centre);
   using Student = Access<T, S>;
   using Teacher = Access<T, Q>;
-  using Centre = Access<T, T>;
+  using Centre = Access<T, C>;
   constexpr int n = Student::n;
   RowSums<T> total{0, 0, 0, 0};
   // A lane adds at most kBlock / 8 products up before they are folded: rounding errors of many
@@ -166,66 +166,74 @@ RowSums<T> sums_of(const Vectors<T>& row, const VectorsAhead& ahead, Meanwhile m
   return total;
 }
 
-// The same for a student, which is float64 exactly where T is double.
+// The same for a student, which is float64 exactly where T is double, and its centre, which has the
+// student's type or T.
 template <class T, class F>
-inline auto with_student_type(Dtype dtype, const F& f) {
+inline auto with_types(Dtype student, Dtype centre, const F& f) {
+  const auto with_centre = [&](auto* type_s) {
+    return centre == student ? f(type_s, type_s) : f(type_s, static_cast<T*>(nullptr));
+  };
   if constexpr (sizeof(T) == 8) {
-    return f(static_cast<double*>(nullptr));
+    return f(static_cast<double*>(nullptr), static_cast<double*>(nullptr));
   } else {
-    if (dtype == Dtype::float16) return f(static_cast<float16*>(nullptr));
-    if (dtype == Dtype::bfloat16) return f(static_cast<bfloat16*>(nullptr));
-    return f(static_cast<float*>(nullptr));
+    if (student == Dtype::float16) return with_centre(static_cast<float16*>(nullptr));
+    if (student == Dtype::bfloat16) return with_centre(static_cast<bfloat16*>(nullptr));
+    return f(static_cast<float*>(nullptr), static_cast<float*>(nullptr));
   }
 }
 
 template <class T>
 RowSums<T> sums(const Vectors<T>& row, const VectorsAhead& ahead, const Combination<T>& meanwhile,
                 int64_t D) {
-  return with_student_type<T>(row.student.dtype, [&](auto* type_s) {
+  return with_types<T>(row.student.dtype, row.centre.dtype, [&](auto* type_s, auto* type_c) {
     using S = std::remove_pointer_t<decltype(type_s)>;
+    using C = std::remove_pointer_t<decltype(type_c)>;
     const auto run = [&](auto has_ahead, auto beside) {
       using Beside = decltype(beside);
       constexpr bool kAhead = decltype(has_ahead)::value;
-      if (!row.teacher.data) return sums_of<T, S, S, false, kAhead, Beside>(row, ahead, beside, D);
+      if (!row.teacher.data) {
+        return sums_of<T, S, S, C, false, kAhead, Beside>(row, ahead, beside, D);
+      }
       return with_type<T>(row.teacher.dtype, [&](auto* type_t) {
         using Q = std::remove_pointer_t<decltype(type_t)>;
-        return sums_of<T, S, Q, true, kAhead, Beside>(row, ahead, beside, D);
+        return sums_of<T, S, Q, C, true, kAhead, Beside>(row, ahead, beside, D);
       });
     };
     if (!ahead.student) return run(std::false_type(), Nothing());
     if (!meanwhile.out.data) return run(std::true_type(), Nothing());
-    return run(std::true_type(), Combiner<T, S, S>(meanwhile, D));
+    return run(std::true_type(), Combiner<T, S, S, C>(meanwhile, D));
   });
 }
 
 template <class T>
 void combine(const Combination<T>& c, int64_t D) {
-  with_student_type<T>(c.student.dtype, [&](auto* type_s) {
+  with_types<T>(c.student.dtype, c.centre.dtype, [&](auto* type_s, auto* type_c) {
     using S = std::remove_pointer_t<decltype(type_s)>;
-    if (c.addend) return Combiner<T, S, S, true>(c, D).finish();
+    using C = std::remove_pointer_t<decltype(type_c)>;
+    if (c.addend) return Combiner<T, S, S, C, true>(c, D).finish();
     with_type<T>(c.out.dtype, [&](auto* type_o) {
       using O = std::remove_pointer_t<decltype(type_o)>;
-      Combiner<T, O, S>(c, D).finish();
+      Combiner<T, O, S, C>(c, D).finish();
     });
   });
 }
 
 template <class T>
-void accumulate(T* out, const T* centre, ConstRow student, T x, T y, int64_t D) {
+void accumulate(T* out, ConstRow centre, ConstRow student, T x, T y, int64_t D) {
   using Sum = Access<T, T>;
-  with_student_type<T>(student.dtype, [&](auto* type_s) {
-    using S = std::remove_pointer_t<decltype(type_s)>;
-    using Student = Access<T, S>;
-    const S* s = static_cast<const S*>(student.data);
+  with_types<T>(student.dtype, centre.dtype, [&](auto* type_s, auto* type_c) {
+    using Student = Access<T, std::remove_pointer_t<decltype(type_s)>>;
+    using Centre = Access<T, std::remove_pointer_t<decltype(type_c)>>;
+    const auto* s = static_cast<const std::remove_pointer_t<decltype(type_s)>*>(student.data);
+    const auto* c = static_cast<const std::remove_pointer_t<decltype(type_c)>*>(centre.data);
     int64_t i = 0;
     for (; i + Sum::n <= D; i += Sum::n) {
-      Sum::store(out + i,
-                 Sum::load(out + i) + x * Sum::load(centre + i) + y * Student::load(s + i));
+      Sum::store(out + i, Sum::load(out + i) + x * Centre::load(c + i) + y * Student::load(s + i));
     }
     if (i < D) {
       const int64_t count = D - i;
       Sum::store(out + i,
-                 Sum::load(out + i, count) + x * Sum::load(centre + i, count) +
+                 Sum::load(out + i, count) + x * Centre::load(c + i, count) +
                      y * Student::load(s + i, count),
                  count);
     }

@@ -22,54 +22,61 @@ struct CentreIndex {
   }
 };
 
-// A row's centre in the type of the sums: where it lies if it has that type, else in a scratch row.
+// A row's centre: where it lies if it has the type of the sums or the student's, else in a scratch
+// row in the type of the sums.
 template <class T>
 class CentreReader {
  public:
-  CentreReader(const Matrix& class_means, const CentreIndex& index, const RowKernels<T>& kernels)
-      : class_means_(class_means), index_(index), kernels_(kernels) {
-    const size_t D = class_means.D, converted = class_means.dtype == kDtypeOf<T> ? 0 : D;
+  CentreReader(const Matrix& class_means, Dtype student, const CentreIndex& index,
+               const RowKernels<T>& kernels)
+      : class_means_(class_means),
+        index_(index),
+        kernels_(kernels),
+        is_read_(class_means.dtype == kDtypeOf<T> || class_means.dtype == student) {
+    const size_t D = class_means.D, converted = is_read_ ? 0 : D;
     first_.resize(converted);
     second_.resize(index.target_b ? converted : 0);
     mixed_.resize(index.target_b ? D : 0);
   }
 
-  // Valid until the next call. Null where a label is out of range: nothing is read there.
-  const T* operator[](int64_t i) {
+  // Valid until the next call. `data` is null where a label is out of range: nothing is read there.
+  ConstRow operator[](int64_t i) {
     if (!index_.target) return class_mean(i, first_);
     const int64_t a = index_.target[i];
-    if (!in_range(a)) return nullptr;
+    if (!in_range(a)) return {};
     if (!index_.target_b) return class_mean(a, first_);
     const int64_t b = index_.target_b[i];
-    if (!in_range(b)) return nullptr;
+    if (!in_range(b)) return {};
     const T share = T(index_.lam[i]);
-    const ConstRow second{class_mean(b, second_), kDtypeOf<T>};
+    const Row mixed{mixed_.data(), kDtypeOf<T>};
     kernels_.combine(
-        {{mixed_.data(), kDtypeOf<T>}, class_mean(a, first_), second, share, T(1) - share, false},
+        {mixed, class_mean(a, first_), class_mean(b, second_), share, T(1) - share, false},
         class_means_.D);
-    return mixed_.data();
+    return {mixed.data, mixed.dtype};
   }
 
   // The class mean that row i's centre is, or a mix's first; nothing is read of it. Null where a
-  // label is out of range, or the class mean has another type.
+  // label is out of range, or the centre has another type than the class mean.
   const void* as_it_lies(int64_t i) const {
     const int64_t k = index_.target ? index_.target[i] : i;
-    return in_range(k) && class_means_.dtype == kDtypeOf<T> ? class_means_.row(k).data : nullptr;
+    const bool same_type = index_.target_b ? class_means_.dtype == kDtypeOf<T> : is_read_;
+    return in_range(k) && same_type ? class_means_.row(k).data : nullptr;
   }
 
  private:
   bool in_range(int64_t label) const { return label >= 0 && label < class_means_.N; }
 
-  const T* class_mean(int64_t k, std::vector<T>& converted) {
+  ConstRow class_mean(int64_t k, std::vector<T>& converted) {
     const ConstRow row = class_means_.row(k);
-    if (row.dtype == kDtypeOf<T>) return static_cast<const T*>(row.data);
+    if (is_read_) return row;
     kernels_.scale({converted.data(), kDtypeOf<T>}, row, T(1), class_means_.D);
-    return converted.data();
+    return {converted.data(), kDtypeOf<T>};
   }
 
   const Matrix& class_means_;
   const CentreIndex& index_;
   const RowKernels<T>& kernels_;
+  bool is_read_;  // a class mean where it lies
   // Scratch rows.
   std::vector<T> first_;
   std::vector<T> second_;
