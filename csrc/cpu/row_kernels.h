@@ -56,7 +56,7 @@ struct VectorsAhead {
 template <class T>
 struct RowKernels {
   // The sums over s, t and c. Where there are vectors ahead, `meanwhile`, if it has an `out`, is an
-  // earlier row's gradient and written beside: written by itself it would leave the memory's
+  // earlier row's gradient and streamed beside: written by itself it would leave the memory's
   // reading side idle. Its `out` has the student's type, its student and centre have those of this
   // row.
   RowSums<T> (*sums)(const Vectors<T>& row, const VectorsAhead& ahead,

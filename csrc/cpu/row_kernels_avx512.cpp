@@ -36,13 +36,18 @@ inline Vec<uint32_t, 16> zero_extend<16>(Vec<uint16_t, 16> half) {
 }
 template <>
 inline Vec<uint16_t, 16> narrow<16>(Vec<float, 16> value, bfloat16) {
+  // A NaN is not rounded, which would turn some into zeros: as the result of arithmetic it is
+  // quiet, so that its upper half is a NaN.
   const __m512i bits = (__m512i)value;
-  const __mmask16 is_odd = _mm512_test_epi32_mask(bits, _mm512_set1_epi32(0x10000));
-  const __m512i up = _mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff));
-  const __m512i rounded = _mm512_mask_add_epi32(up, is_odd, up, _mm512_set1_epi32(1));
   const __mmask16 is_number = _mm512_cmp_ps_mask((__m512)value, (__m512)value, _CMP_ORD_Q);
-  return (Vec<uint16_t, 16>)_mm512_mask_cvtepi32_epi16(_mm256_set1_epi16(0x7fc0), is_number,
-                                                       _mm512_maskz_srli_epi32(kAll, rounded, 16));
+  const __mmask16 is_odd = _mm512_mask_test_epi32_mask(is_number, bits, _mm512_set1_epi32(0x10000));
+  const __m512i up = _mm512_mask_add_epi32(bits, is_number, bits, _mm512_set1_epi32(0x7fff));
+  const __m512i rounded = _mm512_mask_add_epi32(up, is_odd, up, _mm512_set1_epi32(1));
+  const __m512i upper_halves = _mm512_set_epi32(  // of 16 numbers, two an element
+      0, 0, 0, 0, 0, 0, 0, 0, 0x1f001d, 0x1b0019, 0x170015, 0x130011, 0xf000d, 0xb0009, 0x70005,
+      0x30001);
+  return (Vec<uint16_t, 16>)_mm512_castsi512_si256(
+      _mm512_maskz_permutexvar_epi16(kAll, upper_halves, rounded));
 }
 template <>
 inline Vec<float, 16> widen<16>(Vec<uint16_t, 16> half, float16) {

@@ -22,8 +22,8 @@ inline auto with_type(Dtype dtype, const F& f) {
   return f(static_cast<float*>(nullptr));
 }
 
-// Writes a combination, a register at a time.
-template <class T, class O, class S, class C, bool HasAddend = false>
+// Writes a combination, a register at a time. AlwaysStreams: past the caches, whatever it says.
+template <class T, class O, class S, class C, bool HasAddend = false, bool AlwaysStreams = false>
 class Combiner {
  public:
   Combiner(const Combination<T>& c, int64_t D)
@@ -31,9 +31,9 @@ class Combiner {
         centre_(static_cast<const C*>(c.centre.data)),
         student_(static_cast<const S*>(c.student.data)),
         addend_(static_cast<const S*>(c.addend)),
-        x_(c.x),
-        y_(c.y),
-        stream_(c.stream),
+        x_(Out::broadcast(c.x)),
+        y_(Out::broadcast(c.y)),
+        stream_(AlwaysStreams || c.stream),
         D_(D) {
     // The elements before the first that a whole register may be streamed to.
     constexpr uintptr_t width = Out::n * sizeof(O);
@@ -56,7 +56,7 @@ class Combiner {
   inline void write() {
     auto value = x_ * Access<T, C>::load(centre_ + i_) + y_ * Access<T, S>::load(student_ + i_);
     if constexpr (HasAddend) value += Access<T, S>::load(addend_ + i_);
-    if (stream_) {
+    if (AlwaysStreams || stream_) {
       Out::stream(out_ + i_, value);
     } else {
       Out::store(out_ + i_, value);
@@ -75,8 +75,8 @@ class Combiner {
   const C* centre_;
   const S* student_;
   const S* addend_;
-  T x_;
-  T y_;
+  typename Out::V x_;
+  typename Out::V y_;
   bool stream_;
   int64_t D_;
   int64_t i_ = 0;  // written so far
@@ -201,7 +201,7 @@ RowSums<T> sums(const Vectors<T>& row, const VectorsAhead& ahead, const Combinat
     };
     if (!ahead.student) return run(std::false_type(), Nothing());
     if (!meanwhile.out.data) return run(std::true_type(), Nothing());
-    return run(std::true_type(), Combiner<T, S, S, C>(meanwhile, D));
+    return run(std::true_type(), Combiner<T, S, S, C, false, true>(meanwhile, D));
   });
 }
 

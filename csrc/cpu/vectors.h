@@ -115,6 +115,7 @@ struct Access {
       return __builtin_convertvector(row, V);
     }
   }
+  static inline V broadcast(T value) { return value - V{}; }  // -0 as well
   static inline V load(const S* p) {
     Row row;
     __builtin_memcpy(&row, p, sizeof(row));
