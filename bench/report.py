@@ -25,10 +25,11 @@ PEERS = ("compile", "eager", "loop", "accumulate")
 YARDSTICKS = ("roofline", "cross_entropy")
 CAPTION = (
     "Median times; spread is the interquartile range over the median; GB/s counts the bytes that "
-    "have to move. Way a: gradient in the forward's pass; b: after it (float16); c: added to the "
-    "classifier's by the backward; forward: no_grad. roofline: torch.add(out=), for forward the "
-    "sum over s and t, for a teacher's norms copy_, for c that sum and the add; compile: the "
-    "fastest mode, max-autotune only in four cases without --full, in none with --telling; "
+    "have to move. Way fused: gradient in the forward's pass; deferred: after it; attached: added "
+    "to the classifier's by the backward; forward: no_grad. roofline: torch.add(out=), for forward "
+    "the sum over s and t, for a teacher's norms copy_, for attached that sum and the add; "
+    "compile: the fastest mode, max-autotune only in four cases without --full, in none with "
+    "--telling; "
     "accumulate: nd_loss, and autograd's own add; forward/add: what comes before "
     "backward, in the fused way with the gradient. Ratios are medians over rounds in which all "
     "take turns."

@@ -46,8 +46,10 @@ inline Vec<uint16_t, 16> narrow<16>(Vec<float, 16> value, bfloat16) {
   const __m512i upper_halves = _mm512_set_epi32(  // of 16 numbers, two an element
       0, 0, 0, 0, 0, 0, 0, 0, 0x1f001d, 0x1b0019, 0x170015, 0x130011, 0xf000d, 0xb0009, 0x70005,
       0x30001);
-  return (Vec<uint16_t, 16>)_mm512_castsi512_si256(
-      _mm512_maskz_permutexvar_epi16(kAll, upper_halves, rounded));
+  const __m512i both = _mm512_maskz_permutexvar_epi16(kAll, upper_halves, rounded);
+  Vec<uint16_t, 16> narrowed;
+  __builtin_memcpy(&narrowed, &both, sizeof(narrowed));
+  return narrowed;
 }
 template <>
 inline Vec<float, 16> widen<16>(Vec<uint16_t, 16> half, float16) {
