@@ -42,7 +42,7 @@ def test_the_table_of_weights() -> None:
 
 
 def test_the_defaults_that_it_explains() -> None:
-    from ndfast.train.detection.config import DetectionConfig
+    from ndfast.train.config.detection_config import DetectionConfig
 
     assert (TrainConfig().nd_weight, DetectionConfig().nd_weight) == (2.0, 1.5)
     assert "`--nd-weight` of `ndfast train` is 2.0, and of `ndfast detect` 1.5" in " ".join(

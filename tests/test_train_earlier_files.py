@@ -27,10 +27,10 @@ from shown import in_terminal
 from small_runs import events, quiet_run
 
 import ndfast
+from ndfast.train.config.detection_config import DetectionConfig
 from ndfast.train.config.train_config import TrainConfig
-from ndfast.train.detection.config import DetectionConfig
 from ndfast.train.detection.run import run as detect
-from ndfast.train.engine.loop import Trainer
+from ndfast.train.engine.trainer import Trainer
 from ndfast.train.recipes import load_recipe
 from ndfast.train.report import build_run_table, write_run_page
 from ndfast.train.runs.records import read_log

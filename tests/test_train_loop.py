@@ -25,8 +25,8 @@ from ndfast.train.data.batches import Batch
 from ndfast.train.distill.distiller import Distiller
 from ndfast.train.distill.evaluation import evaluate, take_class_means
 from ndfast.train.engine.finite import FiniteCheck
-from ndfast.train.engine.loop import Trainer
 from ndfast.train.engine.stopwatch import Stopwatch
+from ndfast.train.engine.trainer import Trainer
 from ndfast.train.runs.run import build_trainer
 
 

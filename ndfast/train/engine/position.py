@@ -91,8 +91,8 @@ class Position:
     def settle(self, accelerator: Accelerator) -> None:
         """Makes it the same in every process: a checkpoint keeps the main one's."""
         if self.sums:
-            sums = torch.stack([torch.as_tensor(value) for value in self.sums.values()])
-            sums = sums.to(accelerator.device, torch.float64)
+            values = [torch.as_tensor(value, dtype=torch.float64) for value in self.sums.values()]
+            sums = torch.stack(values).to(accelerator.device)
             means = accelerator.reduce(sums, "mean").tolist()
             self.sums = dict(zip(self.sums, means, strict=True))
 

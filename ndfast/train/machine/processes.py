@@ -12,7 +12,7 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, GradientAccumulationPlugin
 
-from ndfast.train.config.train_config import TrainConfig
+from ndfast.train.config.detection_config import AnyConfig
 from ndfast.train.errors import ConfigError
 from ndfast.train.interrupts import dropped_interrupts_come_again
 from ndfast.train.machine.allocator import keep_freed_memory
@@ -32,7 +32,7 @@ _NOT_TAKEN = {
 }
 
 
-def build_accelerator(config: TrainConfig) -> Accelerator:
+def build_accelerator(config: AnyConfig) -> Accelerator:
     """What Accelerate finds: one process or those of torchrun and `accelerate launch`.
 
     Of what the environment says beside, the precision counts where the config names none.
@@ -120,7 +120,7 @@ def shut_down(accelerator: Accelerator) -> None:
 
 
 @contextmanager
-def torch_settings(config: TrainConfig) -> Iterator[None]:
+def torch_settings(config: AnyConfig) -> Iterator[None]:
     """Settings for the length of a run; what was set before comes back."""
     threads_before = torch.get_num_threads()
     torch.set_num_threads(config.threads)

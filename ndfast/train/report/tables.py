@@ -102,9 +102,10 @@ def detection_grids(results: Results, logs: dict[str, list[dict[str, Any]]]) -> 
     trainings = []
     for name, log in logs.items():
         epochs = [record for record in log if record["event"] == "epoch"]
-        speed = fmean(epoch["images_per_s"] for epoch in epochs)
+        speeds = [speed for epoch in epochs if (speed := epoch["images_per_s"]) is not None]
+        speed = f"{fmean(speeds):,.1f}" if speeds else NONE
         steps, skipped = epochs[-1]["step"], results["skipped"][name]
-        trainings.append((name, f"{steps:,}", f"{skipped:,}", f"{speed:,.1f}"))
+        trainings.append((name, f"{steps:,}", f"{skipped:,}", speed))
     head = ("", "steps", "skipped", "images/s")
     about = "The mean over the epochs, evaluation and checkpoints aside."
     return [_detection_grid(results), Grid("Training", head, trainings, about)]

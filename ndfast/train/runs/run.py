@@ -29,7 +29,8 @@ from ndfast.train.distill.teacher import (
     Teacher,
     read_class_means,
 )
-from ndfast.train.engine.loop import Trainer, count_steps
+from ndfast.train.engine.loop import count_steps
+from ndfast.train.engine.trainer import Trainer
 from ndfast.train.errors import CheckpointError, ConfigError
 from ndfast.train.machine.processes import (
     build_accelerator,
@@ -39,16 +40,12 @@ from ndfast.train.machine.processes import (
 )
 from ndfast.train.machine.progress import Bars
 from ndfast.train.models import build_model
-from ndfast.train.models.weights import (
-    save_weights,
-    student_weights,
-    weights_digest,
-)
+from ndfast.train.models.weights import save_weights
 from ndfast.train.report import build_run_table, write_run_page
 from ndfast.train.runs import folder
-from ndfast.train.runs.checkpoints import load_newest_checkpoint, save_checkpoint
-from ndfast.train.runs.records import RunLog, read_log
+from ndfast.train.runs.records import read_log
 from ndfast.train.runs.results import summarise
+from ndfast.train.runs.training import train_in
 
 Results = dict[str, Any]
 
@@ -178,7 +175,7 @@ def check_inputs(config: Any, keywords: Mapping[str, tuple[str, ...]]) -> None:
 
 def _validate_setup(config: TrainConfig, accelerator: Accelerator, data: Data) -> None:
     """Raises what would only be raised once a teacher has been trained, and costs nothing."""
-    count_steps(config, data, accelerator.num_processes)
+    count_steps(config, data.train, accelerator.num_processes)
     check_inputs(config, {"teacher_weights": (PRETRAINED,), "class_means": MEANS_KEYWORDS})
     with torch.device("meta"):
         network = build_model(config.model, data.num_classes, data.image_shape)
@@ -218,50 +215,14 @@ def _find_teacher(
 
 def _train(trainer: Trainer, backend: str | None, bars: Bars) -> Results:
     config, accelerator, out = trainer.config, trainer.accelerator, Path(trainer.config.out)
-    checkpoints = out / folder.CHECKPOINTS
-    resumed = folder.is_resumed(config) and load_newest_checkpoint(
-        accelerator, checkpoints, bars.note
-    )
-    position = trainer.position
-    environment = folder.run_environment(accelerator)
-    log = RunLog(
-        out, config.tensorboard, position.step if resumed else None, accelerator.is_main_process
-    )
-    saved = position.step if resumed else None
-
-    def save() -> None:
-        nonlocal saved
-        trainer.finite.check_weights(trainer.model, position.step)
-        position.settle(accelerator)
-        name = save_checkpoint(accelerator, checkpoints, position.step, config.keep_checkpoints)
-        log.write("checkpoint", step=position.step, name=name)
-        saved = position.step
-
-    def after_step(epoch_ends: bool) -> None:
-        every = config.checkpoint_every
-        if epoch_ends if every is None else position.step % every == 0:
-            save()
-
     title = f"{config.method}, seed {config.seed}" if trainer.teacher else config.model
-    with log, bars.run(title, trainer.all_steps, position.step) as bar:
-        log.write(
-            "resume" if resumed else "start",
-            step=position.step,
-            epoch=position.epoch + 1,
-            environment=environment,
-        )
-        trainer.train(log, bar, after_step)
-        if saved != position.step:
-            save()
-        weights = accelerator.unwrap_model(trainer.model).state_dict()
-        digest = weights_digest(weights)
-        log.write("end", step=position.step, sha256=digest)
+    digest, environment = train_in(out, title, trainer, trainer.distiller, bars)
     accelerator.wait_for_everyone()  # all read the same log, which the main one has written
     records = read_log(out / folder.LOG)
     results = summarise(trainer, backend, environment, digest, records)
     if accelerator.is_main_process:
         try:
-            save_weights(student_weights(weights), out / folder.MODEL)
+            save_weights(trainer.distiller.network, out / folder.MODEL)
             if trainer.average is not None:
                 average = trainer.average.module
                 assert isinstance(average, Distiller)

@@ -6,7 +6,7 @@ Weights, temperature and batch are KD++'s on COCO; its optimiser there is SGD wi
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, TypeAlias
 
 from ndfast.dispatch import BACKENDS
 from ndfast.train.config.options import SEEDS, check_values, expand_paths, option
@@ -114,6 +114,27 @@ class DetectionConfig:
     resume: bool = _option(False, _OUTPUT, "go on from the newest good checkpoint in OUT")
     overwrite: bool = _option(False, _OUTPUT, "replace a run that is in OUT")
 
+    # What `TrainConfig` chooses and a detector's training does not.
+    accumulate: ClassVar[int] = 1
+    checkpoint_every: ClassVar[int | None] = None
+    clip_norm: ClassVar[float | None] = None
+    compile: ClassVar[bool] = False
+    decay_norms: ClassVar[bool] = True
+    deterministic: ClassVar[bool] = True
+    ema: ClassVar[float | None] = None
+    lr_gamma: ClassVar[float] = 1.0
+    lr_warmup: ClassVar[int] = 1
+    max_steps: ClassVar[int | None] = None
+    milestones: ClassVar[tuple[int, ...]] = ()
+    nd_warmup: ClassVar[int] = 0
+    nesterov: ClassVar[bool] = False
+    schedule: ClassVar[str] = "cosine"
+
+    @property
+    def augmentation_seed(self) -> int:
+        """The seed, which decides all that is drawn."""
+        return self.seed
+
     def __post_init__(self) -> None:
         check_values(self, _LEAST, {"seed": SEEDS}, ("lr", "temperature", "nd_weight"))
         expand_paths(self)
@@ -126,21 +147,6 @@ class DetectionConfig:
                 raise ConfigError(f"{name}: got none; expected one or more")
         if self.resume and self.overwrite:
             raise ConfigError("resume: got it together with overwrite; expected one of them")
-
-    def shared(self) -> TrainConfig:
-        """What `ndfast train` has as well: optimiser, schedule and machine."""
-        return TrainConfig(
-            epochs=self.epochs,
-            optimizer=self.optimizer,
-            lr=self.lr,
-            momentum=self.momentum,
-            nesterov=False,
-            weight_decay=self.weight_decay,
-            schedule="cosine",
-            lr_warmup=1,
-            precision=self.precision,
-            threads=self.threads,
-        )
 
 
 _LEAST = {
@@ -160,3 +166,6 @@ _LEAST = {
     "log_every": 1,
     "keep_checkpoints": 1,
 }
+
+AnyConfig: TypeAlias = TrainConfig | DetectionConfig
+"""What the engine and a run's folder take."""
