@@ -28,12 +28,7 @@ from ndfast.train.detection.trainer import DetectionTrainer
 from ndfast.train.distill.teacher import read_class_means
 from ndfast.train.engine.loop import count_steps
 from ndfast.train.errors import ConfigError
-from ndfast.train.machine.processes import (
-    build_accelerator,
-    resolve_precision,
-    shut_down,
-    torch_settings,
-)
+from ndfast.train.machine.processes import build_accelerator, resolve_precision, session
 from ndfast.train.machine.progress import Bars
 from ndfast.train.models.weights import load_weights, save_weights, weights_digest
 from ndfast.train.report import build_detection_table, write_detection_page
@@ -70,13 +65,8 @@ def run(config: DetectionConfig, console: Console) -> dict[str, Any]:
             weights came to be so.
     """
     config = replace(config, precision=resolve_precision(config.precision))
-    accelerator = build_accelerator(config)
     out = Path(config.out)
-    with (
-        torch_settings(config),
-        Bars(console, accelerator.is_main_process) as bars,
-        folder.opened(config, accelerator),
-    ):
+    with session(config, console) as (accelerator, bars), folder.opened(config, accelerator):
         try:
             data = _prepare(accelerator, config, out, bars)
             results, logs = _train_all(accelerator, config, data, out, bars)
@@ -90,7 +80,6 @@ def run(config: DetectionConfig, console: Console) -> dict[str, Any]:
     if accelerator.is_main_process:
         console.print(build_detection_table(results))
         console.print(f"Written to {config.out}")
-    shut_down(accelerator)
     return results
 
 

@@ -11,11 +11,13 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, GradientAccumulationPlugin
+from rich.console import Console
 
 from ndfast.train.config.detection_config import AnyConfig
 from ndfast.train.errors import ConfigError
 from ndfast.train.interrupts import dropped_interrupts_come_again
 from ndfast.train.machine.allocator import keep_freed_memory
+from ndfast.train.machine.progress import Bars
 
 _KINDS = (
     DistributedType.NO,
@@ -117,6 +119,22 @@ def shut_down(accelerator: Accelerator) -> None:
     accelerator.wait_for_everyone()
     gc.collect()
     accelerator.end_training()
+
+
+@contextmanager
+def session(config: AnyConfig, console: Console) -> Iterator[tuple[Accelerator, Bars]]:
+    """A command's processes from their start to their end, its settings of torch and its bars.
+
+    Yields:
+        What `build_accelerator` gives, and the bars, which the main process shows.
+
+    Raises:
+        ConfigError: as `build_accelerator`.
+    """
+    accelerator = build_accelerator(config)
+    with torch_settings(config), Bars(console, accelerator.is_main_process) as bars:
+        yield accelerator, bars
+    shut_down(accelerator)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ndfast.files import write_whole
 from ndfast.train.report.drawing import to_svg
+from ndfast.train.report.grid import NONE, Grid, count, fixed, percent
 from ndfast.train.report.pictures import (
     Picture,
     comparison_pictures,
@@ -17,15 +18,10 @@ from ndfast.train.report.pictures import (
     run_pictures,
 )
 from ndfast.train.report.tables import (
-    NONE,
-    Grid,
     Results,
     comparison_grids,
-    count,
     detection_grids,
-    fixed,
     over_seeds,
-    percent,
     run_grids,
 )
 

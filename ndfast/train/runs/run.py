@@ -32,12 +32,7 @@ from ndfast.train.distill.teacher import (
 from ndfast.train.engine.loop import count_steps
 from ndfast.train.engine.trainer import Trainer
 from ndfast.train.errors import CheckpointError, ConfigError
-from ndfast.train.machine.processes import (
-    build_accelerator,
-    resolve_precision,
-    shut_down,
-    torch_settings,
-)
+from ndfast.train.machine.processes import build_accelerator, resolve_precision, session
 from ndfast.train.machine.progress import Bars
 from ndfast.train.models import build_model
 from ndfast.train.models.weights import save_weights
@@ -70,13 +65,11 @@ def run(config: TrainConfig, console: Console) -> Results:
             weights came to be so.
     """
     config = replace(config, precision=resolve_precision(config.precision))
-    accelerator = build_accelerator(config)
-    with torch_settings(config), Bars(console, accelerator.is_main_process) as bars:
+    with session(config, console) as (accelerator, bars):
         results = run_once(config, bars)
     if accelerator.is_main_process:
         console.print(build_run_table(results))
         console.print(f"Written to {config.out}")
-    shut_down(accelerator)
     return results
 
 
