@@ -11,7 +11,6 @@ from rich.console import Console
 from scipy.stats import ttest_rel
 
 import ndfast
-from ndfast.files import reason_of
 from ndfast.train import files
 from ndfast.train.compare.step_times import measure_step_times
 from ndfast.train.config.methods import METHODS
@@ -19,7 +18,6 @@ from ndfast.train.config.train_config import TrainConfig, without_losses
 from ndfast.train.data import build_data
 from ndfast.train.distill.kept_outputs import check_serves_all_seeds, find_teacher
 from ndfast.train.engine.verdicts import summarise_checks
-from ndfast.train.errors import CheckpointError
 from ndfast.train.machine.processes import build_accelerator, resolve_precision, session
 from ndfast.train.machine.progress import Bars
 from ndfast.train.report import build_comparison_table, plot_comparison, write_comparison_page
@@ -92,15 +90,10 @@ def compare(
     }
     if accelerator.is_main_process:
         out = Path(config.out)
-        try:
+        with files.writing_results(out, "runs"):
             plot_comparison(results, out / PICTURE)
             write_comparison_page(out / folder.REPORT, results)
             files.write_json(out / folder.RESULTS, results)
-        except OSError as error:
-            raise CheckpointError(
-                f"the results cannot be written to {error.filename or out}: {reason_of(error)}; "
-                "the runs are kept, --resume goes on with them"
-            ) from error
         console.print(build_comparison_table(results))
         console.print(f"Written to {out}: {folder.RESULTS}, {folder.REPORT}, {PICTURE}, runs/")
     return results

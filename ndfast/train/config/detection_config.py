@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, TypeAlias
 
 from ndfast.dispatch import BACKENDS
-from ndfast.train.config.options import SEEDS, check_values, expand_paths, option
+from ndfast.train.config.options import SEEDS, check_values, option
 from ndfast.train.config.train_config import TrainConfig
 from ndfast.train.errors import ConfigError
 
@@ -149,7 +149,6 @@ class DetectionConfig:
 
     def __post_init__(self) -> None:
         check_values(self)
-        expand_paths(self)
         for name in ("model", "teacher"):
             value = getattr(self, name)
             if value not in WIDTHS and not value.startswith(TORCHVISION):
@@ -157,8 +156,6 @@ class DetectionConfig:
         for name in ("methods", "anchor_sizes"):
             if not getattr(self, name):
                 raise ConfigError(f"{name}: got none; expected one or more")
-        if self.resume and self.overwrite:
-            raise ConfigError("resume: got it together with overwrite; expected one of them")
 
 
 AnyConfig: TypeAlias = TrainConfig | DetectionConfig

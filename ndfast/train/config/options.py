@@ -53,9 +53,11 @@ def option(
 def check_values(config: Any) -> None:
     """Looks at every field of a config, a dataclass whose fields are of `option`.
 
+    Home folders take the place of ``~`` in files and folders.
+
     Raises:
         ConfigError: a value is of another type, NaN or infinite, none of the choices, or out of
-            range; names the field.
+            range; names the field. Or the run is to go on and to be replaced.
     """
     for item in fields(config):
         name, value = item.name, getattr(config, item.name)
@@ -74,14 +76,10 @@ def check_values(config: Any) -> None:
             raise ConfigError(f"{name}: got {value}; expected more than {above}")
         if below is not None and value >= below:
             raise ConfigError(f"{name}: got {value}; expected less than {below}")
-
-
-def expand_paths(config: Any) -> None:
-    """Puts home folders in place of ``~`` in those fields of a config that are files or folders."""
-    for item in fields(config):
-        value = getattr(config, item.name)
-        if item.metadata["metavar"] in ("FILE", "DIR") and value is not None:
-            object.__setattr__(config, item.name, os.path.expanduser(value))  # it is frozen
+        if item.metadata["metavar"] in ("FILE", "DIR"):
+            object.__setattr__(config, name, os.path.expanduser(value))  # it is frozen
+    if config.resume and config.overwrite:
+        raise ConfigError("resume: got it together with overwrite; expected one of them")
 
 
 def _check_type(name: str, value: Any, kind: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from ndfast.dispatch import BACKENDS
 from ndfast.train.config.methods import METHODS
-from ndfast.train.config.options import SEEDS, check_values, expand_paths
+from ndfast.train.config.options import SEEDS, check_values
 from ndfast.train.config.options import option as _option
 from ndfast.train.data import DATA
 from ndfast.train.errors import ConfigError
@@ -217,12 +217,9 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_values(self)
-        expand_paths(self)
         if not self.out:
             name = "".join(c if c.isalnum() or c in "._-" else "-" for c in self.data)
             object.__setattr__(self, "out", f"runs/{name}")
-        if self.resume and self.overwrite:
-            raise ConfigError("resume: got it together with overwrite; expected one of them")
         if self.teacher_outputs is not None:
             self._check_teacher_outputs()
         if METHODS[self.method].distillation == "dkd" and (self.mixup or self.cutmix):

@@ -159,7 +159,8 @@ def _validate_setup(accelerator: Accelerator, config: DetectionConfig, data: Det
             "they take the same number"
         )
     if config.class_means is not None:
-        _read_class_means(config.class_means, {"data": data.name}, teacher)
+        shape = (data.num_classes + 1, teacher.dim)
+        read_class_means(Path(config.class_means), {"data": data.name}, shape)
 
 
 def _train_one(
@@ -223,7 +224,8 @@ def _find_class_means(
     }
     counts = None
     if config.class_means is not None:
-        means = _read_class_means(config.class_means, metadata, teacher)
+        shape = (data.num_classes + 1, teacher.dim)
+        means, _ = read_class_means(Path(config.class_means), metadata, shape)
     else:
         set_seed(config.seed)
         means, counts = take_class_means(accelerator, teacher, data.train, config.batch_size)
@@ -233,16 +235,6 @@ def _find_class_means(
             path = out / files.CLASS_MEANS
             ndfast.save_class_means(path, means, counts=counts.cpu(), **metadata)
     return means.to(accelerator.device).float()
-
-
-def _read_class_means(file: str, metadata: dict[str, str], teacher: Detector) -> Tensor:
-    means, _ = read_class_means(
-        Path(file),
-        metadata,
-        teacher,  # type: ignore[arg-type]  # only its dim is read
-        teacher.num_classes + 1,
-    )
-    return means
 
 
 def _read_log(own: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:

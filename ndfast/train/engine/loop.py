@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from time import perf_counter
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -216,13 +217,31 @@ class TrainingLoop(ABC):
         return min(1.0, self.position.epoch / epochs) if epochs else 1.0
 
     def _log_step(self, losses: list[dict[str, Tensor]], rate: float) -> None:
+        """Tells of a step that is due: the means of its losses over batches and processes."""
         position = self.position
         if position.step % self.config.log_every:
             self.bar.advance()
             return
         images = self.config.batch_size * self.accelerator.num_processes * len(losses)
         speed = images / self.stopwatch.seconds_per_step()
-        position.log_step(self.accelerator, losses, rate, speed, self.log, self.bar)
+        names = list(losses[0])
+        stacked = torch.stack(
+            [torch.stack([found[name].double() for name in names]) for found in losses]
+        )
+        means = self.accelerator.reduce(stacked.mean(dim=0), "mean").tolist()
+        parts = dict(zip(names, means, strict=True))
+        loss = parts.pop("loss")
+        accuracy = {"training": parts.pop("accuracy")} if "accuracy" in parts else {}
+        self.log.write(
+            "step",
+            step=position.step,
+            epoch=position.epoch + 1,
+            loss=loss,
+            losses=parts,
+            lr=rate,
+            images_per_s=speed,
+        )
+        self.bar.advance(loss=loss, **parts, **accuracy, images_per_s=speed)
 
     def _end_epoch(self, images: int, seconds: float) -> None:
         position = self.position

@@ -127,17 +127,16 @@ def _write(
         pictures=[
             (picture, b64encode(to_svg(picture.figure).encode()).decode()) for picture in pictures
         ],
-        details={name: _plain(results[name]) for name in ("config", "environment", "data")},
+        details={
+            part: {name: _text(value) for name, value in results[part].items()}
+            for part in ("config", "environment", "data")
+        },
     )
     write_whole(path, page.encode())
 
 
-def _plain(values: dict[str, Any]) -> dict[str, str]:
-    """Each value as a line of text."""
-    return {name: _text(value) for name, value in values.items()}
-
-
 def _text(value: Any) -> str:
+    """A value as a line of text."""
     if isinstance(value, dict):
         return "; ".join(f"{name}: {_text(part)}" for name, part in value.items())
     if isinstance(value, (list, tuple)):

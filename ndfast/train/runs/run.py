@@ -14,7 +14,6 @@ from rich.console import Console
 
 import ndfast
 from ndfast.dispatch import choose
-from ndfast.files import reason_of
 from ndfast.train import files
 from ndfast.train.config.methods import METHODS
 from ndfast.train.config.train_config import TrainConfig, without_losses
@@ -31,7 +30,7 @@ from ndfast.train.distill.teacher import (
 )
 from ndfast.train.engine.loop import count_steps
 from ndfast.train.engine.trainer import Trainer
-from ndfast.train.errors import CheckpointError, ConfigError
+from ndfast.train.errors import ConfigError
 from ndfast.train.machine.processes import build_accelerator, resolve_precision, session
 from ndfast.train.machine.progress import Bars
 from ndfast.train.models import build_model
@@ -179,9 +178,8 @@ def _validate_setup(config: TrainConfig, accelerator: Accelerator, data: Data) -
             teacher = Teacher(teacher_network, means, {})
         Distiller(network, config, teacher)
     if teacher is not None and config.class_means not in MEANS_KEYWORDS:
-        metadata = {"data": data.name}
-        path = Path(config.class_means)
-        read_class_means(path, metadata, teacher.network, data.num_classes)
+        shape = (data.num_classes, teacher.network.dim)
+        read_class_means(Path(config.class_means), {"data": data.name}, shape)
 
 
 def _needs_teacher(config: TrainConfig) -> bool:
@@ -214,7 +212,7 @@ def _train(trainer: Trainer, backend: str | None, bars: Bars) -> Results:
     records = read_log(out / folder.LOG)
     results = summarise(trainer, backend, environment, digest, records)
     if accelerator.is_main_process:
-        try:
+        with files.writing_results(out, "checkpoints"):
             save_weights(trainer.distiller.network, out / folder.MODEL)
             if trainer.average is not None:
                 average = trainer.average.module
@@ -222,10 +220,5 @@ def _train(trainer: Trainer, backend: str | None, bars: Bars) -> Results:
                 save_weights(average.network, out / folder.MODEL_EMA)
             write_run_page(out / folder.REPORT, results, records)
             files.write_json(out / folder.RESULTS, results)
-        except OSError as error:
-            raise CheckpointError(
-                f"the results cannot be written to {error.filename or out}: {reason_of(error)}; "
-                "the checkpoints are kept, --resume goes on from them"
-            ) from error
     accelerator.wait_for_everyone()
     return results
