@@ -30,7 +30,7 @@ from ndfast.train.distill.evaluation import move
 from ndfast.train.distill.kept_outputs import find_teacher
 from ndfast.train.distill.make_teacher_outputs import make_teacher_outputs
 from ndfast.train.distill.teacher import Teacher, freeze
-from ndfast.train.engine.loop import Trainer
+from ndfast.train.engine.trainer import Trainer
 from ndfast.train.machine.processes import build_accelerator, torch_settings
 from ndfast.train.machine.progress import Bars
 from ndfast.train.models import build_model

@@ -12,9 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from ndfast import dispatch, ops, saved, transforms
+from ndfast import dispatch, ops, private, saved, transforms
 from ndfast.arguments import Rows, flatten, unflatten
 from ndfast.backends.reference import coefficients_of
 from ndfast.saved import CLASS_MEANS, STUDENT, TEACHER
@@ -22,11 +21,12 @@ from ndfast.saved import CLASS_MEANS, STUDENT, TEACHER
 # Bound once: looked up at every call they would take as long as what they tell.
 _is_grad_enabled = torch.is_grad_enabled
 _is_compiling = torch.compiler.is_compiling
-_is_transforming = torch._C._are_functorch_transforms_active
-_is_tracing = torch._C._is_tracing
-_is_batched = torch._C._functorch.is_legacy_batchedtensor
-_num_dispatch_modes = torch._C._len_torch_dispatch_stack
-_hooks_on_saved_tensors = torch._C._autograd._top_saved_tensors_default_hooks
+_is_transforming = private.is_transforming
+_is_tracing = private.is_tracing
+_is_batched = private.is_batched
+_num_dispatch_modes = private.num_dispatch_modes
+_hooks_on_saved_tensors = private.hooks_on_saved_tensors
+_may_have_tangents = private.may_have_tangents
 _SEEN_THROUGH = (Tensor, torch.nn.Parameter)
 
 # What autograd does not look at: the rows, its inputs among them; the backend; whether measured.
@@ -39,7 +39,7 @@ def nd_loss_rows(rows: Rows, backend: str | None, measured: bool) -> tuple[Tenso
     transforming = _is_transforming()
     if transforming:
         transforms.refuse_transforms()
-    if forward_ad._current_level >= 0:
+    if _may_have_tangents():
         transforms.refuse_tangents(rows)
     if transforming or _is_watched(student):
         transformed = transforming and not _is_compiling()
@@ -65,7 +65,7 @@ def attach_nd_loss_rows(
     """The features to go on with, and as `nd_loss_rows`; ``rows.student`` is them, flattened."""
     if not (_is_grad_enabled() and student.requires_grad) or _is_transforming():
         return student, *nd_loss_rows(rows, backend, measured)
-    if forward_ad._current_level >= 0:
+    if _may_have_tangents():
         transforms.refuse_tangents(rows)
     if _is_watched(student):
         if not _is_compiling() and _is_tracing():  # torch.jit.trace looks into no Function
@@ -116,7 +116,7 @@ class _DeadEnd(torch.autograd.Function):
 def _end(gradient: Tensor, it_depends_on: tuple[Tensor | None, ...]) -> Tensor:
     """The gradient, which is not to be differentiated."""
     # is_grads_batched loses what a Function makes of it. torch.compile cannot ask under torch.func.
-    if not _is_transforming() and _is_batched(gradient):
+    if not _is_compiling() and _is_batched(gradient):
         return gradient + _DeadEnd.apply(torch.zeros((), device=gradient.device), *it_depends_on)
     return _DeadEnd.apply(gradient, *it_depends_on)
 
@@ -132,7 +132,7 @@ def _once_differentiable(
 
     @wraps(backward)
     def wrapper(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        if forward_ad._current_level >= 0:
+        if _may_have_tangents():
             transforms.refuse_tangents(grad_outputs)
         if not _is_grad_enabled():  # no create_graph: nobody can differentiate again
             return backward(ctx, *grad_outputs)
@@ -210,9 +210,7 @@ class _NDLoss(torch.autograd.Function):
         return grad_student, *others, None
 
 
-# Function.apply without its look for what torch.func left behind, which has been taken:
-# 3 of 58 µs of a small batch's forward and backward on a CPU.
-_apply_eagerly = super(torch.autograd.Function, _NDLoss).apply
+_apply_eagerly = private.apply_of(_NDLoss)  # the look for torch.func has been taken
 
 
 def _is_one(grad_loss: Tensor) -> bool:
@@ -256,7 +254,7 @@ def _sum_of_gradients(
     return unflatten(grad_student, ctx.shape), *others, None
 
 
-_attach_eagerly = super(torch.autograd.Function, _AttachedNDLoss).apply
+_attach_eagerly = private.apply_of(_AttachedNDLoss)
 
 
 class _TransformableNDLoss(torch.autograd.Function):

@@ -43,7 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal or a log may lack the ‖ of a table
     try:
-        return given.command(given)
+        # An exit code, or None, or the sentence that it failed by.
+        ended = given.command(given)
+        return _fail(given, ended) if isinstance(ended, str) else ended or OK
     except ConfigError as error:
         # From a worker of a DataLoader it comes with a traceback before it.
         return _fail(given, str(error).rpartition("ConfigError: ")[2].strip(), MISUSED)
@@ -72,27 +74,49 @@ def _fail(given: argparse.Namespace, message: str, code: int = FAILED) -> int:
 def _build_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="ndfast", description=ndfast.__doc__)
     parser.add_argument("--version", action="version", version=f"ndfast {ndfast.__version__}")
-    commands = parser.add_subparsers(
-        title="commands", required=True, dest="name", metavar="COMMAND"
-    )
-    for name, add_arguments, purpose in (
-        ("env", _add_env, "what is installed, and which backends can run"),
-        ("class-means", _add_class_means, "show, convert or make a class-mean file"),
-        ("teacher-outputs", _add_teacher_outputs, "run a teacher once, for all its students"),
-        ("train", _add_train, "train a student, or students by several methods and seeds"),
-        ("compare", _add_compare, "train students by several methods and seeds, in pairs"),
-        ("detect", _add_detect, "train a detector by the ND loss on its box-head features"),
+    parsers = parser.add_subparsers(title="commands", required=True, dest="name", metavar="COMMAND")
+    for name, add_arguments, run, purpose in (
+        ("env", _add_env, _env, "what is installed, and which backends can run"),
+        (
+            "class-means",
+            _add_class_means,
+            _class_means,
+            "show, convert or make a class-mean file",
+        ),
+        (
+            "teacher-outputs",
+            commands.add_teacher_outputs,
+            commands.make_teacher_outputs,
+            "run a teacher once, for all its students",
+        ),
+        (
+            "train",
+            commands.add_train,
+            commands.train,
+            "train a student, or students by several methods and seeds",
+        ),
+        (
+            "compare",
+            commands.add_compare,
+            commands.compare,
+            "train students by several methods and seeds, in pairs",
+        ),
+        (
+            "detect",
+            commands.add_detect,
+            commands.detect,
+            "train a detector by the ND loss on its box-head features",
+        ),
     ):
         # No abbreviations: --seed 3 would be taken for --seeds 3.
-        add_arguments(
-            commands.add_parser(name, help=purpose, description=purpose, allow_abbrev=False)
-        )
+        own = parsers.add_parser(name, help=purpose, description=purpose, allow_abbrev=False)
+        add_arguments(own)
+        own.set_defaults(command=run)
     return parser
 
 
 def _add_env(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="as JSON")
-    parser.set_defaults(command=_env)
 
 
 def _env(given: argparse.Namespace) -> int:
@@ -125,7 +149,6 @@ def _add_class_means(parser: argparse.ArgumentParser) -> None:
         help="write the means there too, in the format of its suffix",
     )
     commands.add_make_class_means(parser)
-    parser.set_defaults(command=_class_means)
 
 
 def _class_means(given: argparse.Namespace) -> int:
@@ -175,45 +198,3 @@ def _convert(
         return
     ndfast.save_class_means(path, means, counts=counts, **metadata)
     print(f"written to {path}")
-
-
-def _add_teacher_outputs(parser: argparse.ArgumentParser) -> None:
-    commands.add_teacher_outputs(parser)
-    parser.set_defaults(command=_teacher_outputs)
-
-
-def _teacher_outputs(given: argparse.Namespace) -> int:
-    commands.make_teacher_outputs(given)
-    return OK
-
-
-def _add_train(parser: argparse.ArgumentParser) -> None:
-    commands.add_train(parser)
-    parser.set_defaults(command=_train)
-
-
-def _train(given: argparse.Namespace) -> int:
-    return _unless_refused(given, commands.train(given))
-
-
-def _add_detect(parser: argparse.ArgumentParser) -> None:
-    commands.add_detect(parser)
-    parser.set_defaults(command=_detect)
-
-
-def _detect(given: argparse.Namespace) -> int:
-    commands.detect(given)
-    return OK
-
-
-def _add_compare(parser: argparse.ArgumentParser) -> None:
-    commands.add_compare(parser)
-    parser.set_defaults(command=_compare)
-
-
-def _compare(given: argparse.Namespace) -> int:
-    return _unless_refused(given, commands.compare(given))
-
-
-def _unless_refused(given: argparse.Namespace, refused: str | None) -> int:
-    return OK if refused is None else _fail(given, refused)

@@ -7,10 +7,20 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C import _functorch as functorch
-from torch._C._functorch import TransformType
-from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
 from torch.autograd import forward_ad
+
+try:
+    from torch._C._functorch import (
+        TransformType,
+        get_interpreter_stack,
+        get_unwrapped,
+        maybe_get_level,
+    )
+    from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
+except ImportError:  # PyTorch promises none of them; without one it refuses by itself, in its words
+    CAN_ASK = False
+else:
+    CAN_ASK = True
 
 _PLAIN = "ndfast.backends.reference.row_loss, the same loss of each row in plain PyTorch"
 DOUBLE_BACKWARD = (
@@ -39,7 +49,7 @@ def refuse_tangents(values: Iterable[Any]) -> None:
     """
     tensors = [value for value in values if isinstance(value, Tensor)]
     transform: Any = None
-    if torch._C._are_functorch_transforms_active() and not torch.compiler.is_compiling():
+    if CAN_ASK and not torch.compiler.is_compiling() and get_interpreter_stack():
         transform = retrieve_current_functorch_interpreter()
     if transform is None or transform.key() == TransformType.Jvp:
         for tensor in tensors:
@@ -49,17 +59,17 @@ def refuse_tangents(values: Iterable[Any]) -> None:
         level = transform.level()
         with transform.lower():
             refuse_tangents(
-                functorch.get_unwrapped(tensor)
-                if functorch.maybe_get_level(tensor) == level
-                else tensor
+                get_unwrapped(tensor) if maybe_get_level(tensor) == level else tensor
                 for tensor in tensors
             )
 
 
 def refuse_transforms() -> None:
     """Raises under those of torch.func that cannot have the ops' autograd."""
+    if not CAN_ASK:
+        return
     if torch.compiler.is_compiling():
         if retrieve_current_functorch_interpreter().key() == TransformType.Grad:
             raise NotImplementedError(_COMPILED_GRADIENT)
-    elif any(of.key() == TransformType.Functionalize for of in functorch.get_interpreter_stack()):
+    elif any(of.key() == TransformType.Functionalize for of in get_interpreter_stack() or ()):
         raise NotImplementedError(_FUNCTIONALIZE)

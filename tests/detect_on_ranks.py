@@ -19,8 +19,8 @@ from torch import Tensor
 import ndfast
 from ndfast.cli import main
 from ndfast.train.detection.detector import Detections
-from ndfast.train.detection.loop import DetectionTrainer
 from ndfast.train.detection.small_detector import SmallDetector
+from ndfast.train.detection.trainer import DetectionTrainer
 from ndfast.train.models.weights import weights_digest
 
 POISONED = 5  # the student's step
@@ -39,11 +39,12 @@ def train_and_note(trainer: DetectionTrainer, *args: Any) -> None:
     found["trainings"].append({"weights": weights, "skipped": trainer.position.skipped})
 
 
-def poisoned(trainer: DetectionTrainer, images: list[Tensor], targets: Any) -> None:
+def poisoned(trainer: DetectionTrainer, batches: Any) -> None:
     student = trainer.teacher is not None and trainer.accelerator.process_index == 1
     if student and trainer.position.step == POISONED:
-        images = [torch.full_like(image, float("nan")) for image in images]
-    step(trainer, images, targets)
+        [(images, targets)] = batches
+        batches = [([torch.full_like(image, float("nan")) for image in images], targets)]
+    step(trainer, batches)
 
 
 def detect_and_note(detector: SmallDetector, images: list[Tensor]) -> list[Detections]:

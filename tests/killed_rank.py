@@ -8,7 +8,7 @@ import sys
 from typing import Any
 
 from ndfast.cli import main
-from ndfast.train.engine.loop import Trainer
+from ndfast.train.engine.trainer import Trainer
 
 step = Trainer.step
 

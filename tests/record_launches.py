@@ -1,10 +1,11 @@
 """Launches a kernel by Triton's JIT and by QuickLaunch, and prints what each launched.
 
 `tests/test_triton_quick_launch.py` runs this as a program, because Triton decides at import whether
-kernels are interpreted. stdout: a JSON object, by the call's name: what QuickLaunch launched in a
-CUDA-graph capture at first, or the error that it raised, and whether it asked the JIT; what the JIT
-launched; what QuickLaunch launched the first time outside a capture; and what then in one, and
-whether it asked the JIT.
+kernels are interpreted. stdout: a JSON object. Its "calls" has by name what QuickLaunch launched in
+a CUDA-graph capture at first, or the error that it raised, and whether it asked the JIT; what the
+JIT launched; what QuickLaunch launched the first time outside a capture; and what then in one, and
+whether it asked the JIT. "without" has by a name of Triton's, which QuickLaunch then did not find,
+what it launched in two calls, and what the JIT did.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import json
 from collections.abc import Callable
 from contextlib import nullcontext
 from itertools import chain
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -21,11 +23,16 @@ import triton
 from made_up_gpu import Driver
 from triton.runtime.jit import JITFunction
 
+from ndfast.backends.triton import quick_launch as quick_launch_module
 from ndfast.backends.triton import workspace
 from ndfast.backends.triton.forward_kernel import forward_kernel
 from ndfast.backends.triton.quick_launch import QuickLaunch
 
 N, D, K = 6, 64, 10
+WITHOUT = (
+    "driver", "active", "get_current_device", "get_current_stream", "knobs", "debug",
+    "instrumentation_mode",
+)  # fmt: skip
 
 
 def call(
@@ -80,6 +87,23 @@ CALLS: dict[str, Callable[[], tuple[Any, ...]]] = {
 }
 
 
+def triton_without(name: str) -> SimpleNamespace:
+    """As much of Triton as a call of QuickLaunch asks for, without one of the names."""
+
+    def having(**parts: Any) -> SimpleNamespace:
+        return SimpleNamespace(**{own: part for own, part in parts.items() if own != name})
+
+    driver, knobs = triton.runtime.driver.active, triton.knobs
+    active = having(
+        get_current_device=driver.get_current_device, get_current_stream=driver.get_current_stream
+    )
+    debug, mode = knobs.runtime.debug, knobs.compilation.instrumentation_mode
+    return having(
+        runtime=having(driver=having(active=active)),
+        knobs=having(runtime=having(debug=debug), compilation=having(instrumentation_mode=mode)),
+    )
+
+
 def main() -> None:
     driver = Driver(capability=90)
     triton.runtime.driver.set_active(driver)
@@ -124,7 +148,15 @@ def main() -> None:
             at_first = captured(arguments)
             launches = [launched(launch, arguments) for launch in (jit, quick_launch)]
             found[name] = [*at_first, *launches, *captured(arguments)]
-    print(json.dumps(found))
+    without = {}
+    arguments = call()
+    for name in WITHOUT:
+        quick_launch = QuickLaunch(forward_kernel)
+        launched(quick_launch, arguments)
+        with patch.object(quick_launch_module, "triton", triton_without(name)):
+            found_none = [launched(quick_launch, arguments) for _ in range(2)]
+        without[name] = [*found_none, launched(jit, arguments)]
+    print(json.dumps({"calls": found, "without": without}))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ndfast.train.detection.config import DetectionConfig
+from ndfast.train.config.detection_config import DetectionConfig
 from ndfast.train.detection.detector import Target
 from ndfast.train.detection.run import build_detector
 from ndfast.train.detection.small_detector import SmallDetector

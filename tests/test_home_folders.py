@@ -19,10 +19,10 @@ from saved_weights import assert_same, build
 from small_runs import quiet_run
 
 from ndfast.cli import main
+from ndfast.train.config.detection_config import DetectionConfig
 from ndfast.train.config.train_config import TrainConfig
 from ndfast.train.data import build_data
 from ndfast.train.detection.coco import read_coco
-from ndfast.train.detection.config import DetectionConfig
 from ndfast.train.detection.shapes import write_shapes
 from ndfast.train.models import build_model
 from ndfast.train.models.weights import load_weights, save_weights

@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("accelerate", reason="needs the extra [train]")
 
 from ndfast.cli import main
-from ndfast.train.detection.config import DetectionConfig
+from ndfast.train.config.detection_config import DetectionConfig
 from ndfast.train.errors import ConfigError
 
 

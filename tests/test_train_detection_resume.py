@@ -16,8 +16,8 @@ from rich.console import Console
 from small_detection import small_config
 from small_runs import events
 
-from ndfast.train.detection.loop import DetectionTrainer
 from ndfast.train.detection.run import run
+from ndfast.train.detection.trainer import DetectionTrainer
 from ndfast.train.errors import ConfigError
 
 METHODS = ("ce", "kd++")
@@ -42,11 +42,11 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     """The step of this number, over all trainings, does not come to pass."""
     step, taken = DetectionTrainer.step, []
 
-    def counted(self: DetectionTrainer, *batch: Any) -> Any:
+    def counted(self: DetectionTrainer, *batches: Any) -> Any:
         taken.append(None)
         if len(taken) == number:
             raise KeyboardInterrupt
-        return step(self, *batch)
+        return step(self, *batches)
 
     monkeypatch.setattr(DetectionTrainer, "step", counted)
 

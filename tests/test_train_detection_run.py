@@ -23,10 +23,10 @@ from ndfast.train.detection import boxes as box_math
 from ndfast.train.detection.class_means import take_class_means
 from ndfast.train.detection.coco import read_coco
 from ndfast.train.detection.distiller import DetectionDistiller
-from ndfast.train.detection.loop import DetectionTrainer
 from ndfast.train.detection.run import run
 from ndfast.train.detection.shapes import write_shapes
 from ndfast.train.detection.small_detector import SmallDetector
+from ndfast.train.detection.trainer import DetectionTrainer
 from ndfast.train.engine.position import Silent
 from ndfast.train.errors import ConfigError
 from ndfast.train.models.weights import load_weights
@@ -43,8 +43,8 @@ def folder(tmp_path: Path) -> Path:
 
 
 def fit(distiller: DetectionDistiller, teacher: Any, data: Any, config: Any) -> None:
-    trainer = DetectionTrainer(Accelerator(cpu=True), distiller, teacher, data, config)
-    trainer.train(Silent(), Silent(), lambda: None)
+    trainer = DetectionTrainer(Accelerator(cpu=True), config, data, distiller, teacher)
+    trainer.train(Silent(), Silent(), lambda epoch_ends: None)
 
 
 def all_rows(model: SmallDetector, dataset: Any, size: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -176,7 +176,6 @@ def test_the_learning_rate_follows_its_schedule(
     # Two steps of growth, and half a cosine over four.
     cosine = [0.05 * (1 + math.cos(math.pi * part / 4)) for part in range(4)]
     assert rates == pytest.approx([0.05, 0.1, *cosine])
-    assert not distiller.training
 
 
 def test_the_seed_decides_everything(folder: Path) -> None:

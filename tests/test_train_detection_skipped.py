@@ -18,8 +18,8 @@ from small_runs import events
 from torch import Tensor
 
 from ndfast.cli import main
-from ndfast.train.detection.loop import DetectionTrainer
 from ndfast.train.detection.run import run
+from ndfast.train.detection.trainer import DetectionTrainer
 
 FLAGS = ["--images", "18", "--dim", "16", "--rows", "24", "--teacher", "tiny", "--batch-size", "6"]
 
@@ -37,17 +37,18 @@ def poison(
     def state(trainer: DetectionTrainer) -> State:
         return [value.clone() for value in trainer.model.state_dict().values()]
 
-    def poisoned(trainer: DetectionTrainer, images: list[Tensor], targets: Any) -> None:
+    def poisoned(trainer: DetectionTrainer, batches: Any) -> None:
         if not which(trainer):
-            step(trainer, images, targets)
+            step(trainer, batches)
             return
         before.extend(state(trainer))
         if by == "image":
-            step(trainer, [torch.full_like(image, float("nan")) for image in images], targets)
+            [(images, targets)] = batches
+            step(trainer, [([torch.full_like(image, float("nan")) for image in images], targets)])
         else:
             weight = next(trainer.model.parameters())
             handle = weight.register_hook(lambda gradient: gradient * float("nan"))
-            step(trainer, images, targets)
+            step(trainer, batches)
             handle.remove()
         after.extend(state(trainer))
 

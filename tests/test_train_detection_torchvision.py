@@ -16,8 +16,8 @@ pytest.importorskip("torchvision_ops", reason="needs torchvision")
 from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
+from ndfast.train.config.detection_config import DetectionConfig
 from ndfast.train.detection import boxes as box_math
-from ndfast.train.detection.config import DetectionConfig
 from ndfast.train.detection.detector import BoxOutput, Target
 from ndfast.train.detection.distiller import DetectionDistiller
 from ndfast.train.detection.run import build_detector, run

@@ -18,7 +18,7 @@ pytest.importorskip("accelerate", reason="needs the extra [train]")
 from small_runs import events, quiet_run, run_in_two_processes
 
 from ndfast.cli import main
-from ndfast.train.engine.loop import Trainer
+from ndfast.train.engine.trainer import Trainer
 from ndfast.train.errors import ConfigError
 
 TESTS = Path(__file__).parent

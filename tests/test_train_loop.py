@@ -25,8 +25,9 @@ from ndfast.train.data.batches import Batch
 from ndfast.train.distill.distiller import Distiller
 from ndfast.train.distill.evaluation import evaluate, take_class_means
 from ndfast.train.engine.finite import FiniteCheck
-from ndfast.train.engine.loop import Trainer
+from ndfast.train.engine.position import Position
 from ndfast.train.engine.stopwatch import Stopwatch
+from ndfast.train.engine.trainer import Trainer
 from ndfast.train.runs.run import build_trainer
 
 
@@ -130,6 +131,16 @@ def test_the_average_of_the_weights_by_hand(tmp_path: Path) -> None:
         expected = 0.75 * expected + 0.25 * after
     average = nn.utils.parameters_to_vector(trainer.average.module.parameters())
     torch.testing.assert_close(average, expected)
+
+
+def test_the_sums_of_an_epoch_stay_float64() -> None:
+    position, accelerator = Position("toy", 1), Accelerator(cpu=True)
+    for loss in (0.1, 1e3, 1e-4):
+        position.count([{"loss": torch.tensor(loss)}])
+    expected = float(position.sums["loss"])
+    for _ in range(2):  # as a checkpoint and the epoch's end do
+        position.settle(accelerator)
+        assert position.sums == {"loss": expected}
 
 
 def test_evaluate_by_hand() -> None:

@@ -14,7 +14,7 @@ pytest.importorskip("accelerate", reason="needs the extra [train]")
 from small_runs import quiet_run
 
 import ndfast
-from ndfast.train.engine.loop import Trainer
+from ndfast.train.engine.trainer import Trainer
 from ndfast.train.errors import ConfigError
 from ndfast.train.runs import replaced
 

@@ -195,6 +195,19 @@ def test_a_handle_that_comes_back_is_another_stream(
         workspace.workspace(gpu)
 
 
+def test_without_tritons_name_for_it_torch_tells_the_stream(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gpu = torch.device("cuda", 1)
+    monkeypatch.setattr(workspace, "is_capturing", lambda device: False)
+    monkeypatch.setattr(triton.runtime.driver, "_active", SimpleNamespace())
+    streams = {gpu: SimpleNamespace(cuda_stream=0x7001)}
+    monkeypatch.setattr(torch.cuda, "current_stream", streams.__getitem__)
+    monkeypatch.setattr(workspace, "_stream_workspace", lambda *key: key)
+    monkeypatch.setattr(workspace, "_cu_stream_get_id", lambda: None)
+    assert workspace.workspace(gpu) == (gpu, 0x7001)
+
+
 def test_the_drivers_own_function_is_asked(tmp_path: Path) -> None:
     script = (
         "from ndfast.backends.triton.workspace import _stream_id; "

@@ -20,9 +20,15 @@ KNOWN = (OF_THE_PLAIN_CODE | OF_64_BIT_CODE) - {"plain", "wide"}
 
 
 @pytest.fixture(scope="module")
-def found() -> dict[str, Any]:
-    """What record_launches.py saw, by the call's name."""
+def recorded() -> dict[str, Any]:
+    """What record_launches.py saw."""
     return output_of("record_launches.py")
+
+
+@pytest.fixture
+def found(recorded: dict[str, Any]) -> dict[str, Any]:
+    """By the call's name."""
+    return recorded["calls"]
 
 
 def test_the_same_is_launched_as_by_the_jit(found: dict[str, Any]) -> None:
@@ -61,3 +67,9 @@ def test_arguments_arrive_in_order_and_hooks_are_called(found: dict[str, Any]) -
     assert sum(argument is not None for argument in arguments[:14]) == 6  # rows and outputs
     assert arguments[14:] == [*[6] * 6, 1.0, 0.5, 1e-8, 64, 16, 0, 0, 8, 64]
     assert hooked == ["forward_kernel", "end"]
+
+
+def test_without_a_name_of_tritons_the_jit_launches_the_same(recorded: dict[str, Any]) -> None:
+    assert len(recorded["without"]) == 7
+    for name, (first, second, by_jit) in recorded["without"].items():
+        assert first == second == by_jit, name

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ndfast import private
 from ndfast.labels import check_label_range
 
 is_unscaled = True  # the rows are counted first
@@ -61,7 +62,7 @@ def set_capability(name: str, argument: str = "name") -> None:
 
 
 if missing is None:
-    _forward = torch.ops.ndfast_native.forward.default._op  # without a Python frame around it
+    _forward = private.without_frame(torch.ops.ndfast_native.forward.default)
     backward = torch.ops.ndfast_native.backward.default
     finish_gradient_ = torch.ops.ndfast_native.finish_gradient_.default
     _highest = capability()

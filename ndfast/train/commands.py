@@ -6,10 +6,10 @@ import argparse
 from typing import Any
 
 from ndfast.files import expand_home
+from ndfast.train.config.detection_config import DetectionConfig
 from ndfast.train.config.flags import add_flags, given_flags
 from ndfast.train.config.methods import METHODS
 from ndfast.train.config.train_config import TrainConfig
-from ndfast.train.detection.config import DetectionConfig
 from ndfast.train.engine.verdicts import in_words
 from ndfast.train.errors import ConfigError
 from ndfast.train.models import MODELS

@@ -5,13 +5,27 @@ from __future__ import annotations
 import json
 import math
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ndfast.files import reason_of, write_whole
-from ndfast.train.errors import ConfigError
+from ndfast.train.errors import CheckpointError, ConfigError
 
 CLASS_MEANS = "class_means.safetensors"
+
+
+@contextmanager
+def writing_results(out: Path, kept: str) -> Iterator[None]:
+    """Makes an OSError of the block a CheckpointError, which says what of the run is ``kept``."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(
+            f"the results cannot be written to {error.filename or out}: {reason_of(error)}; the "
+            f"{kept} are kept, --resume goes on from them"
+        ) from error
 
 
 def check_writable(folder: Path, out: Path) -> None:

@@ -1,4 +1,8 @@
-"""Ctrl-C, where Python or a worker would lose it."""
+"""Ctrl-C, where Python or a worker would lose it.
+
+Neither PyTorch nor Accelerate sees to that: a DataLoader waits for its workers in a ``__del__``,
+where Python drops what is raised, and its workers take the terminal's signal as well.
+"""
 
 from __future__ import annotations
 

@@ -54,14 +54,21 @@ class QuickLaunch:
         if not self._is_quick:
             self._launch_by_jit(grid, tensors, scalars, num_warps)
             return
-        driver = triton.runtime.driver.active
-        device = driver.get_current_device()
+        try:
+            driver = triton.runtime.driver.active
+            device, get_current_stream = driver.get_current_device(), driver.get_current_stream
+            settings = (
+                triton.knobs.runtime.debug,
+                triton.knobs.compilation.instrumentation_mode,
+            )
+        except AttributeError:  # Triton promises none of these names
+            self._launch_by_jit(grid, tensors, scalars, num_warps)
+            return
         # As integers they spare the launcher a call and a look by the CUDA driver for each tensor.
         pointers = [None if tensor is None else tensor.data_ptr() for tensor in tensors]
         key = (
             device,
-            triton.knobs.runtime.debug,
-            triton.knobs.compilation.instrumentation_mode,
+            *settings,
             num_warps,
             constants,
             *[None if tensor is None else tensor.dtype for tensor in tensors],
@@ -72,14 +79,14 @@ class QuickLaunch:
             key += (tuple(_LEAST_INT32 <= integer <= _LARGEST_INT32 for integer in integers),)
         compiled = self._compiled.get(key)
         if compiled is not None:
-            stream = driver.get_current_stream(device)
-            compiled[grid](*pointers, *scalars, stream=stream)
+            compiled[grid](*pointers, *scalars, stream=get_current_stream(device))
             return
         device = next(tensor.device for tensor in tensors if tensor is not None)
         what = f"the first launch of its kind of {self._kernel.__name__}"
         refuse_in_capture(device, what, "loads no code")
         compiled = self._launch_by_jit(grid, tensors, scalars, num_warps)
-        if compiled is not None:  # None where something took the place of a launch
+        # None where something took the place of a launch; else what another Triton gives.
+        if hasattr(compiled, "__getitem__"):
             self._compiled[key] = compiled
 
     def _launch_by_jit(

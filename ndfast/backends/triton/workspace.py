@@ -32,8 +32,15 @@ def workspace(device: torch.device) -> tuple[Tensor, Tensor]:
         return _new_partials(device), _graph_ticket(device)
     if device.type != "cuda":
         return _stream_workspace(device, 0)
-    handle = triton.runtime.driver.active.get_current_stream(device.index)
-    return _stream_workspace(device, _stream_id(handle))
+    return _stream_workspace(device, _stream_id(_current_stream(device)))
+
+
+def _current_stream(device: torch.device) -> int:
+    """The handle of the current stream; torch takes longer to tell it."""
+    try:
+        return triton.runtime.driver.active.get_current_stream(device.index)
+    except AttributeError:  # Triton does not promise these names
+        return torch.cuda.current_stream(device).cuda_stream
 
 
 def is_capturing(device: torch.device) -> bool:

@@ -11,7 +11,6 @@ from rich.console import Console
 from scipy.stats import ttest_rel
 
 import ndfast
-from ndfast.files import reason_of
 from ndfast.train import files
 from ndfast.train.compare.step_times import measure_step_times
 from ndfast.train.config.methods import METHODS
@@ -19,22 +18,11 @@ from ndfast.train.config.train_config import TrainConfig, without_losses
 from ndfast.train.data import build_data
 from ndfast.train.distill.kept_outputs import check_serves_all_seeds, find_teacher
 from ndfast.train.engine.verdicts import summarise_checks
-from ndfast.train.errors import CheckpointError
-from ndfast.train.machine.processes import (
-    build_accelerator,
-    resolve_precision,
-    shut_down,
-    torch_settings,
-)
+from ndfast.train.machine.processes import build_accelerator, resolve_precision, session
 from ndfast.train.machine.progress import Bars
 from ndfast.train.report import build_comparison_table, plot_comparison, write_comparison_page
 from ndfast.train.runs import folder
-from ndfast.train.runs.run import (
-    Results,
-    resolve_backend,
-    run_once,
-    teacher_config,
-)
+from ndfast.train.runs.run import Results, resolve_backend, run_once, teacher_config
 
 METRIC = "accuracy"
 PICTURE = "curves.png"
@@ -69,10 +57,8 @@ def compare(
     precision = resolve_precision(next(iter(configs.values())).precision)
     configs = {method: replace(chosen, precision=precision) for method, chosen in configs.items()}
     config = next(iter(configs.values()))
-    accelerator = build_accelerator(config)
     with (
-        torch_settings(config),
-        Bars(console, accelerator.is_main_process) as bars,
+        session(config, console) as (accelerator, bars),
         folder.opened(without_losses(config), accelerator),
     ):
         shared = _prepare(config, bars, seeds)
@@ -89,10 +75,11 @@ def compare(
             for method, chosen in configs.items()
         }
         step_ms = measure_step_times(configs, backends, bars) if step_times else None
+        environment = folder.run_environment(accelerator)
     first = runs[config.method][0]
     results = {
         "config": asdict(config) | {"methods": list(configs), "seeds": seeds},
-        "environment": folder.run_environment(accelerator),
+        "environment": environment,
         "teacher": first["teacher"],
         "student": first["student"],
         "data": first["data"],
@@ -103,18 +90,12 @@ def compare(
     }
     if accelerator.is_main_process:
         out = Path(config.out)
-        try:
+        with files.writing_results(out, "runs"):
             plot_comparison(results, out / PICTURE)
             write_comparison_page(out / folder.REPORT, results)
             files.write_json(out / folder.RESULTS, results)
-        except OSError as error:
-            raise CheckpointError(
-                f"the results cannot be written to {error.filename or out}: {reason_of(error)}; "
-                "the runs are kept, --resume goes on with them"
-            ) from error
         console.print(build_comparison_table(results))
         console.print(f"Written to {out}: {folder.RESULTS}, {folder.REPORT}, {PICTURE}, runs/")
-    shut_down(accelerator)
     return results
 
 

@@ -15,7 +15,7 @@ from ndfast.train.config.methods import METHODS
 from ndfast.train.config.train_config import TrainConfig
 from ndfast.train.data import build_data
 from ndfast.train.distill.kept_outputs import find_teacher
-from ndfast.train.engine.loop import Trainer
+from ndfast.train.engine.trainer import Trainer
 from ndfast.train.machine.processes import build_accelerator
 from ndfast.train.machine.progress import Bars
 from ndfast.train.runs.run import build_trainer

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Collection, Mapping
 from dataclasses import field, fields
 from typing import Any
 
@@ -21,6 +20,9 @@ def option(
     choices: tuple[str, ...] | None = None,
     metavar: str | None = None,
     may_change: bool = False,
+    least: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
 ) -> Any:
     """A field of a dataclass, with what `ndfast.train.config.flags` makes a flag of.
 
@@ -31,6 +33,9 @@ def option(
         choices: what it takes; of a tuple, what each of its items may be.
         metavar: what stands for a value in the help.
         may_change: a resumed run may have another value of it.
+        least: the smallest number that is taken.
+        above: what all that are taken are more than.
+        below: what all that are taken are less than.
     """
     metadata = {
         "group": group,
@@ -38,51 +43,43 @@ def option(
         "choices": choices,
         "metavar": metavar,
         "may_change": may_change,
+        "least": least,
+        "above": above,
+        "below": below,
     }
     return field(default=default, metadata=metadata)
 
 
-def check_values(
-    config: Any,
-    least: Mapping[str, float],
-    below: Mapping[str, float],
-    above_zero: Collection[str],
-) -> None:
-    """Looks at every field of a config.
+def check_values(config: Any) -> None:
+    """Looks at every field of a config, a dataclass whose fields are of `option`.
 
-    Args:
-        config: a dataclass whose fields are of `option`.
-        least: by name, the smallest value that is taken.
-        below: by name, what all that are taken are less than.
-        above_zero: names of fields that take more than 0.
+    Home folders take the place of ``~`` in files and folders.
 
     Raises:
         ConfigError: a value is of another type, NaN or infinite, none of the choices, or out of
-            range; names the field.
+            range; names the field. Or the run is to go on and to be replaced.
     """
     for item in fields(config):
         name, value = item.name, getattr(config, item.name)
         if value is None and "None" in str(item.type):
             continue
         _check_type(name, value, str(item.type).removesuffix(" | None"))
-        choices = item.metadata["choices"]
+        choices, least, above, below = (
+            item.metadata[limit] for limit in ("choices", "least", "above", "below")
+        )
         for each in value if isinstance(value, tuple) else (value,):
             if choices and each not in choices:
                 raise ConfigError(f"{name}: got {each!r}; expected {', '.join(choices)}")
-        if name in least and value < least[name]:
-            raise ConfigError(f"{name}: got {value}; expected {least[name]} or more")
-        if name in above_zero and value <= 0:
-            raise ConfigError(f"{name}: got {value}; expected more than 0")
-        if name in below and value >= below[name]:
-            raise ConfigError(f"{name}: got {value}; expected less than {below[name]}")
-
-
-def expand_paths(config: Any) -> None:
-    """Puts home folders in place of ``~`` in those fields of a config that are files or folders."""
-    for item in fields(config):
-        value = getattr(config, item.name)
-        if item.metadata["metavar"] in ("FILE", "DIR") and value is not None:
-            object.__setattr__(config, item.name, os.path.expanduser(value))  # it is frozen
+        if least is not None and value < least:
+            raise ConfigError(f"{name}: got {value}; expected {least} or more")
+        if above is not None and value <= above:
+            raise ConfigError(f"{name}: got {value}; expected more than {above}")
+        if below is not None and value >= below:
+            raise ConfigError(f"{name}: got {value}; expected less than {below}")
+        if item.metadata["metavar"] in ("FILE", "DIR"):
+            object.__setattr__(config, name, os.path.expanduser(value))  # it is frozen
+    if config.resume and config.overwrite:
+        raise ConfigError("resume: got it together with overwrite; expected one of them")
 
 
 def _check_type(name: str, value: Any, kind: str) -> None:

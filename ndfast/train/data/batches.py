@@ -2,6 +2,10 @@
 
 A run that was interrupted goes on at any step with the batches that it would have had, and an image
 is augmented alike in batches of any size, in any order, and on however many processes.
+
+Seeds are mixed by a few lines of ours and not by NumPy's SeedSequence: any other way gives other
+batches and views, to a run that goes on, to outputs of a teacher that are kept for a data seed, and
+to every figure that was published of a seed. Nor does SeedSequence take an array of rows at once.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 import ndfast
 from ndfast.losses import kd_loss
+from ndfast.train.config.detection_config import DetectionConfig
 from ndfast.train.config.methods import METHODS
-from ndfast.train.detection.config import DetectionConfig
 from ndfast.train.detection.detector import BoxOutput, Detector, Rows, Target
 
 _NOTHING = -100

@@ -14,32 +14,28 @@ from torch import Tensor
 import ndfast
 from ndfast.files import reason_of
 from ndfast.train import files
+from ndfast.train.config.detection_config import TORCHVISION, WIDTHS, DetectionConfig
 from ndfast.train.config.methods import METHODS
 from ndfast.train.detection.class_means import take_class_means
 from ndfast.train.detection.coco import DetectionData, read_coco
-from ndfast.train.detection.config import TORCHVISION, WIDTHS, DetectionConfig
 from ndfast.train.detection.detector import Detector
 from ndfast.train.detection.distiller import DetectionDistiller
 from ndfast.train.detection.evaluation import average_precision, feature_metrics
-from ndfast.train.detection.loop import DetectionTrainer, count_steps
 from ndfast.train.detection.shapes import write_shapes
 from ndfast.train.detection.small_detector import SmallDetector
 from ndfast.train.detection.torchvision_detector import TorchvisionDetector
+from ndfast.train.detection.trainer import DetectionTrainer
 from ndfast.train.distill.teacher import read_class_means
+from ndfast.train.engine.loop import count_steps
 from ndfast.train.errors import ConfigError
-from ndfast.train.machine.processes import (
-    build_accelerator,
-    resolve_precision,
-    shut_down,
-    torch_settings,
-)
+from ndfast.train.machine.processes import build_accelerator, resolve_precision, session
 from ndfast.train.machine.progress import Bars
 from ndfast.train.models.weights import load_weights, save_weights, weights_digest
 from ndfast.train.report import build_detection_table, write_detection_page
 from ndfast.train.runs import folder
-from ndfast.train.runs.checkpoints import load_newest_checkpoint, save_checkpoint
-from ndfast.train.runs.records import RunLog, read_log
+from ndfast.train.runs.records import read_log
 from ndfast.train.runs.run import check_inputs, resolve_backend
+from ndfast.train.runs.training import train_in
 
 SHAPES = "shapes"
 _TEST_SHARE = 3  # one drawn test image for so many training images
@@ -69,14 +65,8 @@ def run(config: DetectionConfig, console: Console) -> dict[str, Any]:
             weights came to be so.
     """
     config = replace(config, precision=resolve_precision(config.precision))
-    shared = config.shared()
-    accelerator = build_accelerator(shared)
     out = Path(config.out)
-    with (
-        torch_settings(shared),
-        Bars(console, accelerator.is_main_process) as bars,
-        folder.opened(config, accelerator),
-    ):
+    with session(config, console) as (accelerator, bars), folder.opened(config, accelerator):
         try:
             data = _prepare(accelerator, config, out, bars)
             results, logs = _train_all(accelerator, config, data, out, bars)
@@ -90,7 +80,6 @@ def run(config: DetectionConfig, console: Console) -> dict[str, Any]:
     if accelerator.is_main_process:
         console.print(build_detection_table(results))
         console.print(f"Written to {config.out}")
-    shut_down(accelerator)
     return results
 
 
@@ -157,7 +146,7 @@ def _train_all(
 
 def _validate_setup(accelerator: Accelerator, config: DetectionConfig, data: DetectionData) -> None:
     """Raises what would only be raised once a teacher has been trained, and costs nothing."""
-    count_steps(accelerator, data.train, config)
+    count_steps(config, data.train, accelerator.num_processes)
     check_inputs(config, {})
     if any(METHODS[method].nd for method in config.methods):
         resolve_backend(accelerator, config.backend)
@@ -170,7 +159,8 @@ def _validate_setup(accelerator: Accelerator, config: DetectionConfig, data: Det
             "they take the same number"
         )
     if config.class_means is not None:
-        _read_class_means(config.class_means, {"data": data.name}, teacher)
+        shape = (data.num_classes + 1, teacher.dim)
+        read_class_means(Path(config.class_means), {"data": data.name}, shape)
 
 
 def _train_one(
@@ -183,9 +173,9 @@ def _train_one(
     bars: Bars,
 ) -> Detector:
     """A student by a method, or without a teacher the teacher itself; one that is done is read."""
-    accelerator = build_accelerator(config.shared())  # of its own: it collects a checkpoint's state
+    accelerator = build_accelerator(config)  # of its own: it collects a checkpoint's state
     role, name = ("teacher ", config.teacher) if teacher is None else ("", config.model)
-    weights, checkpoints = own / folder.MODEL, own / folder.CHECKPOINTS
+    weights = own / folder.MODEL
     set_seed(config.seed)
     detector = build_detector(config, name, data.num_classes)
     if weights.exists():  # what a run that starts anew replaces was set aside
@@ -196,33 +186,13 @@ def _train_one(
     accelerator.wait_for_everyone()
     needed = None if METHODS[method].distillation is None else teacher
     distiller = DetectionDistiller(detector, method, config, means)
-    trainer = DetectionTrainer(accelerator, distiller, needed, data, config)
-    position = trainer.position
-    resumed = load_newest_checkpoint(accelerator, checkpoints, bars.note)
-    log = RunLog(
-        own, config.tensorboard, position.step if resumed else None, accelerator.is_main_process
-    )
-
-    def after_epoch() -> None:
-        kept = config.keep_checkpoints
-        trainer.finite.check_weights(trainer.model, position.step)
-        checkpoint = save_checkpoint(accelerator, checkpoints, position.step, kept)
-        log.write("checkpoint", step=position.step, name=checkpoint)
-
-    with log, bars.run(f"{role}{name}, {method}", trainer.all_steps, position.step) as bar:
-        log.write(
-            "resume" if resumed else "start",
-            step=position.step,
-            epoch=position.epoch + 1,
-            environment=folder.run_environment(accelerator),
-        )
-        trainer.train(log, bar, after_epoch)
-        log.write("end", step=position.step, sha256=weights_digest(detector))
+    trainer = DetectionTrainer(accelerator, config, data, distiller, needed)
+    train_in(own, f"{role}{name}, {method}", trainer, detector, bars)
     if accelerator.is_main_process:
         save_weights(detector, weights)
     accelerator.wait_for_everyone()
     accelerator.free_memory()
-    return detector
+    return detector.eval()
 
 
 def _find_teacher(
@@ -254,7 +224,8 @@ def _find_class_means(
     }
     counts = None
     if config.class_means is not None:
-        means = _read_class_means(config.class_means, metadata, teacher)
+        shape = (data.num_classes + 1, teacher.dim)
+        means, _ = read_class_means(Path(config.class_means), metadata, shape)
     else:
         set_seed(config.seed)
         means, counts = take_class_means(accelerator, teacher, data.train, config.batch_size)
@@ -264,16 +235,6 @@ def _find_class_means(
             path = out / files.CLASS_MEANS
             ndfast.save_class_means(path, means, counts=counts.cpu(), **metadata)
     return means.to(accelerator.device).float()
-
-
-def _read_class_means(file: str, metadata: dict[str, str], teacher: Detector) -> Tensor:
-    means, _ = read_class_means(
-        Path(file),
-        metadata,
-        teacher,  # type: ignore[arg-type]  # only its dim is read
-        teacher.num_classes + 1,
-    )
-    return means
 
 
 def _read_log(own: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:

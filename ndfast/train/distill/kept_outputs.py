@@ -170,7 +170,7 @@ def open_outputs(
     with torch.device("meta"):
         network = build_model(config.teacher, data.num_classes, data.image_shape)
     metadata = identity(config, data, outputs.metadata["teacher_sha256"], data_seed)
-    means, stored_metadata = _class_means(config, metadata, network, data.num_classes)
+    means, stored_metadata = _class_means(config, metadata, (data.num_classes, network.dim))
     kept = KeptDataset(data.train, outputs)
     return (
         Teacher(network, means.to(accelerator.device, torch.float32), metrics),
@@ -180,15 +180,15 @@ def open_outputs(
 
 
 def _class_means(
-    config: TrainConfig, metadata: dict[str, Any], network: Any, num_classes: int
+    config: TrainConfig, metadata: dict[str, Any], shape: tuple[int, int]
 ) -> tuple[Tensor, dict[str, Any]]:
     is_file = config.class_means not in MEANS_KEYWORDS
     kept = Path(config.teacher_outputs or "") / files.CLASS_MEANS
     path = Path(config.class_means) if is_file else kept
     named = {**metadata, "images": "", "source": ""}
-    means, stored_metadata = read_class_means(path, named, network, num_classes)
+    means, stored_metadata = read_class_means(path, named, shape)
     if is_file and "teacher_sha256" not in stored_metadata:
-        own, _ = read_class_means(kept, named, network, num_classes)
+        own, _ = read_class_means(kept, named, shape)
         check_alike(config.class_means, own, means)
     if not is_file:
         name, value = _SOURCES[config.class_means]

@@ -14,8 +14,7 @@ from ndfast.train.data import build_data
 from ndfast.train.distill.teacher import AUGMENTED, FROM_TEACHER, find_class_means, load_teacher
 from ndfast.train.errors import ConfigError
 from ndfast.train.files import check_writable
-from ndfast.train.machine.processes import build_accelerator, shut_down, torch_settings
-from ndfast.train.machine.progress import Bars
+from ndfast.train.machine.processes import session
 
 
 def make_class_means(config: TrainConfig, out: Path, augmented: bool, console: Console) -> None:
@@ -36,11 +35,10 @@ def make_class_means(config: TrainConfig, out: Path, augmented: bool, console: C
     if out.suffix.lower() not in (".safetensors", ".npz"):
         raise ConfigError(f"out: got {str(out)!r}; expected a .safetensors or .npz file")
     check_writable(out.parent, out)
-    accelerator = build_accelerator(config)
-    data = build_data(config.data, config.data_dir, config.image_size)
-    network, digest = load_teacher(config, data, accelerator.device)
     config = replace(config, class_means=AUGMENTED if augmented else FROM_TEACHER)
-    with torch_settings(config), Bars(console, accelerator.is_main_process) as bars:
+    with session(config, console) as (accelerator, bars):
+        data = build_data(config.data, config.data_dir, config.image_size)
+        network, digest = load_teacher(config, data, accelerator.device)
         means, metadata = find_class_means(accelerator, config, data, network, digest, bars)
     if accelerator.is_main_process:
         try:
@@ -49,4 +47,3 @@ def make_class_means(config: TrainConfig, out: Path, augmented: bool, console: C
             raise ConfigError(f"out: cannot write to {str(out)!r}: {reason_of(error)}") from error
         K, D = means.shape
         console.print(f"Written to {out}: {K} classes, {D} features, {len(data.train)} images")
-    shut_down(accelerator)

@@ -23,13 +23,7 @@ from ndfast.train.distill.evaluation import batch_size, move
 from ndfast.train.distill.kept_outputs import METRICS, identity, logits_and_norms
 from ndfast.train.distill.teacher import prepare_teacher
 from ndfast.train.errors import ConfigError
-from ndfast.train.machine.processes import (
-    build_accelerator,
-    resolve_precision,
-    shut_down,
-    torch_settings,
-)
-from ndfast.train.machine.progress import Bars
+from ndfast.train.machine.processes import resolve_precision, session
 
 
 def make_teacher_outputs(
@@ -53,11 +47,10 @@ def make_teacher_outputs(
             written, or its disk is too small.
     """
     config = replace(config, precision=resolve_precision(config.precision))
-    accelerator = build_accelerator(config)
-    data = build_data(config.data, config.data_dir, config.image_size)
-    num_views = None if per_epoch else data.train.num_views
-    data_seed = config.augmentation_seed if num_views is None else None
-    with torch_settings(config), Bars(console, accelerator.is_main_process) as bars:
+    with session(config, console) as (accelerator, bars):
+        data = build_data(config.data, config.data_dir, config.image_size)
+        num_views = None if per_epoch else data.train.num_views
+        data_seed = config.augmentation_seed if num_views is None else None
         teacher, metadata = prepare_teacher(accelerator, config, data, bars)
         try:
             outputs = TeacherOutputs.create(
@@ -92,7 +85,6 @@ def make_teacher_outputs(
             raise ConfigError(f"out: cannot write to {str(out)!r}: {reason_of(error)}") from error
         except ValueError as error:
             raise ConfigError(f"out: {error}") from error
-    shut_down(accelerator)
     console.print(f"Written to {out}")
 
 

@@ -116,7 +116,8 @@ def find_class_means(
         metadata["source"] = FROM_CLASSIFIER
     else:
         path = Path(config.class_means)
-        means, stored_metadata = read_class_means(path, metadata, network, data.num_classes)
+        shape = (data.num_classes, network.dim)
+        means, stored_metadata = read_class_means(path, metadata, shape)
         if "teacher_sha256" in stored_metadata:
             metadata = stored_metadata | metadata
         else:  # not to be told of this teacher from here on either
@@ -126,7 +127,7 @@ def find_class_means(
 
 
 def read_class_means(
-    path: Path, metadata: dict[str, Any], network: AnyNetwork, num_classes: int
+    path: Path, metadata: dict[str, Any], shape: tuple[int, int]
 ) -> tuple[Tensor, dict[str, Any]]:
     """Class means from a file that must be of this teacher; KD++'s JSON does not say whose it is.
 
@@ -134,8 +135,7 @@ def read_class_means(
         path: what `ndfast.save_class_means` or KD++'s authors wrote.
         metadata: "teacher_sha256" and "data" that the file must have, if it has any; one that is
             not known yet is left out.
-        network: the teacher.
-        num_classes: K.
+        shape: (K, D), of data and teacher.
 
     Returns:
         The means [K, D], and what the file says of the same as ``metadata``, and of its "images".
@@ -150,10 +150,9 @@ def read_class_means(
         raise ConfigError(f"class_means: cannot read {path}: {error.strerror}") from error
     except ValueError as error:
         raise ConfigError(f"class_means: {error}") from error
-    if tuple(means.shape) != (num_classes, network.dim):
+    if tuple(means.shape) != shape:
         raise ConfigError(
-            f"class_means: {path} is {list(means.shape)}; teacher and data take "
-            f"[{num_classes}, {network.dim}]"
+            f"class_means: {path} is {list(means.shape)}; teacher and data take {list(shape)}"
         )
     for name, what in (("teacher_sha256", "teacher"), ("data", "data set")):
         if name in in_file and in_file[name] != metadata.get(name, in_file[name]):

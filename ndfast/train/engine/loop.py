@@ -1,25 +1,20 @@
-"""The training of a `Distiller`: steps, epochs, and where it stands."""
+"""Any training: steps, epochs, and where it stands. Its losses and its tests are a subclass's."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sized
 from contextlib import nullcontext
 from time import perf_counter
+from typing import Any
 
-import numpy as np
+import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-import ndfast
-from ndfast.train.config.train_config import TrainConfig
-from ndfast.train.data import Data
-from ndfast.train.data.batches import TrainingBatches, load, mix_seeds
-from ndfast.train.data.mixing import Mixer
-from ndfast.train.distill.distiller import Distiller
-from ndfast.train.distill.evaluation import evaluate, move, place, share_buffers
-from ndfast.train.distill.kept_outputs import as_output
-from ndfast.train.distill.teacher import Teacher
+from ndfast.train.config.detection_config import AnyConfig
+from ndfast.train.data.batches import TrainingBatches, load
 from ndfast.train.engine.finite import FiniteCheck
 from ndfast.train.engine.loss_check import FIRST_STEPS, LossCheck
 from ndfast.train.engine.optimizers import build_optimizer, learning_rate, step_at
@@ -28,18 +23,16 @@ from ndfast.train.engine.skipping import Skipping
 from ndfast.train.engine.stopwatch import Stopwatch
 from ndfast.train.errors import ConfigError
 
-MIXING = 1  # sets the seeds of mixup and cutmix apart from those of the batches
 
-
-def count_steps(config: TrainConfig, data: Data, processes: int) -> int:
-    """The optimiser's steps in an epoch.
+def count_steps(config: AnyConfig, train: Sized, processes: int) -> int:
+    """The optimiser's steps in an epoch over the images ``train``.
 
     Raises:
         ConfigError: there are none.
     """
-    steps = len(data.train) // (config.batch_size * processes) // config.accumulate
+    steps = len(train) // (config.batch_size * processes) // config.accumulate
     if steps == 0:
-        most = len(data.train) // (processes * config.accumulate)
+        most = len(train) // (processes * config.accumulate)
         raise ConfigError(
             f"batch_size: got {config.batch_size}; expected at most {most}, a process's share of "
             "the training images in a step"
@@ -47,22 +40,23 @@ def count_steps(config: TrainConfig, data: Data, processes: int) -> int:
     return steps
 
 
-class Trainer:
-    """Trains a distiller on the data, from wherever its position says.
+class TrainingLoop(ABC):
+    """Trains a module that gives losses, from wherever its position says.
 
     Args:
         accelerator: the device and the processes.
         config: everything that decides the training.
-        data: what to train and test on.
+        data: its name and what to train on.
         distiller: what is trained; not yet prepared by Accelerate.
-        teacher: None where the method has none and nothing is measured against one.
+        check: compares the ND loss with the reference, or None.
 
     Attributes:
-        model: the distiller as Accelerate prepared it.
+        distiller: as it was given.
+        model: the same as Accelerate prepared it.
         position: what `Accelerator.load_state` sets.
         average: the exponential average of the weights, or None.
-        check: compares the ND loss with the reference, or None.
         stopwatch: the time of a step by its parts.
+        all_steps: of the optimiser, in the whole training.
 
     Raises:
         ConfigError: an epoch has fewer images than a step takes.
@@ -71,13 +65,13 @@ class Trainer:
     def __init__(
         self,
         accelerator: Accelerator,
-        config: TrainConfig,
-        data: Data,
-        distiller: Distiller,
-        teacher: Teacher | None,
+        config: AnyConfig,
+        data: Any,
+        distiller: Any,
+        check: LossCheck | None = None,
     ) -> None:
         self.accelerator, self.config, self.data = accelerator, config, data
-        self.teacher = teacher
+        self.distiller, self.check = distiller, check
         self.log: Log = Silent()
         self.bar: Bar = Silent()
         self.batches = TrainingBatches(
@@ -88,8 +82,8 @@ class Trainer:
             accelerator.process_index,
             accelerator.num_processes,
         )
-        self.steps_per_epoch = count_steps(config, data, accelerator.num_processes)
-        distiller = place(distiller, accelerator.device, config)
+        self.steps_per_epoch = count_steps(config, data.train, accelerator.num_processes)
+        self.all_steps = self.steps_per_epoch * config.epochs
         self.average: AveragedModel | None = None
         if config.ema is not None:
             average = get_ema_multi_avg_fn(config.ema)
@@ -97,23 +91,31 @@ class Trainer:
         if config.compile:
             distiller.compile()
         optimizer = build_optimizer(distiller, config)
+        self.model: nn.Module
         self.model, self.optimizer = accelerator.prepare(distiller, optimizer)
         self.position = Position(data.name, accelerator.num_processes)
         accelerator.register_for_checkpointing(self.position)
         if self.average is not None:
             accelerator.register_for_checkpointing(self.average)
-        self.all_steps = self.steps_per_epoch * config.epochs
         self.stopwatch = Stopwatch(accelerator.device)
         if distiller.nd is not None and not config.compile:
             self.stopwatch.watch("nd", distiller.nd)
-        self.check: LossCheck | None = None
-        if config.check_loss and distiller.nd is not None:
-            assert teacher is not None
-            assert teacher.class_means is not None
-            self.check = LossCheck(distiller.nd, teacher.class_means)
-        self.mixer = Mixer(config.mixup, config.cutmix) if config.mixup or config.cutmix else None
         self.finite = FiniteCheck(accelerator)
         self.skipping = Skipping(self.model, self.position, config.max_skipped, config.seed)
+
+    @abstractmethod
+    def losses(self, batch: Any, number: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """What is differentiated of a batch, the step's ``number``-th, and its parts for the log.
+
+        The parts are detached; "nd" is without its factor where the loss is checked.
+        """
+
+    @abstractmethod
+    def test(self) -> dict[str, Any]:
+        """What the log's line of an epoch says of the model as it is at its end.
+
+        Every process calls this.
+        """
 
     def train(self, log: Log, bar: Bar, after: Callable[[bool], None]) -> None:
         """Trains until the last epoch, or ``config.max_steps``.
@@ -150,35 +152,8 @@ class Trainer:
     def _finished(self) -> bool:
         return self.config.max_steps is not None and self.position.step >= self.config.max_steps
 
-    def evaluate(self) -> tuple[dict[str, float], dict[str, float] | None]:
-        """The metrics on the test set, of the student and of its average if there is one."""
-        found: list[dict[str, float]] = []
-        for model in (self.model, self.average):
-            if model is None:
-                return found[0], None
-            share_buffers(model)  # what is measured is what will be saved
-            was_training = model.training
-            model.eval()
-            means = None if self.teacher is None else self.teacher.class_means
-            if means is not None and means.shape[1] != self._width():
-                means = None  # without a projector the features are not in the teacher's space
-            metrics = evaluate(self.accelerator, model, self.data.test, self.config, means)
-            if self.teacher is not None and means is not None:
-                metrics["norm_ratio"] = metrics["norm"] / self.teacher.metrics["norm"]
-            model.train(was_training)
-            found.append(metrics)
-        return found[0], found[1]
-
-    def _width(self) -> int:
-        distiller = self.accelerator.unwrap_model(self.model)
-        projector = distiller.projector
-        return distiller.network.dim if projector is None else projector[-1].out_features
-
-    def steps_of_epoch(self, first: int) -> Iterator[list[tuple[Tensor, ...]]]:
-        """The batches of each step of this epoch, from step ``first`` on, on the CPU.
-
-        Each has images and labels, and logits and norms where a teacher's are kept.
-        """
+    def steps_of_epoch(self, first: int) -> Iterator[list[Any]]:
+        """The batches of each step of this epoch, from step ``first`` on, on the CPU."""
         accumulate = self.config.accumulate
         self.batches.epoch, self.batches.start = self.position.epoch, first * accumulate
         self.model.train()
@@ -189,7 +164,7 @@ class Trainer:
                 step_batches = [next(loaded) for _ in range(accumulate)]
             yield step_batches
 
-    def step(self, step_batches: list[tuple[Tensor, ...]]) -> None:
+    def step(self, step_batches: list[Any]) -> None:
         """One step of the optimiser, of ``config.accumulate`` batches."""
         position, accumulate = self.position, len(step_batches)
         check = self.check if self._is_checked() else None
@@ -214,7 +189,7 @@ class Trainer:
             if finite:
                 step_at(self.optimizer, rate)
                 if self.average is not None:
-                    self.average.update_parameters(self.accelerator.unwrap_model(self.model))
+                    self.average.update_parameters(self.distiller)
         if check is not None:
             answer = check.answer(self.accelerator)
             self.log.write("check", step=position.step + 1, epoch=position.epoch + 1, **answer)
@@ -235,69 +210,51 @@ class Trainer:
         """What the unweighted ND loss counts for in what is differentiated."""
         scaler = self.accelerator.scaler
         scale = 1.0 if scaler is None else scaler.get_scale()
-        return self.config.nd_weight * self._warmup(self.config.nd_warmup) * scale
+        return self.config.nd_weight * self.warmup(self.config.nd_warmup) * scale
 
-    def losses(self, batch: tuple[Tensor, ...], number: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """The sum of a batch's losses with factors and warm-ups, and each without."""
-        config, position = self.config, self.position
-        device = self.accelerator.device
-        images = move(batch[0], device, config)
-        labels, *kept = (values.to(device, non_blocking=True) for values in batch[1:])
-        targets: Tensor | ndfast.Mix = labels
-        if self.mixer is not None:
-            rank = self.accelerator.process_index
-            seed = mix_seeds(MIXING, config.seed, position.step, number, rank)
-            images, targets = self.mixer(images, labels, np.random.default_rng(seed))
-        teacher = None
-        if kept:
-            teacher = as_output(*kept)
-        elif self.teacher is not None:
-            with self.stopwatch.part("teacher"), self.accelerator.autocast():
-                teacher = self.teacher(images)
-        with self.stopwatch.part("forward"):
-            parts = self.model(images, targets, teacher)
-        factors = {
-            "ce": config.ce_weight,
-            "distillation": config.distill_weight * self._warmup(config.distill_warmup),
-            "nd": self._warmup(config.nd_warmup),
-        }
-        terms = [
-            parts[name] if factor == 1 else factor * parts[name]
-            for name, factor in factors.items()
-            if name in parts
-        ]
-        found = {name: value.detach() for name, value in parts.items()}
-        if "nd" in found:
-            found["nd"] = found["nd"] / config.nd_weight
-        return sum(terms[1:], terms[0]), found
-
-    def _warmup(self, epochs: int) -> float:
+    def warmup(self, epochs: int) -> float:
+        """What a loss that grows in so many epochs counts for now, 0 to 1."""
         return min(1.0, self.position.epoch / epochs) if epochs else 1.0
 
     def _log_step(self, losses: list[dict[str, Tensor]], rate: float) -> None:
+        """Tells of a step that is due: the means of its losses over batches and processes."""
         position = self.position
         if position.step % self.config.log_every:
             self.bar.advance()
             return
         images = self.config.batch_size * self.accelerator.num_processes * len(losses)
         speed = images / self.stopwatch.seconds_per_step()
-        position.log_step(self.accelerator, losses, rate, speed, self.log, self.bar)
+        names = list(losses[0])
+        stacked = torch.stack(
+            [torch.stack([found[name].double() for name in names]) for found in losses]
+        )
+        means = self.accelerator.reduce(stacked.mean(dim=0), "mean").tolist()
+        parts = dict(zip(names, means, strict=True))
+        loss = parts.pop("loss")
+        accuracy = {"training": parts.pop("accuracy")} if "accuracy" in parts else {}
+        self.log.write(
+            "step",
+            step=position.step,
+            epoch=position.epoch + 1,
+            loss=loss,
+            losses=parts,
+            lr=rate,
+            images_per_s=speed,
+        )
+        self.bar.advance(loss=loss, **parts, **accuracy, images_per_s=speed)
 
     def _end_epoch(self, images: int, seconds: float) -> None:
         position = self.position
-        test, average = self.evaluate()
+        tested = self.test()
         train = position.end_epoch(self.accelerator)
-        self.bar.show(accuracy=test["accuracy"])
+        images *= self.accelerator.num_processes * self.config.accumulate
         self.log.write(
             "epoch",
             epoch=position.epoch,
             step=position.step,
             train=train,
-            test=test,
-            ema=average,
+            **tested,
             parts_ms=self.stopwatch.medians_ms(),
-            images_per_s=images * self.accelerator.num_processes * self.config.accumulate / seconds
-            if images
-            else None,
+            images_per_s=images / seconds if images else None,
             skipped=position.skipped,
         )

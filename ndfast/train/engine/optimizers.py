@@ -7,10 +7,10 @@ import math
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
-from ndfast.train.config.train_config import TrainConfig
+from ndfast.train.config.detection_config import AnyConfig
 
 
-def build_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
+def build_optimizer(model: nn.Module, config: AnyConfig) -> Optimizer:
     """The optimiser of a config; LAMB is pytorch_optimizer's, for large batches.
 
     Args:
@@ -46,7 +46,7 @@ def step_at(optimizer: Optimizer, rate: float) -> None:
     optimizer.step()
 
 
-def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int) -> float:
+def learning_rate(config: AnyConfig, step: int, steps_per_epoch: int) -> float:
     """The learning rate of a step: a warm-up from 0, then steps down or a cosine to 0.
 
     A function of the step alone, so that a resumed run needs nothing more.

@@ -91,8 +91,8 @@ class Position:
     def settle(self, accelerator: Accelerator) -> None:
         """Makes it the same in every process: a checkpoint keeps the main one's."""
         if self.sums:
-            sums = torch.stack([torch.as_tensor(value) for value in self.sums.values()])
-            sums = sums.to(accelerator.device, torch.float64)
+            values = [torch.as_tensor(value, dtype=torch.float64) for value in self.sums.values()]
+            sums = torch.stack(values).to(accelerator.device)
             means = accelerator.reduce(sums, "mean").tolist()
             self.sums = dict(zip(self.sums, means, strict=True))
 
@@ -103,42 +103,3 @@ class Position:
         self.epoch += 1
         self.sums, self.counted = {}, 0
         return means
-
-    def log_step(
-        self,
-        accelerator: Accelerator,
-        losses: list[dict[str, Tensor]],
-        rate: float,
-        images_per_s: float,
-        log: Log,
-        bar: Bar,
-    ) -> None:
-        """Tells of a step: the means of its losses over batches and processes.
-
-        Args:
-            accelerator: the processes; every one must call this.
-            losses: by batch and name: "loss", its parts, and "accuracy" where it is known.
-            rate: the learning rate.
-            images_per_s: of all processes.
-            log: is told.
-            bar: shows it.
-        """
-        names = list(losses[0])
-        stacked = torch.stack(
-            [torch.stack([found[name].double() for name in names]) for found in losses]
-        )
-        means = dict(
-            zip(names, accelerator.reduce(stacked.mean(dim=0), "mean").tolist(), strict=True)
-        )
-        loss = means.pop("loss")
-        accuracy = {"training": means.pop("accuracy")} if "accuracy" in means else {}
-        log.write(
-            "step",
-            step=self.step,
-            epoch=self.epoch + 1,
-            loss=loss,
-            losses=means,
-            lr=rate,
-            images_per_s=images_per_s,
-        )
-        bar.advance(loss=loss, **means, **accuracy, images_per_s=images_per_s)

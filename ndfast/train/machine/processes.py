@@ -11,11 +11,13 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, GradientAccumulationPlugin
+from rich.console import Console
 
-from ndfast.train.config.train_config import TrainConfig
+from ndfast.train.config.detection_config import AnyConfig
 from ndfast.train.errors import ConfigError
 from ndfast.train.interrupts import dropped_interrupts_come_again
 from ndfast.train.machine.allocator import keep_freed_memory
+from ndfast.train.machine.progress import Bars
 
 _KINDS = (
     DistributedType.NO,
@@ -32,7 +34,7 @@ _NOT_TAKEN = {
 }
 
 
-def build_accelerator(config: TrainConfig) -> Accelerator:
+def build_accelerator(config: AnyConfig) -> Accelerator:
     """What Accelerate finds: one process or those of torchrun and `accelerate launch`.
 
     Of what the environment says beside, the precision counts where the config names none.
@@ -120,7 +122,23 @@ def shut_down(accelerator: Accelerator) -> None:
 
 
 @contextmanager
-def torch_settings(config: TrainConfig) -> Iterator[None]:
+def session(config: AnyConfig, console: Console) -> Iterator[tuple[Accelerator, Bars]]:
+    """A command's processes from their start to their end, its settings of torch and its bars.
+
+    Yields:
+        What `build_accelerator` gives, and the bars, which the main process shows.
+
+    Raises:
+        ConfigError: as `build_accelerator`.
+    """
+    accelerator = build_accelerator(config)
+    with torch_settings(config), Bars(console, accelerator.is_main_process) as bars:
+        yield accelerator, bars
+    shut_down(accelerator)
+
+
+@contextmanager
+def torch_settings(config: AnyConfig) -> Iterator[None]:
     """Settings for the length of a run; what was set before comes back."""
     threads_before = torch.get_num_threads()
     torch.set_num_threads(config.threads)

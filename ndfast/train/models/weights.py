@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from typing import Any
 
 import safetensors.torch
 import torch
@@ -17,17 +16,7 @@ from ndfast.train.errors import ConfigError
 from ndfast.train.models.checkpoint_files import read_checkpoint
 from ndfast.train.models.fitting import find_weights, is_counter, listed
 
-_STUDENT = "network."  # of a checkpoint of `ndfast.train.distill.distiller`
 _DIGEST = "weights_digest"
-
-
-def student_weights(weights: Mapping[str, Any]) -> dict[str, Any]:
-    """The student's of a `ndfast.train.distill.distiller`'s weights, by the network's own names."""
-    return {
-        name.removeprefix(_STUDENT): value
-        for name, value in weights.items()
-        if name.startswith(_STUDENT)
-    }
 
 
 def save_weights(model: nn.Module | Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:

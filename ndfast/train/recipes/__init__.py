@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from ndfast.files import expand_home
 from ndfast.train.config.methods import METHODS
-from ndfast.train.config.train_config import TrainConfig, check_keys
+from ndfast.train.config.train_config import TrainConfig
 from ndfast.train.errors import ConfigError
 
 FOLDER = Path(__file__).parent
@@ -72,12 +74,17 @@ def load_recipe(name: str, method: str | None = None) -> dict[str, Any]:
 
 def _checked(values: dict[str, Any], source: str) -> dict[str, Any]:
     """The values as `TrainConfig` takes them; ConfigError for one that it does not."""
-    check_keys(list(values), source)
-    fields: dict[str, Any] = {
+    names = [item.name for item in fields(TrainConfig)]
+    for key in values:
+        if key not in names:
+            near = get_close_matches(key, names, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ConfigError(f"{source}: unknown key {key!r}{hint}")
+    taken: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
     }
     try:
-        TrainConfig(**fields)
+        TrainConfig(**taken)
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}") from error
-    return fields
+    return taken

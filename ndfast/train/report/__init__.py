@@ -1,6 +1,6 @@
 """What was found, to look at: tables in the terminal, one HTML page, one picture.
 
-- `tables`: the tables, which terminal and page share
+- `grid`: a table, which terminal and page share; `tables`: what is in them
 - `drawing`: the pictures' style, and curves
 - `pictures`: the pictures of a page
 - `pages`, `page.html`: the page

@@ -10,6 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ndfast.files import write_whole
 from ndfast.train.report.drawing import to_svg
+from ndfast.train.report.grid import NONE, Grid, count, fixed, percent
 from ndfast.train.report.pictures import (
     Picture,
     comparison_pictures,
@@ -17,15 +18,10 @@ from ndfast.train.report.pictures import (
     run_pictures,
 )
 from ndfast.train.report.tables import (
-    NONE,
-    Grid,
     Results,
     comparison_grids,
-    count,
     detection_grids,
-    fixed,
     over_seeds,
-    percent,
     run_grids,
 )
 
@@ -131,17 +127,16 @@ def _write(
         pictures=[
             (picture, b64encode(to_svg(picture.figure).encode()).decode()) for picture in pictures
         ],
-        details={name: _plain(results[name]) for name in ("config", "environment", "data")},
+        details={
+            part: {name: _text(value) for name, value in results[part].items()}
+            for part in ("config", "environment", "data")
+        },
     )
     write_whole(path, page.encode())
 
 
-def _plain(values: dict[str, Any]) -> dict[str, str]:
-    """Each value as a line of text."""
-    return {name: _text(value) for name, value in values.items()}
-
-
 def _text(value: Any) -> str:
+    """A value as a line of text."""
     if isinstance(value, dict):
         return "; ".join(f"{name}: {_text(part)}" for name, part in value.items())
     if isinstance(value, (list, tuple)):

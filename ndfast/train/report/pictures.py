@@ -21,7 +21,8 @@ from ndfast.train.report.drawing import (
     run_curves,
     style,
 )
-from ndfast.train.report.tables import PARTS, Results, percent
+from ndfast.train.report.grid import percent
+from ndfast.train.report.tables import PARTS, Results
 
 LOSSES = {
     "loss": "sum, weighted",

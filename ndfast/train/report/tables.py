@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from statistics import fmean, stdev
-from typing import Any, NamedTuple
+from typing import Any
 
-from rich import box
 from rich.console import Group
-from rich.table import Table
-from rich.text import Text
 
 from ndfast.train.engine.verdicts import in_words
+from ndfast.train.report.grid import NONE, Grid, count, fixed, for_terminal, percent
 
 Results = dict[str, Any]
 
-NONE = "–"
 PARTS = ("data", "teacher", "forward", "nd", "backward", "optimizer")  # of a step, in their order
 _LEGEND = (
     "On the test set. s: the student's feature, projected to the teacher's width where that "
@@ -24,28 +20,19 @@ _LEGEND = (
 )
 
 
-class Grid(NamedTuple):
-    """A table of strings; the first cell of a row names it."""
-
-    title: str
-    head: tuple[str, ...]
-    rows: Sequence[tuple[str, ...]]
-    caption: str
-
-
 def build_run_table(results: Results) -> Group:
     """The tables of one run for the terminal; every figure in them is in ``results``."""
-    return _for_terminal(run_grids(results))
+    return for_terminal(run_grids(results))
 
 
 def build_comparison_table(results: Results) -> Group:
     """The tables of a comparison for the terminal, made of the figures in ``results``."""
-    return _for_terminal(comparison_grids(results))
+    return for_terminal(comparison_grids(results))
 
 
 def build_detection_table(results: Results) -> Group:
     """What a detector and its students reached, for the terminal."""
-    return _for_terminal([_detection_grid(results)])
+    return for_terminal([_detection_grid(results)])
 
 
 def run_grids(results: Results) -> list[Grid]:
@@ -102,9 +89,10 @@ def detection_grids(results: Results, logs: dict[str, list[dict[str, Any]]]) -> 
     trainings = []
     for name, log in logs.items():
         epochs = [record for record in log if record["event"] == "epoch"]
-        speed = fmean(epoch["images_per_s"] for epoch in epochs)
+        speeds = [speed for epoch in epochs if (speed := epoch["images_per_s"]) is not None]
+        speed = f"{fmean(speeds):,.1f}" if speeds else NONE
         steps, skipped = epochs[-1]["step"], results["skipped"][name]
-        trainings.append((name, f"{steps:,}", f"{skipped:,}", f"{speed:,.1f}"))
+        trainings.append((name, f"{steps:,}", f"{skipped:,}", speed))
     head = ("", "steps", "skipped", "images/s")
     about = "The mean over the epochs, evaluation and checkpoints aside."
     return [_detection_grid(results), Grid("Training", head, trainings, about)]
@@ -117,21 +105,6 @@ def headline(results: Results) -> str:
     named = ", ".join(methods) if len(methods) <= 3 else f"{len(methods)} methods"
     line = f"{named} on {results['data']['name']}: {_network(student)}"
     return line if teacher is None else f"{line}, teacher {_network(teacher)}"
-
-
-def percent(share: float | None) -> str:
-    """A share in per cent, without the sign."""
-    return fixed(None if share is None else 100 * share, 2)
-
-
-def fixed(value: float | None, decimals: int) -> str:
-    """A number, or a dash where there is none."""
-    return NONE if value is None else f"{value:.{decimals}f}"
-
-
-def count(number: int, noun: str) -> str:
-    """A number with its noun, in the plural but for 1."""
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def added_time(results: Results, pair: dict[str, Any]) -> dict[str, float]:
@@ -299,22 +272,3 @@ def over_seeds(runs: list[Results], metric: str) -> tuple[float | None, float | 
     if None in values:
         return None, None
     return fmean(values), stdev(values) if len(values) > 1 else None
-
-
-def _for_terminal(grids: list[Grid]) -> Group:
-    tables = []
-    for grid in grids:
-        # Text: a name in square brackets is no markup.
-        table = Table(
-            title=Text(grid.title),
-            caption=Text(grid.caption),
-            caption_justify="left",
-            box=box.SIMPLE_HEAD,
-            padding=(0, 0, 0, 1),
-        )
-        for column, heading in enumerate(grid.head):
-            table.add_column(Text(heading), justify="right" if column else "left")
-        for row in grid.rows:
-            table.add_row(*map(Text, row), end_section=row[0] == "teacher")
-        tables.append(table)
-    return Group(*tables)

@@ -23,12 +23,13 @@ from contextlib import contextmanager
 from dataclasses import asdict, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from accelerate import Accelerator
 
 from ndfast.environment import describe_environment
 from ndfast.files import reason_of
+from ndfast.train.config.detection_config import AnyConfig
 from ndfast.train.config.same_run import check_same_run
 from ndfast.train.errors import ConfigError
 from ndfast.train.files import CLASS_MEANS, check_writable, read_json, write_json
@@ -53,24 +54,13 @@ _PACKAGES = (
 _FOLDERS = (CHECKPOINTS, TENSORBOARD, TEACHER, RUNS)
 
 
-class RunConfig(Protocol):
-    """What is asked here of a run's config, a dataclass."""
-
-    @property
-    def out(self) -> str: ...
-    @property
-    def resume(self) -> bool: ...
-    @property
-    def overwrite(self) -> bool: ...
-
-
-def is_resumed(config: RunConfig) -> bool:
+def is_resumed(config: AnyConfig) -> bool:
     """Whether the run goes on where it was: asked for, or torchrun has restarted the processes."""
     return config.resume or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
 
 
 @contextmanager
-def opened(config: RunConfig, accelerator: Accelerator) -> Iterator[None]:
+def opened(config: AnyConfig, accelerator: Accelerator) -> Iterator[None]:
     """Opens the run's folder; every process must call this.
 
     A run that this one replaces is put back if the block fails before it has a checkpoint.
@@ -88,7 +78,7 @@ def opened(config: RunConfig, accelerator: Accelerator) -> Iterator[None]:
             replaced.settle(Path(config.out), (*_FILES, *_FOLDERS))
 
 
-def open_folder(config: RunConfig) -> None:
+def open_folder(config: AnyConfig) -> None:
     """Makes the run's folder, or checks that the run in it is the one to resume.
 
     One that is to be replaced is set aside, see `ndfast.train.runs.replaced`.
@@ -122,9 +112,9 @@ def open_folder(config: RunConfig) -> None:
         )
 
 
-def begin(config: RunConfig) -> None:
+def begin(config: AnyConfig) -> None:
     """Makes the folder this run's: all that the config names has been found and fits."""
-    write_json(Path(config.out) / CONFIG, asdict(config))  # type: ignore[call-overload]
+    write_json(Path(config.out) / CONFIG, asdict(config))
 
 
 def _read_config(folder: Path) -> dict[str, Any] | None:
@@ -150,10 +140,10 @@ def _check_nothing_is_lost(folder: Path) -> None:
             )
 
 
-def _check_inputs_stay(config: RunConfig, folder: Path) -> None:
+def _check_inputs_stay(config: AnyConfig, folder: Path) -> None:
     """Raises ConfigError if the config names a file or folder that --overwrite removes."""
     removed = [(folder / name).resolve() for name in (*_FILES, *_FOLDERS)]
-    for item in fields(config):  # type: ignore[arg-type]
+    for item in fields(config):
         value = getattr(config, item.name)
         if item.name == "out" or item.metadata.get("metavar") not in ("FILE", "DIR") or not value:
             continue

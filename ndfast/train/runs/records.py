@@ -15,6 +15,9 @@ Every line has "event" and "time" (UTC, ISO 8601), and besides:
 - "end": "step", "sha256" (of the weights)
 
 NaN and Inf are null: JSON has none.
+
+TensorBoard's files are written by torch's own writer. Accelerate's tracker wraps the same class; it
+is asked for as its Accelerator is built, before a run's folder is opened, and would spare no line.
 """
 
 from __future__ import annotations

@@ -2,6 +2,9 @@
 
 They go into a hidden folder by way of another, so that a kill at any moment leaves either all of
 them in their places, or a folder that tells the next run what is to be put back.
+
+What is replaced took hours, and the new run may fail before it has anything, by a wrong path for
+one. The standard library renames one path at a time, and packages for atomic writes write one file.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ndfast.train.data import Data
-from ndfast.train.engine.loop import Trainer
+from ndfast.train.engine.trainer import Trainer
 from ndfast.train.engine.verdicts import summarise_checks
 from ndfast.train.models import AnyNetwork, build_model
 
@@ -36,7 +36,6 @@ def summarise(
         test, average = epochs[-1]["test"], epochs[-1]["ema"]
     else:  # it ended amid an epoch
         test, average = trainer.evaluate()
-    distiller = trainer.accelerator.unwrap_model(trainer.model)
     speeds = [speed for record in epochs if (speed := record["images_per_s"]) is not None]
     return {
         "config": asdict(config),
@@ -51,7 +50,7 @@ def summarise(
         "teacher": None
         if teacher is None
         else _describe(config.teacher, _as_built(config.teacher, data)) | teacher.metrics,
-        "student": _describe(config.model, distiller.network),
+        "student": _describe(config.model, trainer.distiller.network),
         "loss_check": summarise_checks(
             [record for record in records if record["event"] == "check"]
         ),

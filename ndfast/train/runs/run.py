@@ -14,7 +14,6 @@ from rich.console import Console
 
 import ndfast
 from ndfast.dispatch import choose
-from ndfast.files import reason_of
 from ndfast.train import files
 from ndfast.train.config.methods import METHODS
 from ndfast.train.config.train_config import TrainConfig, without_losses
@@ -29,26 +28,18 @@ from ndfast.train.distill.teacher import (
     Teacher,
     read_class_means,
 )
-from ndfast.train.engine.loop import Trainer, count_steps
-from ndfast.train.errors import CheckpointError, ConfigError
-from ndfast.train.machine.processes import (
-    build_accelerator,
-    resolve_precision,
-    shut_down,
-    torch_settings,
-)
+from ndfast.train.engine.loop import count_steps
+from ndfast.train.engine.trainer import Trainer
+from ndfast.train.errors import ConfigError
+from ndfast.train.machine.processes import build_accelerator, resolve_precision, session
 from ndfast.train.machine.progress import Bars
 from ndfast.train.models import build_model
-from ndfast.train.models.weights import (
-    save_weights,
-    student_weights,
-    weights_digest,
-)
+from ndfast.train.models.weights import save_weights
 from ndfast.train.report import build_run_table, write_run_page
 from ndfast.train.runs import folder
-from ndfast.train.runs.checkpoints import load_newest_checkpoint, save_checkpoint
-from ndfast.train.runs.records import RunLog, read_log
+from ndfast.train.runs.records import read_log
 from ndfast.train.runs.results import summarise
+from ndfast.train.runs.training import train_in
 
 Results = dict[str, Any]
 
@@ -73,13 +64,11 @@ def run(config: TrainConfig, console: Console) -> Results:
             weights came to be so.
     """
     config = replace(config, precision=resolve_precision(config.precision))
-    accelerator = build_accelerator(config)
-    with torch_settings(config), Bars(console, accelerator.is_main_process) as bars:
+    with session(config, console) as (accelerator, bars):
         results = run_once(config, bars)
     if accelerator.is_main_process:
         console.print(build_run_table(results))
         console.print(f"Written to {config.out}")
-    shut_down(accelerator)
     return results
 
 
@@ -178,7 +167,7 @@ def check_inputs(config: Any, keywords: Mapping[str, tuple[str, ...]]) -> None:
 
 def _validate_setup(config: TrainConfig, accelerator: Accelerator, data: Data) -> None:
     """Raises what would only be raised once a teacher has been trained, and costs nothing."""
-    count_steps(config, data, accelerator.num_processes)
+    count_steps(config, data.train, accelerator.num_processes)
     check_inputs(config, {"teacher_weights": (PRETRAINED,), "class_means": MEANS_KEYWORDS})
     with torch.device("meta"):
         network = build_model(config.model, data.num_classes, data.image_shape)
@@ -189,9 +178,8 @@ def _validate_setup(config: TrainConfig, accelerator: Accelerator, data: Data) -
             teacher = Teacher(teacher_network, means, {})
         Distiller(network, config, teacher)
     if teacher is not None and config.class_means not in MEANS_KEYWORDS:
-        metadata = {"data": data.name}
-        path = Path(config.class_means)
-        read_class_means(path, metadata, teacher.network, data.num_classes)
+        shape = (data.num_classes, teacher.network.dim)
+        read_class_means(Path(config.class_means), {"data": data.name}, shape)
 
 
 def _needs_teacher(config: TrainConfig) -> bool:
@@ -218,60 +206,19 @@ def _find_teacher(
 
 def _train(trainer: Trainer, backend: str | None, bars: Bars) -> Results:
     config, accelerator, out = trainer.config, trainer.accelerator, Path(trainer.config.out)
-    checkpoints = out / folder.CHECKPOINTS
-    resumed = folder.is_resumed(config) and load_newest_checkpoint(
-        accelerator, checkpoints, bars.note
-    )
-    position = trainer.position
-    environment = folder.run_environment(accelerator)
-    log = RunLog(
-        out, config.tensorboard, position.step if resumed else None, accelerator.is_main_process
-    )
-    saved = position.step if resumed else None
-
-    def save() -> None:
-        nonlocal saved
-        trainer.finite.check_weights(trainer.model, position.step)
-        position.settle(accelerator)
-        name = save_checkpoint(accelerator, checkpoints, position.step, config.keep_checkpoints)
-        log.write("checkpoint", step=position.step, name=name)
-        saved = position.step
-
-    def after_step(epoch_ends: bool) -> None:
-        every = config.checkpoint_every
-        if epoch_ends if every is None else position.step % every == 0:
-            save()
-
     title = f"{config.method}, seed {config.seed}" if trainer.teacher else config.model
-    with log, bars.run(title, trainer.all_steps, position.step) as bar:
-        log.write(
-            "resume" if resumed else "start",
-            step=position.step,
-            epoch=position.epoch + 1,
-            environment=environment,
-        )
-        trainer.train(log, bar, after_step)
-        if saved != position.step:
-            save()
-        weights = accelerator.unwrap_model(trainer.model).state_dict()
-        digest = weights_digest(weights)
-        log.write("end", step=position.step, sha256=digest)
+    digest, environment = train_in(out, title, trainer, trainer.distiller, bars)
     accelerator.wait_for_everyone()  # all read the same log, which the main one has written
     records = read_log(out / folder.LOG)
     results = summarise(trainer, backend, environment, digest, records)
     if accelerator.is_main_process:
-        try:
-            save_weights(student_weights(weights), out / folder.MODEL)
+        with files.writing_results(out, "checkpoints"):
+            save_weights(trainer.distiller.network, out / folder.MODEL)
             if trainer.average is not None:
                 average = trainer.average.module
                 assert isinstance(average, Distiller)
                 save_weights(average.network, out / folder.MODEL_EMA)
             write_run_page(out / folder.REPORT, results, records)
             files.write_json(out / folder.RESULTS, results)
-        except OSError as error:
-            raise CheckpointError(
-                f"the results cannot be written to {error.filename or out}: {reason_of(error)}; "
-                "the checkpoints are kept, --resume goes on from them"
-            ) from error
     accelerator.wait_for_everyone()
     return results
