@@ -72,7 +72,7 @@ __global__ void __launch_bounds__(kBackwardThreads, kMix&& kPieces > 1 ? 3 : 4)
         }
         const auto read = read_coefficients(p, i, p.grad_centres.data);
         // Only now what waits for the label, and what is made of numbers that are read.
-        const RowLabels labels = load_labels<kMix>(p.centres, i, true);
+        const RowLabels labels = load_labels<kMix>(p.centres, i);
 #pragma unroll
         for (int k = 0; k < kPieces; ++k) {
           const int col = begin + k * blockDim.x;

@@ -134,7 +134,10 @@ __global__ void __launch_bounds__(Group::max_threads(kWords<S, C, kPieces, Q, kM
     // A row's centre waits for its label, which is therefore read one row ahead. The first row's is
     // read here: before the loop, s and t would wait for it too, whose addresses the compiler works
     // out after the centre's.
-    if (first == start) next = read_labels<kMix>(p.centres, i, valid);
+    if (first == start && valid) {
+      const RowLabels labels = load_labels<kMix>(p.centres, i);
+      next = {bits_of(labels.first), bits_of(labels.second)};
+    }
     const RowLabels labels = labels_of<kMix>(p.centres, next);
     CentrePiece<T, C, n, kMix> c[kPieces];
     const CentreRows rows_c = rows_of<kMix>(p.centres, labels, offset_of(c[0].kBytes));
@@ -205,7 +208,7 @@ __global__ void __launch_bounds__(kLoop<S>.threads, kLoop<S>.blocks)
         t[k].load(p.teacher, i, col, col < pieces && p.teacher.data);
       }
       // Not before the first s and t, which would wait for it; a thread without a piece needs none.
-      if (begin == group.lane()) labels = load_labels<kMix>(p.centres, i, true);
+      if (begin == group.lane()) labels = load_labels<kMix>(p.centres, i);
 #pragma unroll
       for (int k = 0; k < kPieces; ++k) {
         const int col = begin + k * group.size();

@@ -26,8 +26,8 @@ __device__ __forceinline__ LabelBits read_label(const Labels& labels, uint32_t r
   asm volatile(
       "{\n .reg .pred q, r8, r4, r1;\n setp.ne.b32 q, %5, 0;\n"
       " setp.eq.and.s32 r8, %4, %6, q;\n setp.eq.and.s32 r4, %4, %7, q;\n"
-      " setp.eq.and.s32 r1, %4, %8, q;\n @r8 ld.global.nc.v2.b32 {%0, %1}, [%3];\n"
-      " @r4 ld.global.nc.b32 %2, [%3];\n @r1 ld.global.nc.u8 %2, [%3];\n}"
+      " setp.eq.and.s32 r1, %4, %8, q;\n @r8 ld.global.v2.b32 {%0, %1}, [%3];\n"
+      " @r4 ld.global.b32 %2, [%3];\n @r1 ld.global.u8 %2, [%3];\n}"
       : "+r"(bits.low), "+r"(bits.high), "+r"(bits.other)
       : "l"(p), "r"(int(labels.dtype)), "r"(int(valid)), "n"(int(LabelDtype::int64)),
         "n"(int(LabelDtype::int32)), "n"(int(LabelDtype::uint8)));
@@ -71,9 +71,28 @@ __device__ __forceinline__ RowLabels labels_of(const Centres& centres, const Row
   return {first, kMix ? label_of(bits.second, centres.target_b.dtype) : first};
 }
 
+// A row's labels where they are needed at once. By branches, behind which the compiler leaves what
+// is loaded before them: it would move these loads to the front, and the row's own would wait.
+__device__ __forceinline__ int64_t load_label(const Labels& labels, uint32_t row) {
+  const char* p = labels.data + int64_t(row) * labels.stride_bytes;
+  switch (labels.dtype) {
+    case LabelDtype::none: return row;
+    case LabelDtype::int32: return *reinterpret_cast<const int32_t*>(p);
+    case LabelDtype::uint8: return *reinterpret_cast<const uint8_t*>(p);
+    case LabelDtype::int64: break;
+  }
+  return *reinterpret_cast<const int64_t*>(p);
+}
+
+// The bits that label_of() makes this label of.
+__device__ __forceinline__ LabelBits bits_of(int64_t label) {
+  return {uint32_t(label), uint32_t(uint64_t(label) >> 32), uint32_t(label)};
+}
+
 template <bool kMix>
-__device__ __forceinline__ RowLabels load_labels(const Centres& centres, int64_t row, bool valid) {
-  return labels_of<kMix>(centres, read_labels<kMix>(centres, uint32_t(row), valid));
+__device__ __forceinline__ RowLabels load_labels(const Centres& centres, uint32_t row) {
+  const int64_t first = load_label(centres.target, row);
+  return {first, kMix ? load_label(centres.target_b, row) : first};
 }
 
 // Whether they are classes; nothing is read where they are not.
