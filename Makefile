@@ -23,7 +23,7 @@ GPU_TESTS := tests/gpu tests/test_class_means.py tests/test_class_means_count.py
 
 ALL_CORES := $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
-.PHONY: help setup test test-all mutants sanitize demo bench docs dist lint format clean
+.PHONY: help setup test test-all mutants issue-slots sanitize demo bench docs dist lint format clean
 .PHONY: gpu gpu-name gpu-build gpu-smoke gpu-test gpu-sanitize gpu-bench gpu-report
 
 help:  ## this list
@@ -48,6 +48,9 @@ test-all: test  ## and then those that take long by their nature
 
 mutants: setup  ## changes the definition and row_math.h; prints each change that no test notices
 	$(BIN)/python tests/mutation/run.py $(ARGS)
+
+issue-slots: setup  ## what a row's kernels issue on a GPU, computed (ARGS="--write docs/performance.md")
+	PYTHONPATH=tests $(BIN)/python -m issue_slots $(ARGS)
 
 sanitize: setup  ## the native library under AddressSanitizer, UBSan and ThreadSanitizer
 	$(BIN)/python tests/sanitized.py

@@ -90,7 +90,9 @@ def _parse(line: str) -> tuple[int, Instruction]:
 
 def cuobjdump(*arguments: str) -> Iterator[str]:
     """What it prints, by line."""
-    with subprocess.Popen([str(CUOBJDUMP), *arguments], stdout=subprocess.PIPE, text=True) as tool:
+    command = [str(CUOBJDUMP), *arguments]
+    quiet = subprocess.DEVNULL  # of Triton's code it warns line by line
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=quiet, text=True) as tool:
         assert tool.stdout is not None
         yield from tool.stdout
     assert tool.returncode == 0

@@ -25,6 +25,7 @@ import tempfile
 from importlib import import_module
 from pathlib import Path
 
+from emulated_cuda import compile_and_load
 from issue_slots.launches import CudaLaunches
 from issue_slots.slots import DTYPES, FEATURES, GPUS, KINDS, Launches, percent
 from machine_code import read
@@ -60,6 +61,7 @@ def main() -> None:
     from issue_slots.triton_launches import TritonLaunches
 
     with tempfile.TemporaryDirectory() as folder:
+        compile_and_load(Path(folder))
         kernels = read(Path(str(import_module("ndfast._C").__file__)))
         tables = {"CUDA": CudaLaunches(Path(folder), kernels), "Triton": TritonLaunches()}
         text = "\n\n".join(f"{name}:\n\n{table(one)}" for name, one in tables.items())

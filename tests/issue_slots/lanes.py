@@ -79,3 +79,7 @@ def unknown_results(name: str, modifiers: list[str], operands: tuple[str, ...]) 
                 register = next_register(register)
         break
     return written
+
+
+def signed(value: np.ndarray) -> np.ndarray:
+    return np.where(value >= 1 << 31, value - (1 << 32), value)

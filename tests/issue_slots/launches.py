@@ -16,7 +16,6 @@ from typing import Any
 
 import pytest
 import torch
-from emulated_cuda import compile_and_load
 from issue_slots.warp import Launch
 from machine_code import Kernel
 from torch.utils.cpp_extension import get_cxx_compiler
@@ -43,7 +42,12 @@ def call(ops: Any, kind: str, N: int, D: int, dtype: torch.dtype) -> tuple[int, 
 
 
 class CudaLaunches:
-    """Records the launches of csrc/cuda, which it compiles for the CPU into ``folder``."""
+    """Records the launches of csrc/cuda, which has been compiled for the CPU and loaded.
+
+    Args:
+        folder: where the recorder is compiled.
+        kernels: the library's.
+    """
 
     def __init__(self, folder: Path, kernels: list[Kernel]) -> None:
         compiler = get_cxx_compiler()
@@ -56,7 +60,6 @@ class CudaLaunches:
         self._recorder.recorded_kernel.restype = ctypes.c_char_p
         self._recorder.recorded_arguments.restype = ctypes.c_void_p
         self._recorder.recorded_threads.restype = ctypes.POINTER(ctypes.c_uint)
-        compile_and_load(folder)
         self._kernels = {(kernel.gpu, kernel.symbol): kernel for kernel in kernels}
 
     def record(self, gpu: str, kind: str, D: int, dtype: torch.dtype, rounds: int) -> Launch:
