@@ -12,8 +12,8 @@
 
 namespace ndfast {
 
-// 1 / x of a normal number. A GPU's own instruction: around it the compiler would put six more, for
-// numbers below the normal ones.
+// 1 / x of a normal number or of 0, as eps is. A GPU's own instruction: around it the compiler
+// would put six more, for numbers below the normal ones.
 template <class T>
 NDFAST_HOST_DEVICE T reciprocal(T x) {
   return T(1) / x;

@@ -10,6 +10,7 @@ from operator import attrgetter
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.autograd import forward_ad
 
 
@@ -37,6 +38,19 @@ num_dispatch_modes = _named("_C._len_torch_dispatch_stack", lambda: 1)
 hooks_on_saved_tensors = _named(
     "_C._autograd._top_saved_tensors_default_hooks", lambda ignore_is_tracing: True
 )
+
+
+def add_by_sorted_labels(sums: Tensor, labels: Tensor, rows: Tensor) -> None:
+    """In place, on a GPU in a fixed order; labels are rows of ``sums``.
+
+    index_put_ is the same, but looks at the labels first, for which some releases of torch have
+    the host wait.
+    """
+    put = _named("_index_put_impl_", None)
+    if put is None:
+        sums.index_put_((labels,), rows, accumulate=True)
+    else:
+        put(sums, [labels], rows, accumulate=True, unsafe=True)
 
 
 def may_have_tangents() -> bool:

@@ -107,7 +107,7 @@ def test_a_label_decides(label: int, issued: int) -> None:
 
 
 def test_a_way_that_depends_on_other_memory_is_refused() -> None:
-    with pytest.raises(ValueError, match="depends on a value in memory.*EXIT"):
+    with pytest.raises(ValueError, match=r"depends on a value in memory.*EXIT"):
         Warp(launch_of(LABEL, bytes(8)), 0).run()
 
 

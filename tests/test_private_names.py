@@ -161,3 +161,16 @@ def test_what_has_no_derivative_is_still_an_error(
     values = (student.detach(),)
     with pytest.raises((NotImplementedError, RuntimeError)):  # in the loss's words or PyTorch's
         torch.func.jvp(lambda student: loss(student, None, means, labels), values, values)
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_rows_are_added_by_their_labels(
+    is_there: bool, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    if not is_there:
+        monkeypatch.delattr(torch, "_index_put_impl_")
+    sums, rows = torch.randn(5, 3), torch.randn(40, 3)
+    labels = torch.randint(5, (40,))
+    expected = sums.double().index_add(0, labels, rows.double())
+    private.add_by_sorted_labels(sums, labels, rows)
+    torch.testing.assert_close(sums.double(), expected, rtol=1e-5, atol=1e-5)

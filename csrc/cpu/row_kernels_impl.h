@@ -166,8 +166,8 @@ RowSums<T> sums_of(const Vectors<T>& row, const VectorsAhead& ahead, Meanwhile m
   return total;
 }
 
-// The same for a student, which is float64 exactly where T is double, and its centre, which has the
-// student's type or T.
+// Calls f with null pointers of the types of a student, which is float64 exactly where T is double,
+// and of its centre, which has the student's type or T.
 template <class T, class F>
 inline auto with_types(Dtype student, Dtype centre, const F& f) {
   const auto with_centre = [&](auto* type_s) {

@@ -78,7 +78,7 @@ __global__ void __launch_bounds__(kBackwardThreads, kMix&& kPieces > 1 ? 3 : 4)
           const int col = begin + k * blockDim.x;
           c[k].load(p.centres, labels, col, col < pieces);
         }
-        const T share = load_share<T, kMix>(p.centres, i, true);
+        const T share = load_share<T, kMix>(p.centres, i);
         const auto by = read.times_upstream(are_classes<kMix>(p.centres, labels));
         if (p.grad_student.data) {
 #pragma unroll

@@ -21,7 +21,7 @@ struct Row {
 template <class T, bool kMix>
 __device__ __forceinline__ Row<T> load_row(const ForwardArguments<T>& p, uint32_t i, bool valid) {
   if (!valid) return {T(1), T(0), T(0)};
-  return {load_share<T, kMix>(p.centres, i, true), value_or(p.teacher_norm, i, T(0)),
+  return {load_share<T, kMix>(p.centres, i), value_or(p.teacher_norm, i, T(0)),
           value_or(p.sample_weight, i, T(1))};
 }
 

@@ -16,7 +16,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(Tensor student, OptionalTensor teache
                                            double eps, int64_t num_coefficients, bool gradient);
 
 // -> grad_student, grad_teacher, grad_centres, that of each row's centre in the type of the sums:
-// of class means that rows share nothing is rounded before it is added up.
+// nothing of shared class means is rounded before it is added up.
 std::tuple<Tensor, Tensor, Tensor> backward(Tensor grad_loss, Tensor saved, Tensor student,
                                             OptionalTensor teacher, Tensor class_means,
                                             OptionalTensor target, OptionalTensor target_b,

@@ -25,9 +25,11 @@ __device__ __forceinline__ LabelBits read_label(const Labels& labels, uint32_t r
   // waits until what is on its way to its register has come, even where that is nothing.
   asm volatile(
       "{\n .reg .pred q, r8, r4, r1;\n setp.ne.b32 q, %5, 0;\n"
-      " setp.eq.and.s32 r8, %4, %6, q;\n setp.eq.and.s32 r4, %4, %7, q;\n"
-      " setp.eq.and.s32 r1, %4, %8, q;\n @r8 ld.global.v2.b32 {%0, %1}, [%3];\n"
-      " @r4 ld.global.b32 %2, [%3];\n @r1 ld.global.u8 %2, [%3];\n}"
+      " setp.eq.s32 r8, %4, %6;\n and.pred r8, r8, q;\n"
+      " setp.eq.s32 r4, %4, %7;\n and.pred r4, r4, q;\n"
+      " setp.eq.s32 r1, %4, %8;\n and.pred r1, r1, q;\n"
+      " @r8 ld.global.v2.b32 {%0, %1}, [%3];\n @r4 ld.global.b32 %2, [%3];\n"
+      " @r1 ld.global.u8 %2, [%3];\n}"
       : "+r"(bits.low), "+r"(bits.high), "+r"(bits.other)
       : "l"(p), "r"(int(labels.dtype)), "r"(int(valid)), "n"(int(LabelDtype::int64)),
         "n"(int(LabelDtype::int32)), "n"(int(LabelDtype::uint8)));
@@ -111,8 +113,8 @@ __device__ __forceinline__ bool are_ignored(const Centres& centres, const RowLab
 
 // The share of a row's first label.
 template <class T, bool kMix>
-__device__ __forceinline__ T load_share(const Centres& centres, int64_t row, bool valid) {
-  return kMix && valid ? value_or(centres.lam, row, T(centres.lam_scalar)) : T(1);
+__device__ __forceinline__ T load_share(const Centres& centres, uint32_t row) {
+  return kMix ? value_or(centres.lam, row, T(centres.lam_scalar)) : T(1);
 }
 
 // Where a thread's first pieces of a row's class means lie; nothing is read there where labels are

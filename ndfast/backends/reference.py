@@ -12,12 +12,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ndfast.private import add_by_sorted_labels
+
 NONE, MEAN, SUM = range(3)
 
 is_unscaled = True  # the rows are counted first
 
-# Labels that are no class, as most of a batch may have, add to as many rows that nobody reads: on a
-# GPU those of one label are added one after the other.
+# Rows whose label is no class, which may be most of a batch, are spread over this many that nobody
+# reads: on a GPU those of one label are added one after the other.
 _ROWS_OF_NO_CLASS = 64
 
 
@@ -275,11 +277,9 @@ def add_by_class(
 
 
 def _add_rows(sums: Tensor, labels: Tensor, rows: Tensor) -> None:
-    """In place: adds each row to that of its label, in the order of rows."""
-    if sums.is_cuda:
-        # It sorts the labels; index_add_ adds there in any order. index_put_ is the same, but looks
-        # at the labels first, for which some releases of torch have the host wait.
-        torch._index_put_impl_(sums, [labels], rows, accumulate=True, unsafe=True)
+    """In place: adds each row to that of its label, in an order that never changes."""
+    if sums.is_cuda:  # index_add_ adds there in any order
+        add_by_sorted_labels(sums, labels, rows)
     else:
         sums.index_add_(0, labels, rows)
 

@@ -3,8 +3,8 @@
     make issue-slots [ARGS="--write docs/performance.md"]
 
 Computed, not measured. A row's bytes take a time, at 90 % of what the GPU's memory moves; in that
-time its schedulers issue so many instructions, one a cycle and scheduler. The table says how many
-percent of these the kernel needs. Beyond about 65 % memory waits for instructions.
+time its schedulers issue a certain number of instructions, one per cycle and scheduler. The table
+says how many percent of these the kernel needs. Beyond about 65 % memory waits for instructions.
 
 - A warp is followed through the machine code (warp.py) from the parameters of a real call
   (launches.py, triton_launches.py); an instruction that a predicate switches off is issued too.
