@@ -17,9 +17,9 @@ from sanitized import ROOT, Sanitizer
 
 # A kernel's name, its barriers, and rows, width and classes that have threads meet at each.
 BARRIERS = {
-    "a row on lanes": (r"forward_kernelIfffLi1ENS0_9LaneGroupILi16EEEfLb0", 4, (70, 64, 4)),
-    "a row on a block": (r"forward_kernelIfffLi2ENS0_10BlockGroupIfEEfLb0", 3, (9, 1024, 4)),
-    "a row in rounds": (r"forward_loop_kernelIffffLb0", 3, (9, 5000, 4)),
+    "a row on lanes": (r"forward_kernelIfffLi4ENS0_9LaneGroupILi8EEEfLb0", 4, (70, 128, 4)),
+    "a row on a block": (r"forward_kernelIfffLi4ENS0_10BlockGroupIfEEfLb0", 3, (9, 1024, 4)),
+    "a row in rounds": (r"forward_loop_kernelIffffLb0", 3, (9, 6400, 4)),
 }
 
 

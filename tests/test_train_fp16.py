@@ -14,6 +14,7 @@ from accelerate.state import AcceleratorState
 from small_runs import quiet_run
 
 from ndfast.train.config.train_config import TrainConfig
+from ndfast.train.machine import processes
 from ndfast.train.runs import run
 
 # Too large at first, and raised again soon: steps are left out, and the scale keeps changing.
@@ -37,7 +38,8 @@ def scalers(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
             built.append(accelerator.scaler)
         return accelerator
 
-    monkeypatch.setattr(run, "build_accelerator", build_for_float16)
+    for module in (processes, run):  # a command's, and those of the trainings within it
+        monkeypatch.setattr(module, "build_accelerator", build_for_float16)
     yield built
     AcceleratorState._reset_state()
 
