@@ -64,27 +64,18 @@ def test_what_a_further_round_issues() -> None:
     assert found["H200"] == pytest.approx(100 / 164.74, rel=1e-4)
 
 
-def test_lanes_that_part_issue_both_ways() -> None:
-    parted = launch_of("""
+@pytest.mark.parametrize(("first_that_leaves", "issued"), [("0x10", 7), ("0x20", 6), ("0x0", 5)])
+def test_lanes_that_part_issue_both_ways(first_that_leaves: str, issued: int) -> None:
+    launch = launch_of(f"""
         S2R R0, SR_TID.X
-        ISETP.GE.AND P0, PT, R0, 0x10, PT
+        ISETP.GE.AND P0, PT, R0, {first_that_leaves}, PT
         @P0: BRA 0x50
         FADD R1, R1, R1
         BRA 0x60
         FMUL R1, R1, R1
         EXIT
     """)
-    assert Warp(parted, 0).run() == 7
-    together = launch_of("""
-        S2R R0, SR_TID.X
-        ISETP.GE.AND P0, PT, R0, 0x20, PT
-        @P0: BRA 0x50
-        FADD R1, R1, R1
-        BRA 0x60
-        FMUL R1, R1, R1
-        EXIT
-    """)
-    assert Warp(together, 0).run() == 6
+    assert Warp(launch, 0).run() == issued
 
 
 LABEL = """
