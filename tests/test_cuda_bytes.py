@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("cuda_in_ptx")
 # last one again, which is in the cache.
 N, K = 64, 4
 # On 4, 8, 16 and 32 lanes, on a block; and in rounds, which read student twice.
-WIDTHS = [(16, 1), (64, 1), (128, 1), (256, 1), (1024, 1), (8240, 2)]
+WIDTHS = [(16, 1), (64, 1), (128, 1), (256, 1), (1024, 1), (12_304, 2)]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
