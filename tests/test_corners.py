@@ -146,6 +146,20 @@ def test_uint8_labels_do_not_wrap_around(backend: str, seed: int) -> None:
     assert torch.equal(*(gradients(loss, class_means)[0] for loss in losses))
 
 
+@pytest.mark.parametrize("D", [8, 64, 640, 37])
+def test_int32_labels_keep_their_sign(D: int, backend: str, seed: int) -> None:
+    # 2^32 - 100 would be no class, and its row not the one that is ignored.
+    student, class_means = torch.randn(5, D, requires_grad=True), torch.randn(4, D)
+    labels = torch.tensor([0, -100, 3, -100, 1])
+    losses = [
+        ndfast.nd_loss(student, None, class_means, target, backend=backend)
+        for target in (labels, labels.int())
+    ]
+    assert losses[0] == losses[1]
+    assert losses[0].isfinite()
+    assert torch.equal(*(gradients(loss, student)[0] for loss in losses))
+
+
 def test_weights_that_sum_to_zero_give_loss_zero(backend: str, seed: int) -> None:
     student = torch.randn(3, 8, requires_grad=True)
     loss = ndfast.nd_loss(
