@@ -37,14 +37,14 @@ REGISTERS = {
     ("forward", 1000, "float32"): 72,
     ("forward", 1000, "bfloat16"): FOR_16_WARPS,
     ("forward", 2048, "float32"): 64,
-    ("forward", 2048, "bfloat16"): FOR_16_WARPS,
+    ("forward", 2048, "bfloat16"): FOR_24_WARPS,
     ("forward", 4096, "float32"): 72,
-    ("forward", 4096, "bfloat16"): FOR_16_WARPS,
+    ("forward", 4096, "bfloat16"): FOR_24_WARPS,
     ("scalars", 64, "float16"): 56,
     ("scalars", 512, "float16"): FOR_16_WARPS,
     ("scalars", 1000, "float16"): FOR_16_WARPS,
-    ("scalars", 2048, "float16"): FOR_16_WARPS,
-    ("scalars", 4096, "float16"): FOR_16_WARPS,
+    ("scalars", 2048, "float16"): 64,
+    ("scalars", 4096, "float16"): 64,
     ("student", 512, "float16"): 64,
     ("student", 1000, "float16"): 64,
     ("student", 4096, "float16"): 40,
@@ -55,7 +55,7 @@ REGISTERS = {
     ("attached", 1000, "float32"): 40,
     ("attached", 1000, "bfloat16"): 72,
     ("attached", 1000, "float16"): 72,
-    ("attached", 4096, "bfloat16"): 64,
+    ("attached", 4096, "bfloat16"): 48,
     ("finish", 1000, "float32"): 40,
     ("finish", 1000, "bfloat16"): 64,
 }
@@ -131,21 +131,23 @@ def test_registers_are_within_their_bound(call: Call, found: dict[str, Any]) -> 
 
 @pytest.mark.parametrize("call", ONE_DTYPE, ids=name)
 def test_rows_move_in_16_byte_pieces(call: Call, found: dict[str, Any]) -> None:
-    # The launch table gives a thread four pieces of each row, two where a warp has no more.
+    # The launch table gives a thread four pieces of each row; two where a warp has no more, and where
+    # a row of half precision is more than one warp's.
     tensors_read, tensors_written = {
         "forward": (3, 1), "scalars": (3, 0), "backward": (3, 2), "student": (2, 1),
         "attached": (3, 1), "finish": (2, 1),
     }[call[1]["kernel"]]  # fmt: skip
     code = found[name(call)]
     row_bytes = call[1]["D"] * getattr(torch, call[1]["dtype"]).itemsize
-    pieces = 2 if row_bytes <= 1024 else 4
+    is_long_half = call[1]["dtype"] != "float32" and row_bytes > 2048
+    pieces = 2 if row_bytes <= 1024 or is_long_half else 4
     assert code["wide_loads"] == pieces * tensors_read
     assert code["wide_stores"] == pieces * tensors_written
 
 
-def test_float32_means_are_eight_pieces_where_a_bfloat16_row_is_four(found: dict[str, Any]) -> None:
+def test_float32_means_are_four_pieces_where_a_bfloat16_row_is_two(found: dict[str, Any]) -> None:
     code = found[name(WIDE_MEANS)]
-    assert (code["wide_loads"], code["wide_stores"]) == (4 + 4 + 8, 4)
+    assert (code["wide_loads"], code["wide_stores"]) == (2 + 2 + 4, 2)
 
 
 def test_a_misaligned_student_is_read_in_narrow_pieces(found: dict[str, Any]) -> None:
@@ -167,9 +169,7 @@ SUMMED = [
 def test_all_loads_of_a_row_come_before_the_first_shuffle(
     call: Call, found: dict[str, Any]
 ) -> None:
-    # But for one of twelve where ptxas has 126 registers in use.
-    is_full = call[0] == 100 and call[1]["dtype"] == "bfloat16" and call[1]["D"] >= 2048
-    assert found[name(call)]["wide_loads_after_shuffle"] <= is_full
+    assert found[name(call)]["wide_loads_after_shuffle"] == 0
 
 
 @by_compiler

@@ -111,22 +111,21 @@ __global__ void __launch_bounds__(Group::max_threads(kWords<S, C, kPieces, Q, kM
   totals.clear();
   const uint32_t N = p.N, step = gridDim.x * group.rows(), start = blockIdx.x * group.rows();
   RowLabelBits next{};
-  const auto has_piece = [&](int k) { return (group.lane() + k * group.size()) * n < p.D; };
   const auto offset_of = [&](int bytes) { return group.lane() * bytes; };
   // All threads of a block go round equally often, for they meet in the sums.
   for (uint32_t first = start, i = start + group.row(); first < N; first += step, i += step) {
     const bool valid = i < N;
-    // One address for all pieces of a row, which lie a constant apart. A group that has no row
-    // reads the last once more and stores nothing.
-    const uint32_t read_row = valid ? i : N - 1;
+    const int row_D = valid ? p.D : 0;  // a group without a row reads and stores nothing
+    const auto has_piece = [&](int k) { return (group.lane() + k * group.size()) * n < row_D; };
+    // One address for all pieces of a row, which lie a constant apart.
     Piece<T, S, n> s[kPieces];
-    const char* row_s = row_of(p.student, read_row, offset_of(s[0].kBytes));
+    const char* row_s = row_of(p.student, i, offset_of(s[0].kBytes));
 #pragma unroll
     for (int k = 0; k < kPieces; ++k) {
       s[k].load(row_s + k * group.size() * s[0].kBytes, has_piece(k));
     }
     Piece<T, Q, n> t[kPieces];
-    const char* row_t = row_of(p.teacher, read_row, offset_of(t[0].kBytes));
+    const char* row_t = row_of(p.teacher, i, offset_of(t[0].kBytes));
 #pragma unroll
     for (int k = 0; k < kPieces; ++k) {
       t[k].load(row_t + k * group.size() * t[0].kBytes, has_piece(k) && p.teacher.data);
@@ -157,7 +156,7 @@ __global__ void __launch_bounds__(Group::max_threads(kWords<S, C, kPieces, Q, kM
     }
     sums = group.sum(sums);
     finish_row<kMix>(row, p, i, valid, sums, labels, group, totals);
-    if (p.grad_student.data && valid) {
+    if (p.grad_student.data) {
       char* row_g = row_of(p.grad_student, i, offset_of(s[0].kBytes));
 #pragma unroll
       for (int k = 0; k < kPieces; ++k) {

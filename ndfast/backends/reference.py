@@ -296,6 +296,5 @@ def finish_gradient_(
     lam_scalar: float,
 ) -> None:
     """In place: the gradient that forward finished, for this upstream gradient."""
-    centres = (class_means, target, target_b, lam, lam_scalar)
-    rows = (grad_loss, saved, student, None, *centres)
-    grad_student.copy_(backward(*rows, None, True, False, False)[0])
+    call = (grad_loss, saved, student, None, class_means, target, target_b, lam, lam_scalar, None)
+    grad_student.copy_(backward(*call, True, False, False)[0])
