@@ -131,8 +131,8 @@ def test_registers_are_within_their_bound(call: Call, found: dict[str, Any]) -> 
 
 @pytest.mark.parametrize("call", ONE_DTYPE, ids=name)
 def test_rows_move_in_16_byte_pieces(call: Call, found: dict[str, Any]) -> None:
-    # The launch table gives a thread four pieces of each row; two where a warp has no more, and where
-    # a row of half precision is more than one warp's.
+    # The launch table gives a thread four pieces of each row; two where a warp has no more, and
+    # where a row of half precision is more than one warp's.
     tensors_read, tensors_written = {
         "forward": (3, 1), "scalars": (3, 0), "backward": (3, 2), "student": (2, 1),
         "attached": (3, 1), "finish": (2, 1),
