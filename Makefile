@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SOURCES := $(wildcard csrc/*.* csrc/*/*.*)
-RUN_ON_CPU := $(wildcard tests/cuda_emulator/*.* tests/ptx_machine/*.*)
+RUN_ON_CPU := $(wildcard tests/cuda_emulator/*.* tests/ptx_machine/*.* tests/issue_slots/*.cpp)
 
 GPU_NAME := import sys, torch; torch.cuda.is_available() or sys.exit('no CUDA GPU'); \
 	print(torch.cuda.get_device_name())
