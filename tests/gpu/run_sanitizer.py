@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from pathlib import Path
 
@@ -33,6 +33,7 @@ OF_OWN_KERNELS = ("racecheck", "synccheck")
 FOUND = 99  # the exit status of a tool that found something
 OUT_OF_TIME = -1  # or stopped
 SECONDS = 240
+LOOK = 0.1  # seconds, how often Ctrl-C is looked for
 RUNNING: set[int] = set()  # process groups
 STOPPED = threading.Event()
 TRIVIAL = [sys.executable, "-c", "import torch; print(torch.ones(1, device='cuda') + 1)"]
@@ -92,8 +93,12 @@ def main() -> int:
     calls += ["--backend", options.backend]
     kernels = OWN_KERNELS.get(options.backend)
     with ThreadPoolExecutor(len(TOOLS)) as pool:
-        results = pool.map(lambda tool: run(program, tool, calls, kernels), TOOLS)
-        found = dict(zip(TOOLS, results, strict=True))
+        results = {tool: pool.submit(run, program, tool, calls, kernels) for tool in TOOLS}
+        # In short waits: the system may give Ctrl-C to any thread, its handler runs in this one,
+        # and a long wait for a lock would not end for it.
+        while wait(results.values(), timeout=LOOK).not_done:
+            pass
+        found = {tool: result.result() for tool, result in results.items()}
     # A tool that ran out of time did work, and another look would take as long again.
     if any(status not in (0, OUT_OF_TIME) for status, _ in found.values()):
         status, said = run(program, "memcheck", TRIVIAL)

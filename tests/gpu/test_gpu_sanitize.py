@@ -184,13 +184,24 @@ def test_out_of_time_the_program_under_the_tool_is_killed_too(
     assert select.select([under], [], [], 30)[0], "it lives on"
 
 
-def test_interrupted_the_tools_end_and_tell_what_they_have(tmp_path: Path) -> None:
+# Runs a program whose signals another thread gets, as the system may choose.
+ELSEWHERE = """
+import runpy, signal, sys, threading
+threading.Thread(target=threading.Event().wait, daemon=True).start()
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("by", [[], ["-c", ELSEWHERE]], ids=["main thread", "another thread"])
+def test_interrupted_the_tools_end_and_tell_what_they_have(tmp_path: Path, by: list[str]) -> None:
     tool, ready = tmp_path / "compute-sanitizer", tmp_path / "ready"
     os.mkfifo(ready)
     tool.write_text(f"#!/bin/sh\necho a hazard\necho $$ > {ready}\nexec sleep 1000\n")
     tool.chmod(0o755)
     process = subprocess.Popen(
-        [sys.executable, run_sanitizer.__file__], stdout=subprocess.PIPE, text=True,
+        [sys.executable, *by, run_sanitizer.__file__], stdout=subprocess.PIPE, text=True,
         env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
     )  # fmt: skip
     tools: list[int] = []
