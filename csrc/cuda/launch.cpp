@@ -21,6 +21,14 @@ unsigned long long capture_on(cudaStream_t stream) {
   return status == cudaStreamCaptureStatusActive ? capture : 0;
 }
 
+// Not the stream's handle, which another stream gets when this one is gone, with work of its own
+// still running. To ask a stream for its number while it is captured ends the capture by an error.
+unsigned long long number_of(cudaStream_t stream) {
+  unsigned long long number = 0;
+  check(cudaStreamGetId(stream, &number), "asking for the stream's number");
+  return number;
+}
+
 }  // namespace
 
 void check(cudaError_t error, const char* what) {
@@ -67,9 +75,8 @@ int32_t take_ticket(const Launch& launch) {
   static std::mutex mutex;
   static std::map<int, Tickets> of_device;
   const unsigned long long capture = capture_on(launch.stream);
-  // Not the stream's handle, which another stream gets when this one is gone.
-  unsigned long long stream = 0;
-  check(cudaStreamGetId(launch.stream, &stream), "asking for the stream's number");
+  const unsigned long long stream =
+      capture == 0 ? number_of(launch.stream) : reinterpret_cast<uintptr_t>(launch.stream);
 
   const std::lock_guard lock(mutex);
   Tickets& tickets = of_device[launch.device];

@@ -255,6 +255,7 @@ inline cudaError_t cudaStreamGetCaptureInfo(cudaStream_t, cudaStreamCaptureStatu
   return cudaSuccess;
 }
 inline cudaError_t cudaStreamGetId(cudaStream_t, unsigned long long* id) {
+  if (emulator::capture_id) return cudaErrorStreamCaptureUnsupported;  // seen on an H200
   *id = emulator::stream_id;
   return cudaSuccess;
 }
