@@ -40,7 +40,9 @@ def roofline_figure(of_gpus: list[list[dict[str, Any]]]) -> Figure:
         _draw_panel(panel, records)
     handles = [Line2D([], [], color=INK, ls=ls, label=f"{name}, a roofline")
                for name, ls in ROOFLINES.items()]  # fmt: skip
-    handles += [Line2D([], [], color=c, lw=6, label=LABELS[name]) for name, c in COLOURS.items()]
+    drawn = {name for records in of_gpus for name in series(records)}
+    handles += [Line2D([], [], color=colour, lw=6, label=LABELS[name])
+                for name, colour in COLOURS.items() if name in drawn]  # fmt: skip
     handles += [Line2D([], [], color=INK, ls="", marker=marker, label=f"way {way}")
                 for way, marker in MARKERS.items()]  # fmt: skip
     figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=9)

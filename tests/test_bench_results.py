@@ -202,7 +202,12 @@ def test_the_picture_has_every_series(monkeypatch: pytest.MonkeyPatch) -> None:
         "compile": [(num_bytes, pytest.approx(num_bytes / 8e3), "fused")],
         "eager": [(num_bytes, pytest.approx(num_bytes / 40e3), "fused")],
     }
-    (panel,) = roofline_figure([rows]).axes
+    figure = roofline_figure([rows])
+    (panel,) = figure.axes
+    names = {text.get_text() for text in figure.legends[0].get_texts()}
+    assert {"ndfast, cuda", "ndfast, triton", "eager", "way attached"} < names
+    (legend,) = roofline_figure([rows[1:]]).legends
+    assert names - {text.get_text() for text in legend.get_texts()} == {"ndfast, cuda"}
     assert panel.get_xscale() == "log"
     lines = {line.get_label(): line.get_xydata().tolist() for line in panel.get_lines()}
     assert lines["add"] == [[num_bytes, pytest.approx(num_bytes / 2e3)]]
