@@ -261,6 +261,7 @@ def test_tickets() -> None:
         emulator.set_capture(7)
         captured = emulator.take_ticket()
         assert emulator.take_ticket() == captured != mine  # a graph may be replayed beside a stream
+        assert emulator.take_ticket(1) not in (captured, mine)  # and its own streams beside others
         capture = 8
         while emulator.take_ticket() >= 0:
             emulator.set_capture(capture := capture + 1)

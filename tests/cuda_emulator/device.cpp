@@ -48,7 +48,9 @@ void run_compiled_by(std::string path, int64_t seed) {
   };
 }
 int64_t even_blocks(int64_t tasks, int64_t most) { return ndfast::cuda::even_blocks(tasks, most); }
-int64_t take_ticket() { return ndfast::cuda::take_ticket({0, nullptr}); }
+int64_t take_ticket(int64_t handle) {
+  return ndfast::cuda::take_ticket({0, reinterpret_cast<cudaStream_t>(handle)});
+}
 }  // namespace
 
 STABLE_TORCH_LIBRARY(ndfast_emulator, m) {
@@ -58,7 +60,7 @@ STABLE_TORCH_LIBRARY(ndfast_emulator, m) {
   m.def("run_compiled_by(str library, int seed) -> ()");
   m.def("take_launched() -> str");
   m.def("even_blocks(int tasks, int most) -> int");
-  m.def("take_ticket() -> int");
+  m.def("take_ticket(int handle=0) -> int");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(ndfast_emulator, CompositeExplicitAutograd, m) {
