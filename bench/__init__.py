@@ -14,6 +14,7 @@ of the table:
 - steps.py: what is timed: ndfast's loss, its peers and rooflines.
 - timing.py: how: rounds in which all take turns; on a GPU in CUDA graphs, and in eager mode.
 - report.py: what the times become: a record of the JSON, a row of the table; cells.py: its cells.
+- builds.py: builds of the library against each other, by `python -m bench.builds`.
 - results.py: the file of a GPU's records; publish.py and picture.py: what is made of it.
 - test_nd_loss.py: checks every step against the definition in float64, then times it.
 """

@@ -88,7 +88,19 @@ def workload(request: pytest.FixtureRequest) -> Iterator[Workload]:
 
 
 def make_workload(case: Case, size: str = "full") -> Workload:
-    seed = secrets.randbelow(2**31)
+    workload = without_peers(case, secrets.randbelow(2**31))
+    x = workload.inputs[0]
+    for name, step in yardsticks(case, x).items():
+        workload.others[name] = prepare(Peer(step), workload.inputs)
+    for name, peer in peers(case, x.class_means).items():
+        if name.startswith("autotune") and not has_autotune(case, size):
+            workload.why_not[name] = LEFT_OUT
+        else:
+            add_peer(workload, name, peer)
+    return workload
+
+
+def without_peers(case: Case, seed: int) -> Workload:
     inputs = make_inputs(case, seed)
     x = inputs[0]
     loss, gradient = definition(case, x, torch.float64)
@@ -96,15 +108,7 @@ def make_workload(case: Case, size: str = "full") -> Workload:
     if case.dtype != torch.float32:
         rounded = definition(case, x, torch.float32)[1].to(case.dtype)
         gradient_error = 2 * row_error(rounded, gradient)
-    workload = Workload(case, seed, inputs, loss, gradient, gradient_error)
-    for name, step in yardsticks(case, x).items():
-        workload.others[name] = prepare(Peer(step), inputs)
-    for name, peer in peers(case, x.class_means).items():
-        if name.startswith("autotune") and not has_autotune(case, size):
-            workload.why_not[name] = LEFT_OUT
-        else:
-            add_peer(workload, name, peer)
-    return workload
+    return Workload(case, seed, inputs, loss, gradient, gradient_error)
 
 
 def definition(case: Case, x: Inputs, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
