@@ -196,7 +196,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not name or name in libraries or not library.is_file():
             parser.error(f"got {given!r}, expected NAME=LIBRARY, each name once, of a file")
         libraries[name] = library
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    has_gpu = torch.cuda.is_available()
+    if options.device == "cuda" and not has_gpu:
+        parser.error("--device: got 'cuda', and PyTorch sees no CUDA GPU; expected cpu")
+    device = options.device or ("cuda" if has_gpu else "cpu")
     try:
         shapes, dtype = read_options(options.shape, options.dtype, full=False, telling=False)
     except ValueError as error:
@@ -205,7 +208,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     left = builds
     try:
         for case in own_cases(device, shapes, dtype) if shapes else grid(device, "telling"):
-            left = compare(left, case, secrets.randbelow(2**31))
+            left = left and compare(left, case, secrets.randbelow(2**31))
     finally:
         for build in builds:
             build.end()

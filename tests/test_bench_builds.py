@@ -99,6 +99,10 @@ def test_a_process_that_ends_or_is_silent(monkeypatch: pytest.MonkeyPatch) -> No
         (["one"], "got 'one', expected NAME=LIBRARY, each name once, of a file"),
         (["one=missing.so"], "got 'one=missing.so', expected NAME=LIBRARY"),
         ([f"one={__file__}", f"one={__file__}"], "expected NAME=LIBRARY, each name once"),
+        (
+            [f"one={__file__}", "--device", "cuda"],
+            "--device: got 'cuda', and PyTorch sees no CUDA GPU",
+        ),
         ([f"one={__file__}", "--dtype", "float32"], "--dtype: got 'float32' without --shape"),
     ],
 )
