@@ -251,6 +251,13 @@ def test_what_is_no_markup_is_not_taken_for_it(pages: dict[Path, Links]) -> None
         assert re.findall(r".*(?:math::|\\(?:frac|sum|math)).*", shown) == [], page
 
 
+def test_no_module_is_shown_for_its_function(site: Path) -> None:
+    """A function by the name of its file: `ndfast.losses.cross_entropy`."""
+    html = (site / "api" / "index.html").read_text(encoding="utf-8")
+    assert "doc-function" in html
+    assert "doc-module" not in html
+
+
 def test_a_flag_is_not_broken_at_its_hyphens(site: Path) -> None:
     html = (site / "training" / "index.html").read_text(encoding="utf-8")
     assert "<code><span class=flag>--data-dir</span> DIR</code>" in html
