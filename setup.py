@@ -88,8 +88,8 @@ def extension(toolkit: CudaToolkit | None) -> Any:
     prefix_map = f"-ffile-prefix-map={os.getcwd()}/="
     options: dict[str, Any] = {
         "sources": ["csrc/bindings.cpp", *glob("csrc/cpu/*.cpp")],
-        # No -march=native: one binary for every processor, csrc/cpu/capability.cpp chooses. -g0: the
-        # flags of most Pythons have -g, and what a debugger reads was 8 MB of the library's 21.
+        # No -march=native: one binary for every processor, csrc/cpu/capability.cpp chooses.
+        # -g0: most Pythons' own flags have -g, and debug information was 8 MB of the library's 21.
         "extra_compile_args": {
             "cxx": [
                 *SPEED, "-g0", "-fvisibility=hidden", "-ffp-contract=fast", "-fno-math-errno",
