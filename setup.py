@@ -89,9 +89,10 @@ def extension(toolkit: CudaToolkit | None) -> Any:
     options: dict[str, Any] = {
         "sources": ["csrc/bindings.cpp", *glob("csrc/cpu/*.cpp")],
         # No -march=native: one binary for every processor, csrc/cpu/capability.cpp chooses.
+        # -g0: most Pythons' own flags have -g, and debug information was 8 MB of the library's 21.
         "extra_compile_args": {
             "cxx": [
-                *SPEED, "-fvisibility=hidden", "-ffp-contract=fast", "-fno-math-errno",
+                *SPEED, "-g0", "-fvisibility=hidden", "-ffp-contract=fast", "-fno-math-errno",
                 "-Wall", "-Wextra", "-Wno-psabi", prefix_map,
             ],
             # A row's few roots and quotients to 2 units in the last place, without branches.

@@ -15,7 +15,7 @@ from ndfast.module import NDLoss
 from ndfast.stats import NDStats
 from ndfast.teacher_outputs import TeacherOutputs
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 
 __all__ = [
     "ClassMeans",

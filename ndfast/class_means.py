@@ -160,7 +160,8 @@ class ClassMeans:
                 data set's length, less the rows that ``ignore_index`` leaves out.
 
         Returns:
-            [K, D], on the device of the sums: the CPU where the features' has no float64.
+            Class means [K, D], on the device of the sums, which is the CPU where the features' has
+            no float64.
 
         Raises:
             TypeError: ``dtype`` is no floating-point dtype, or ``expected_count`` no int.

@@ -22,8 +22,12 @@ _CPU = torch.device("cpu")
 class DirectNormLoss(nn.Module):
     """The module of the KD++ authors, for their trainers and what grew out of them.
 
-    The loss is factor · mean_i(1 - <s_i, e_i> / max(‖s_i‖, ‖t_i‖)), with e_i the direction of the
-    class mean of row i's label. It is `ndfast.nd_loss`, whose further options new code finds there.
+    The loss is
+
+        factor · mean_i(1 − ⟨s_i, e_i⟩ / max(‖s_i‖, ‖t_i‖))
+
+    with e_i the direction of the class mean of row i's label. It is `ndfast.nd_loss`, which has
+    further options for new code.
 
     Source: "Improving Knowledge Distillation via Regularizing Feature Direction and Norm", ECCV
     2024, arXiv 2305.17007; github.com/WangYZ1608/Knowledge-Distillation-via-ND.

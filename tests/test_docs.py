@@ -172,9 +172,11 @@ class Links(HTMLParser):
         self.anchors: set[str] = set()
         self.links: list[str] = []
         self.fetched: list[str] = []
+        self.tags: set[str] = set()
         self.feed(html)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
         for name, value in attrs:
             if name in ("id", "name") and value:
                 self.anchors.add(value)
@@ -237,3 +239,26 @@ def test_formulas_are_mathml_without_a_trace_of_tex(pages: dict[Path, Links]) ->
             assert "\\" not in formula, (page, formula)
             formulas += 1
     assert formulas > 30
+
+
+def test_what_is_no_markup_is_not_taken_for_it(pages: dict[Path, Links]) -> None:
+    """A formula such as <s, c> is a tag to a browser, which shows nothing; and TeX is no text."""
+    for page, found in pages.items():
+        assert [tag for tag in found.tags if not re.fullmatch(r"[a-z][a-z0-9-]*", tag)] == [], page
+        shown = re.sub(
+            r"<(math|code|script)\b.*?</\1>", "", page.read_text("utf-8"), flags=re.DOTALL
+        )
+        assert re.findall(r".*(?:math::|\\(?:frac|sum|math)).*", shown) == [], page
+
+
+def test_no_module_is_shown_for_its_function(site: Path) -> None:
+    """A function by the name of its file: `ndfast.losses.cross_entropy`."""
+    html = (site / "api" / "index.html").read_text(encoding="utf-8")
+    assert "doc-function" in html
+    assert "doc-module" not in html
+
+
+def test_a_flag_is_not_broken_at_its_hyphens(site: Path) -> None:
+    html = (site / "training" / "index.html").read_text(encoding="utf-8")
+    assert "<code><span class=flag>--data-dir</span> DIR</code>" in html
+    assert re.findall(r"<code>[^<]*(?<!\S)--\w[^<]*</code>", html) == []

@@ -12,9 +12,9 @@ from ndfast.losses.rows import IGNORE_INDEX, at_least_float32, check_logits, mea
 
 
 def cross_entropy(logits: Tensor, labels: Tensor | Mix, label_smoothing: float = 0.0) -> Tensor:
-    r"""Cross entropy, the mean over the rows; of mixed labels a and b
+    """Cross entropy, the mean over the rows; of mixed labels a and b
 
-    .. math:: \lambda \, \mathrm{CE}(z, a) + (1 - \lambda) \, \mathrm{CE}(z, b)
+        lam · CE(z, a) + (1 - lam) · CE(z, b)
 
     Of labels that are not mixed it is F.cross_entropy, but for a batch of no row, or of ignored
     ones alone: that one is NaN there, and this is 0 with zero gradient, as `ndfast.nd_loss` is. A

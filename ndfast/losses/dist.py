@@ -19,10 +19,9 @@ def dist_loss(
     gamma: float = 1.0,
     temperature: float = 1.0,
 ) -> Tensor:
-    r"""DIST, from the probabilities Y = softmax(z / T) [N, K] of student and teacher:
+    """DIST, from the probabilities Y = softmax(z / T) [N, K] of student and teacher:
 
-    .. math:: T^2 \, \Big(\beta \, \frac{1}{N} \sum_{i=1}^{N} d(Y^s_{i,:}, Y^t_{i,:})
-        + \gamma \, \frac{1}{K} \sum_{j=1}^{K} d(Y^s_{:,j}, Y^t_{:,j})\Big)
+        T² · (β/N · Σ_i d(Y_s[i, :], Y_t[i, :]) + γ/K · Σ_j d(Y_s[:, j], Y_t[:, j]))
 
     where d is 1 minus Pearson's correlation: along a row it compares how the classes relate, along
     a column how the rows of the batch do. T² is as in KD++'s trainer.

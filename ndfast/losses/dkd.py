@@ -18,11 +18,9 @@ def dkd_loss(
     beta: float = 8.0,
     temperature: float = 4.0,
 ) -> Tensor:
-    r"""Decoupled knowledge distillation, the mean over the rows of
+    """Decoupled knowledge distillation, the mean over the rows of
 
-    .. math:: T^2 \, (\alpha \, \mathrm{TCKD} + \beta \, \mathrm{NCKD}), \quad
-        \mathrm{TCKD} = \mathrm{KL}(b^t \,\Vert\, b^s), \quad
-        \mathrm{NCKD} = \mathrm{KL}(\hat p^t \,\Vert\, \hat p^s)
+        T² · (α TCKD + β NCKD),  TCKD = KL(b_t ‖ b_s),  NCKD = KL(p̂_t ‖ p̂_s)
 
     with p = softmax(z / T), b = (p_y, 1 - p_y) for the label y, and p̂ = p / (1 - p_y) of the other
     classes. KD is the same with α = 1 and β = 1 - p_y of the teacher, row by row, which is next to

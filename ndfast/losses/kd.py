@@ -8,9 +8,9 @@ from ndfast.losses.rows import kl_divergence, mean_over_rows, softened
 
 
 def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 4.0) -> Tensor:
-    r"""Hinton's distillation loss, the mean over the rows of
+    """Hinton's distillation loss, the mean over the rows of
 
-    .. math:: T^2 \, \mathrm{KL}(\mathrm{softmax}(z_t / T) \,\Vert\, \mathrm{softmax}(z_s / T))
+        T² · KL(softmax(z_t / T) ‖ softmax(z_s / T))
 
     A class that the teacher does not have (a logit of -inf) adds nothing, to the gradient neither,
     whether the student has it or not. One that only the student does not have makes the loss

@@ -13,10 +13,9 @@ from ndfast.losses.rows import at_least_float32
 
 
 def hcl_loss(student_stages: Sequence[Tensor], teacher_stages: Sequence[Tensor]) -> Tensor:
-    r"""The hierarchical context loss: mean squared differences of the maps averaged into grids.
+    """The hierarchical context loss: mean squared differences of the maps averaged into grids.
 
-    .. math:: \sum_{stages} \frac{\sum_{l} w_l \, \mathrm{mean}\big((P_l f_s - P_l f_t)^2\big)}
-        {\sum_{l} w_l}
+        Σ_stages (Σ_l w_l · mean((P_l f_s - P_l f_t)²)) / Σ_l w_l
 
     P_l averages a map into a grid of l by l. The first level is the map as it is, with weight 1;
     then come l = 4, 2, 1, those below the longer side of the map, each with half the weight of the
