@@ -22,7 +22,7 @@ from ndfast.train.machine.processes import build_accelerator, resolve_precision,
 from ndfast.train.machine.progress import Bars
 from ndfast.train.report import build_comparison_table, plot_comparison, write_comparison_page
 from ndfast.train.runs import folder
-from ndfast.train.runs.run import Results, resolve_backend, run_once, teacher_config
+from ndfast.train.runs.run import Results, resolve_backend, run_once, train_teacher
 
 METRIC = "accuracy"
 PICTURE = "curves.png"
@@ -165,10 +165,7 @@ def _prepare(config: TrainConfig, bars: Bars, seeds: int) -> dict[str, Any]:
     if config.teacher_outputs is not None and seeds > 1 and config.data_seed is None:
         check_serves_all_seeds(config.teacher_outputs)
     accelerator, shared = build_accelerator(config), without_losses(config)
-    if config.teacher_weights is None and config.teacher_outputs is None:
-        teacher_run = teacher_config(config)
-        run_once(teacher_run, bars)
-        config = replace(config, teacher_weights=str(Path(teacher_run.out) / folder.MODEL))
+    config = train_teacher(config, bars)
     data = build_data(config.data, config.data_dir, config.image_size)
     teacher, metadata, _ = find_teacher(accelerator, config, data, bars)
     path = Path(config.out) / files.CLASS_MEANS
