@@ -37,8 +37,7 @@ def compare(
     comparison is resumed, so that methods and seeds can be added.
 
     Args:
-        configs: by method, a name in `ndfast.train.config.methods.METHODS`; they differ in their
-            losses.
+        configs: by method; they differ in their losses.
         seeds: students a method, each of its own seed, from the configs' on.
         console: where progress and the table go.
         step_times: also measure the time of a step of each method.
@@ -137,10 +136,6 @@ def loss_checks(
     runs: dict[str, list[Results]], backends: dict[str, str]
 ) -> dict[str, dict[str, Any]]:
     """Whether the fused loss and its gradient were the reference's, in the runs of each method.
-
-    Args:
-        runs: by method the results of each seed's.
-        backends: by method the ND loss's.
 
     Returns:
         By method, if the ND loss was checked in it, be it a probe: "backend", and what

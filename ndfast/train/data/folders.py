@@ -24,12 +24,7 @@ _CROP = 0.875  # 224 of 256 pixels, as ImageNet is evaluated since AlexNet
 
 
 class FolderDataset:
-    """Images that are read from disk batch by batch.
-
-    Args:
-        samples: the files and their labels.
-        image_size: side in pixels.
-    """
+    """Images that are read from disk batch by batch."""
 
     num_views = None  # each its own
 

@@ -20,13 +20,7 @@ def make_class_means(config: TrainConfig, out: Path, augmented: bool, console: C
     """Streams a teacher over its training set and writes its class means.
 
     Any number of processes share the set. The file says whose means they are: the teacher's name,
-    the SHA-256 of its weights, and the data.
-
-    Args:
-        config: the teacher, its weights and the data.
-        out: the file; its suffix tells the format.
-        augmented: over images augmented as in training, where they are.
-        console: where progress goes.
+    the SHA-256 of its weights, and the data; its suffix tells the format.
 
     Raises:
         ConfigError: the teacher does not fit, a class has no image, or ``out`` cannot be written.

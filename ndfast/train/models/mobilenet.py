@@ -39,11 +39,7 @@ class InvertedResidual(nn.Module):
 
 
 def build_mobilenet_v2(name: str, num_classes: int, image_shape: tuple[int, ...]) -> Network:
-    """MobileNetV2 at width 0.5, with features of 1280.
-
-    Raises:
-        ConfigError: the images are not 2-D, or too small.
-    """
+    """MobileNetV2 at width 0.5, with features of 1280."""
     check_images(name, image_shape, 16)
     stem = nn.Sequential(*_convolution(image_shape[0], 16, 3, stride=2))
     stages = []

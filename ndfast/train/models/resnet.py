@@ -76,16 +76,7 @@ def build_resnet(
 ) -> Network:
     """A ResNet whose stages but the first halve the resolution.
 
-    Args:
-        name: for the message of an error.
-        num_classes: K.
-        image_shape: (C, H, W).
-        block: what the stages are made of.
-        blocks: how many a stage has.
-        channels: of the stem, then of each stage, before the block's expansion.
-
-    Raises:
-        ConfigError: the images are not 2-D, or too small.
+    ``channels`` are of the stem, then of each stage, before the block's expansion.
     """
     check_images(name, image_shape, 2 ** (len(blocks) - 1))
     inputs = channels[0]

@@ -80,11 +80,7 @@ class DownUnit(nn.Module):
 
 
 def build_shufflenet_v1(name: str, num_classes: int, image_shape: tuple[int, ...]) -> Network:
-    """ShuffleNet V1 of 3 groups, with features of 960.
-
-    Raises:
-        ConfigError: the images are not 2-D, or too small.
-    """
+    """ShuffleNet V1 of 3 groups, with features of 960."""
     check_images(name, image_shape, 8)
     channels = (240, 480, 960)
     stages = []
@@ -106,11 +102,7 @@ def build_shufflenet_v1(name: str, num_classes: int, image_shape: tuple[int, ...
 
 
 def build_shufflenet_v2(name: str, num_classes: int, image_shape: tuple[int, ...]) -> Network:
-    """ShuffleNet V2 of width 1, with features of 1024.
-
-    Raises:
-        ConfigError: the images are not 2-D, or too small.
-    """
+    """ShuffleNet V2 of width 1, with features of 1024."""
     check_images(name, image_shape, 8)
     channels = (116, 232, 464)
     stages = []

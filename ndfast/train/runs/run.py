@@ -50,10 +50,6 @@ def run(config: TrainConfig, console: Console) -> Results:
     Every process calls this and returns; only the main one shows and writes anything, but for the
     checkpoints.
 
-    Args:
-        config: the run.
-        console: where progress and the table go.
-
     Returns:
         What `results.json` holds.
 
