@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
+from functools import partial
 from io import BytesIO, StringIO
 from itertools import cycle
 from pathlib import Path
@@ -57,11 +57,8 @@ PANELS = {
 Curves = dict[str, dict[str, np.ndarray]]
 
 
-@contextmanager
-def style() -> Iterator[None]:
-    """All drawing and saving is done within; what matplotlib was set to comes back."""
-    with matplotlib.rc_context(_STYLE):
-        yield
+# All drawing and saving is done within; what matplotlib was set to comes back.
+style = partial(matplotlib.rc_context, _STYLE)
 
 
 def to_svg(figure: Figure) -> str:
