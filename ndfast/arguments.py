@@ -6,11 +6,12 @@ import math
 import sys
 from contextlib import nullcontext
 from numbers import Integral, Real
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ndfast.backends import Rows
 from ndfast.backends.reference import MEAN, NONE, SUM, accumulation_dtype
 from ndfast.dispatch import check_backend_name
 from ndfast.labels import Mix, check_label_range, check_shares
@@ -21,23 +22,6 @@ _LABELS = frozenset((torch.int64, torch.int32, torch.uint8))
 _LARGEST = int(sys.float_info.max)
 _SMALLEST_EPS = 2.0**-126  # float32's smallest normal number: the kernels multiply by 1 / eps
 _REDUCTIONS = {"none": NONE, "mean": MEAN, "sum": SUM}
-
-
-class Rows(NamedTuple):
-    """What a backend's forward takes first; the shapes are in `ndfast.backends`."""
-
-    student: Tensor
-    teacher: Tensor | None
-    class_means: Tensor
-    target: Tensor | None
-    target_b: Tensor | None
-    lam: Tensor | None
-    lam_scalar: float
-    sample_weight: Tensor | None
-    weight: float
-    reduction: int
-    ignore_index: int
-    eps: float
 
 
 def check_and_flatten(

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ndfast.labels import check_label_range
+from ndfast.backends import Rows
 
 BACKENDS = ("native", "cuda", "triton", "reference")
 _FASTEST_FIRST = {"cpu": ("native", "reference"), "cuda": ("cuda", "triton", "reference")}
@@ -169,8 +169,7 @@ def run_forward(backend: Any, arguments: tuple[Any, ...]) -> tuple[Tensor, Tenso
     its own pass over the labels.
     """
     if backend is not _NATIVE and arguments[0].is_cpu:
-        _, _, class_means, target, target_b = arguments[:5]
-        check_label_range(target, target_b, class_means.shape[0], arguments[10])
+        Rows(*arguments[:-2]).check_labels()
     return backend.forward(*arguments)
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ndfast import dispatch, saved, transforms
+from ndfast.backends import Rows
 from ndfast.backends.reference import NONE, accumulation_dtype
 
 _INPUTS = (
@@ -38,56 +39,24 @@ _library.impl("nd_loss_backward", dispatch.backward, "CompositeExplicitAutograd"
 
 
 @torch.library.register_fake("ndfast::nd_loss_forward", lib=_library)
-def _forward_fake(
-    student: Tensor,
-    teacher: Tensor | None,
-    class_means: Tensor,
-    target: Tensor | None,
-    target_b: Tensor | None,
-    lam: Tensor | None,
-    lam_scalar: float,
-    sample_weight: Tensor | None,
-    weight: float,
-    reduction: int,
-    ignore_index: int,
-    eps: float,
-    num_coefficients: int,
-    gradient: bool,
-    backend: str | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    N, D = student.shape
-    dtype = accumulation_dtype(student)
+def _forward_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    *of_rows, num_coefficients, gradient, _ = arguments
+    rows = Rows(*of_rows)
+    (N, D), dtype = rows.student.shape, accumulation_dtype(rows.student)
+    empty = rows.student.new_empty
     return (
-        student.new_empty((N,) if reduction == NONE else (), dtype=dtype),
-        student.new_empty((1 + num_coefficients * N,), dtype=dtype),
-        student.new_empty((N, D) if gradient else (0,)),
+        empty((N,) if rows.reduction == NONE else (), dtype=dtype),
+        empty((1 + num_coefficients * N,), dtype=dtype),
+        empty((N, D) if gradient else (0,)),
     )
 
 
 @torch.library.register_fake("ndfast::nd_loss_backward", lib=_library)
-def _backward_fake(
-    grad_loss: Tensor,
-    saved: Tensor,
-    student: Tensor,
-    teacher: Tensor | None,
-    class_means: Tensor,
-    target: Tensor | None,
-    target_b: Tensor | None,
-    lam: Tensor | None,
-    lam_scalar: float,
-    grad_features: Tensor | None,
-    needs_student: bool,
-    needs_teacher: bool,
-    needs_class_means: bool,
-    backend: str | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    def gradient(of: Tensor | None, needed: bool) -> Tensor:
-        return student.new_empty(0) if of is None or not needed else of.new_empty(of.shape)
-
-    return (
-        gradient(student, needs_student),
-        gradient(teacher, needs_teacher),
-        gradient(class_means, needs_class_means),
+def _backward_fake(*arguments: Any) -> tuple[Tensor, ...]:
+    inputs, needs = arguments[2:5], arguments[-4:-1]  # the three that may need a gradient
+    return tuple(
+        of.new_empty(of.shape) if need and of is not None else inputs[0].new_empty(0)
+        for of, need in zip(inputs, needs, strict=True)
     )
 
 

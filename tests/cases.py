@@ -168,7 +168,7 @@ def natural_scales(case: Case) -> dict[str, Tensor]:
     exact = case.to(torch.float64)
     rows = rows_of(exact)
     saved = reference.forward(*rows, 4, False)[1]
-    centres = reference.gather_centres(rows[2], *rows[3:7], torch.float64)
+    centres = reference.gather_centres(*rows.centres, torch.float64)
     alpha = (reference.coefficients_of(saved, 1, len(rows.student))[0] * exact.upstream)[:, None]
     norm = torch.linalg.vector_norm
     n_s, n_c = norm(rows[0], dim=1, keepdim=True), norm(centres, dim=1, keepdim=True)

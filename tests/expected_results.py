@@ -127,7 +127,7 @@ def _natural_scales(exact: Case, call: Call) -> dict[str, Tensor]:
     """
     rows = rows_of(exact)
     s, t, eps = rows.student, rows.teacher, rows.eps
-    centres = reference.gather_centres(rows.class_means, *rows[3:7], DOUBLE)
+    centres = reference.gather_centres(*rows.centres, DOUBLE)
     terms = reference.row_terms(s, t, centres, eps)
     saved = reference.forward(*rows, 4, False)[1]
     alpha = reference.coefficients_of(saved, 1, len(rows.student))[0].abs()

@@ -29,6 +29,12 @@ def quiet_run(out: Path, **fields: Any) -> dict[str, Any]:
     return run(small_config(out, **fields), Console(quiet=True))
 
 
+def teacher_weights(out: Path) -> str:
+    """The checkpoint of a teacher that an epoch has trained."""
+    quiet_run(out, model="convnet32", method="ce", epochs=1)
+    return str(out / "model.safetensors")
+
+
 def run_in_two_processes(
     out: Path, *arguments: str, program: tuple[str, ...] = ("-m", "ndfast"), **environment: str
 ) -> dict[str, Any]:

@@ -57,10 +57,7 @@ def test_every_input_against_float64(
     for rows in torch.arange(64).split([10, 0, 53, 1]):
         batch = features[rows, :, None, None] if pooled else features[rows]
         means.update(batch, labels[rows].to(label_dtype))
-    expected = means_in_float64(features, labels)
-    got = means.compute(torch.float64)
-    assert torch.allclose(got, expected, rtol=1e-13, atol=0), f"seed {seed}"
-    assert torch.equal(means.counts, labels.bincount(minlength=K)), f"seed {seed}"
+    check_against_whole(means, features, labels, seed)
 
 
 def test_order_of_batches_does_not_matter() -> None:

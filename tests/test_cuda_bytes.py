@@ -37,7 +37,7 @@ def test_each_way_moves_its_rows_once(
     assert moved[:2] == [times * size, size]
     assert size <= moved[2] <= size + few
     # Its backward: nothing where the upstream gradient is 1, else once more student and gradient.
-    call = (saved, rows.student, *rows[2:7])
+    call = (saved, rows.student, *rows.centres)
     for upstream, passes in ((1.0, 0), (2.0, 1)):
         with ptx_machine.counting(rows.student, grad_student, rows.class_means) as moved:
             cuda.finish_gradient_(grad_student, torch.tensor(upstream), *call)
@@ -52,7 +52,7 @@ def test_each_way_moves_its_rows_once(
     assert moved[2] <= few
     # attached: besides them the classifier's gradient.
     for grad_features in (None, torch.randn(N, D).to(dtype)):
-        call = (saved, rows.student, rows.teacher, *rows[2:7])
+        call = (saved, rows.student, rows.teacher, *rows.centres)
         watched = [rows.student] if grad_features is None else [rows.student, grad_features]
         with ptx_machine.counting(*watched, rows.teacher) as moved:
             cuda.backward(torch.ones(()), *call, grad_features, True, False, False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Callable, Iterator
+from itertools import product
 from typing import Any
 
 import pytest
@@ -86,10 +87,9 @@ def test_a_constant_may_come_from_inference_mode(
     def step(student: Tensor, teacher: Tensor, weights: Tensor) -> Tensor:
         return loss(student, teacher, class_means, labels, sample_weight=weights)
 
-    grad = gradient(way, step, student, given, weights)
-    torch.testing.assert_close(grad, definition(student, teacher, class_means, labels, weights))
-    grad = torch.func.grad(step)(student, given, weights)
-    torch.testing.assert_close(grad, definition(student, teacher, class_means, labels, weights))
+    expected = definition(student, teacher, class_means, labels, weights)
+    torch.testing.assert_close(gradient(way, step, student, given, weights), expected)
+    torch.testing.assert_close(torch.func.grad(step)(student, given, weights), expected)
 
 
 @losses
@@ -164,25 +164,18 @@ def test_what_is_saved(
 @pytest.mark.parametrize("backend", ["reference", "native"])
 def test_the_teachers_gradient_alone(loss: Callable[..., Tensor], backend: str, seed: int) -> None:
     # Of a student and class means that are not kept, in all pairs of types.
-    floats = (torch.float32, torch.float64, torch.bfloat16)
-    for of_student in floats:
-        for of_teacher in floats:
-            student, teacher = (
-                torch.randn(N, D).to(of_student),
-                4 * torch.randn(N, D).to(of_teacher),
-            )
-            class_means, labels = torch.randn(K, D), torch.randint(0, K, (N,))
-            labels[1] = -100
-            leaf = teacher.clone().requires_grad_()
-            loss(student, leaf, class_means, labels, backend=backend).backward()
-            exact = teacher.double().requires_grad_()
-            ndfast.nd_loss(
-                student.double(), exact, class_means.double(), labels, backend="reference"
-            ).backward()
-            tolerance = 2e-2 if torch.bfloat16 in (of_student, of_teacher) else 1e-5
-            torch.testing.assert_close(
-                leaf.grad.double(), exact.grad, rtol=tolerance, atol=tolerance / 10
-            )
+    for types in product((torch.float32, torch.float64, torch.bfloat16), repeat=2):
+        student, teacher = (torch.randn(N, D).to(dtype) for dtype in types)
+        class_means, labels = torch.randn(K, D), torch.randint(0, K, (N,))
+        labels[1] = -100
+        leaf = (4 * teacher).requires_grad_()
+        loss(student, leaf, class_means, labels, backend=backend).backward()
+        exact = (4 * teacher.double()).requires_grad_()
+        ndfast.nd_loss(
+            student.double(), exact, class_means.double(), labels, backend="reference"
+        ).backward()
+        rtol = 2e-2 if torch.bfloat16 in types else 1e-5
+        torch.testing.assert_close(leaf.grad.double(), exact.grad, rtol=rtol, atol=rtol / 10)
 
 
 def tensors_in(value: Any) -> list[Tensor]:

@@ -82,7 +82,7 @@ def expected_stats(case: Any) -> list[float]:
     rows = rows_of(case.to(torch.float64))
     counts = reference.rows_that_count(rows.target, rows.target_b, rows.ignore_index)
     counted = slice(None) if counts is None else counts
-    centres = reference.gather_centres(rows.class_means, *rows[3:7], torch.float64)
+    centres = reference.gather_centres(*rows.centres, torch.float64)
     cosine = F.cosine_similarity(rows.student, centres)[counted].mean()
     if rows.teacher is None:
         return [cosine.item(), math.nan, math.nan]

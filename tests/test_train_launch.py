@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("accelerate", reason="needs the extra [train]")
 
-from small_runs import quiet_run
+from small_runs import teacher_weights
 
 ACCELERATE = [
     "accelerate.commands.launch",
@@ -34,9 +34,8 @@ TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 
 @pytest.mark.long
 def test_accelerate_launch_trains_as_torchrun_does(tmp_path: Path) -> None:
-    quiet_run(tmp_path / "teacher", model="convnet32", method="ce", epochs=1)
     command = ["-m", "ndfast", "train", "--epochs", "1", "--teacher-weights"]
-    command += [str(tmp_path / "teacher" / "model.safetensors")]
+    command += [teacher_weights(tmp_path / "teacher")]
     found = []
     for name, launch in (("accelerate", ACCELERATE), ("torchrun", TORCHRUN)):
         out = tmp_path / name

@@ -17,7 +17,7 @@ pytest.importorskip("accelerate", reason="needs the extra [train]")
 
 from accelerate import Accelerator
 from small_networks import Linear, small_teacher
-from small_runs import events, quiet_run, small_config
+from small_runs import events, quiet_run, small_config, teacher_weights
 
 from ndfast.train.config.train_config import TrainConfig
 from ndfast.train.data import Data, build_data
@@ -214,8 +214,7 @@ def test_the_stopwatch_adds_up_a_steps_parts(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_seed_decides_the_student(tmp_path: Path) -> None:
     fields = {"class_means": "classifier", "epochs": 1}
-    quiet_run(tmp_path / "teacher", model="convnet32", method="ce", epochs=1)
-    fields["teacher_weights"] = str(tmp_path / "teacher" / "model.safetensors")
+    fields["teacher_weights"] = teacher_weights(tmp_path / "teacher")
     first, again, other = (
         quiet_run(tmp_path / name, seed=seed, log_every=1, **fields)
         for name, seed in (("first", 1), ("again", 1), ("other", 2))
@@ -229,8 +228,7 @@ def test_a_seed_decides_the_student(tmp_path: Path) -> None:
 
 
 def test_a_probe_changes_nothing_but_what_is_measured(tmp_path: Path) -> None:
-    quiet_run(tmp_path / "teacher", model="convnet32", method="ce", epochs=1)
-    weights = str(tmp_path / "teacher" / "model.safetensors")
+    weights = teacher_weights(tmp_path / "teacher")
     fields = {"method": "kd", "epochs": 1, "teacher_weights": weights}
     probed = quiet_run(tmp_path / "probed", probe=True, **fields)
     # Its dropout draws random numbers, but the student has none of its own.
@@ -286,8 +284,7 @@ def test_compiled_in_nhwc_and_bfloat16(tmp_path: Path, monkeypatch: pytest.Monke
         module._compiled_call_impl = torch.compile(module._call_impl, backend="aot_eager")
 
     monkeypatch.setattr(nn.Module, "compile", compile_)  # Inductor would take a minute
-    quiet_run(tmp_path / "teacher", model="convnet32", method="ce", epochs=1)
-    weights = str(tmp_path / "teacher" / "model.safetensors")
+    weights = teacher_weights(tmp_path / "teacher")
     fields = {"teacher_weights": weights, "log_every": 1, "max_steps": 3}
     plain = quiet_run(tmp_path / "plain", **fields)
     special = quiet_run(

@@ -201,7 +201,7 @@ def lines_of_bars(enabled: bool = True, width: int = 120, **options: Any) -> lis
         bar.advance(loss=0.5, ce=0.25, nd=0.125, training=0.75, images_per_s=1234.4)
         bar.show(accuracy=0.875)
         bars.note("a [broken] checkpoint")
-        bars._progress.refresh()  # which it does ten times a second
+        bars.refresh()  # which it does ten times a second
     return [line.rstrip() for line in file.getvalue().splitlines() if line.strip()]
 
 

@@ -128,13 +128,13 @@ def test_the_gradient_of_the_features_is_added_and_rounded_once(
         # About as large as the ND gradient; rows apart, and one element off 16 bytes.
         grad_features = (torch.randn(3, 40) * 0.05).to(dtype)[:, 1:38]
         before = grad_features.clone()
-        call = (upstream, saved, *rows[:7])
+        call = (upstream, saved, *rows.inputs)
         needs = (True, option["teacher"] == "features", rows.target is None)  # by one kernel
         got, *others = backend.backward(*call, grad_features, *needs)
 
         coefficients = reference.coefficients_of(saved, 2, 3).double()
         alpha, beta = (coefficients * (upstream * saved[0]).double())[:, :, None]
-        centres = reference.gather_centres(rows.class_means, *rows[3:7], torch.float64)
+        centres = reference.gather_centres(*rows.centres, torch.float64)
         centres = centres.nan_to_num()  # of an ignored label
         exact = before.double() + (alpha * centres + beta * rows.student.double())
         bound = 8 * torch.finfo(saved.dtype).eps * exact.abs().max()  # of the sums

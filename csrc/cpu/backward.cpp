@@ -15,8 +15,7 @@ struct Backward {
   const T* coefficients;  // [2, 4 or 8, N]
   int64_t N;
   const Matrix& student;
-  const Matrix& class_means;
-  const CentreIndex& index;
+  const Centres& centres;
   Matrix* grad_student;  // each of these may be null
   const Matrix* teacher = nullptr;
   Matrix* grad_teacher = nullptr;
@@ -34,14 +33,14 @@ struct Backward {
 
   void rows(int64_t begin, int64_t end) const {
     const auto& kernels = row_kernels<T>();
-    CentreReader<T> centres(class_means, student.dtype, index, kernels);
+    CentreReader<T> reader(centres, student.dtype, kernels);
     const bool stream = grad_student && is_streamed(*grad_student);
     const int64_t D = student.D;
     for (int64_t i = begin; i < end; ++i) {
       const T g = upstream(i);
       if (leave_finished && g == 1) continue;
       const bool dead = is_ignored(i);
-      const ConstRow c = dead ? ConstRow{} : centres[i];
+      const ConstRow c = dead ? ConstRow{} : reader[i];
       const void* addend = grad_features ? grad_features->row(i).data : nullptr;
       if (!c.data) {  // ignored, or the labels have changed since forward
         const double value = dead ? 0 : std::numeric_limits<double>::quiet_NaN();
@@ -67,9 +66,11 @@ struct Backward {
   // The rows of each class one after the other, a class a thread: no atomics, and the same order of
   // additions whatever the number of threads.
   void class_gradient(Matrix& grad_class_means) const {
-    const int64_t K = class_means.N, D = class_means.D;
-    const int64_t entries = index.target_b ? 2 * N : N;
-    const auto label = [&](int64_t e) { return e < N ? index.target[e] : index.target_b[e - N]; };
+    const int64_t K = centres.class_means.N, D = student.D;
+    const int64_t entries = centres.target_b ? 2 * N : N;
+    const auto label = [&](int64_t e) {
+      return e < N ? centres.target[e] : centres.target_b[e - N];
+    };
     const auto counts = [&](int64_t e) {
       const int64_t k = label(e);
       return k >= 0 && k < K && !is_ignored(e % N);
@@ -87,15 +88,15 @@ struct Backward {
     const int64_t row_elements = D * std::max<int64_t>(1, entries / K);
     parallel_over_rows(K, row_elements, [&](int64_t begin, int64_t end) {
       const auto& kernels = row_kernels<T>();
-      CentreReader<T> centres(class_means, student.dtype, index, kernels);
+      CentreReader<T> reader(centres, student.dtype, kernels);
       std::vector<T> sum(D);
       for (int64_t k = begin; k < end; ++k) {
         std::fill(sum.begin(), sum.end(), T(0));
         for (int64_t j = first[k]; j < first[k + 1]; ++j) {
           const int64_t i = by_class[j] % N;
-          const ConstRow c = centres[i];
+          const ConstRow c = reader[i];
           if (!c.data) continue;  // the other label of a mix is out of range
-          const T share = !index.target_b ? T(1) : T(index.lam[i]);
+          const T share = !centres.target_b ? T(1) : T(centres.lam[i]);
           const T by = upstream(i) * (by_class[j] < N ? share : T(1) - share);
           kernels.accumulate(sum.data(), c, student.row(i), by * delta(i), by * alpha(i), D);
         }
@@ -105,28 +106,27 @@ struct Backward {
   }
 };
 
+// The scale in what forward has saved, which the coefficients follow.
 template <class T>
-void check_fit(const Matrix& student, const Matrix& class_means, const CentreIndex& index,
-               const Tensor& saved, int64_t num_coefficients) {
-  STD_TORCH_CHECK(class_means.D == student.D && (index.target || class_means.N == student.N),
-                  "class_means do not fit student");
-  STD_TORCH_CHECK(saved.is_contiguous() && saved.numel() > num_coefficients * student.N &&
+const T* scale_in(const Tensor& saved, int64_t num_coefficients, int64_t N) {
+  STD_TORCH_CHECK(saved.is_contiguous() && saved.numel() > num_coefficients * N &&
                       saved.element_size() == sizeof(T),
                   "saved does not fit student");
+  return static_cast<const T*>(saved.data_ptr());
 }
 
 template <class T>
 std::tuple<Tensor, Tensor, Tensor> backward_in(const Tensor& grad_loss, const Tensor& saved,
                                                const Tensor& student, const OptionalTensor& teacher,
-                                               const Tensor& class_means, const CentreIndex& index,
+                                               const CentreTensors& centre_tensors,
                                                const OptionalTensor& grad_features,
                                                bool needs_student, bool needs_teacher,
                                                bool needs_class_means) {
-  const MatrixOf s(student), c(class_means);
+  const MatrixOf s(student);
+  const Centres centres(centre_tensors, s);
   const int64_t N = s.N;
-  check_fit<T>(s, c, index, saved, needs_teacher || needs_class_means ? 4 : 2);
+  const T* const scale = scale_in<T>(saved, needs_teacher || needs_class_means ? 4 : 2, N);
   const Values upstream(grad_loss, N);
-  const T* const scale = static_cast<const T*>(saved.data_ptr());
   std::optional<MatrixOf> t, features, grad_s, grad_t, grad_c;
   if (needs_teacher) {
     STD_TORCH_CHECK(teacher && teacher->dim() == 2, "teacher needs features for a gradient");
@@ -147,10 +147,10 @@ std::tuple<Tensor, Tensor, Tensor> backward_in(const Tensor& grad_loss, const Te
   };
   Tensor grad_student = output(needs_student, student, grad_s);
   Tensor grad_teacher = output(needs_teacher, teacher ? *teacher : student, grad_t);
-  Tensor grad_class_means = output(needs_class_means, class_means, grad_c);
+  Tensor grad_class_means = output(needs_class_means, centre_tensors.class_means, grad_c);
 
-  const bool one_centre_a_row = !index.target;
-  Backward<T> pass{upstream, *scale, scale + 1, N, s, c, index, grad_s ? &*grad_s : nullptr};
+  const bool one_centre_a_row = !centres.target;
+  Backward<T> pass{upstream, *scale, scale + 1, N, s, centres, grad_s ? &*grad_s : nullptr};
   if (grad_t) pass.teacher = &*t, pass.grad_teacher = &*grad_t;
   if (grad_c && one_centre_a_row) pass.grad_centres = &*grad_c;
   if (features) pass.grad_features = &*features;
@@ -162,15 +162,17 @@ std::tuple<Tensor, Tensor, Tensor> backward_in(const Tensor& grad_loss, const Te
 }
 
 template <class T>
-void finish_(Matrix& grad_student, const Tensor& grad_loss, const Tensor& saved,
-             const Tensor& student, const Tensor& class_means, const CentreIndex& index) {
-  const MatrixOf s(student), c(class_means);
+void finish_(const Tensor& grad_student, const Tensor& grad_loss, const Tensor& saved,
+             const Tensor& student, const CentreTensors& centre_tensors) {
+  const MatrixOf s(student);
+  const Centres centres(centre_tensors, s);
   const int64_t N = s.N;
+  MatrixOf grad(grad_student);
+  STD_TORCH_CHECK(grad.N == N && grad.D == s.D, "grad_student does not fit student");
   const Values upstream(grad_loss, N);
-  check_fit<T>(s, c, index, saved, 2);
-  const T* const scale = static_cast<const T*>(saved.data_ptr());
+  const T* const scale = scale_in<T>(saved, 2, N);
   if (upstream.is_single() && T(upstream[0] * *scale) == 1) return;
-  Backward<T> pass{upstream, *scale, scale + 1, N, s, c, index, &grad_student};
+  Backward<T> pass{upstream, *scale, scale + 1, N, s, centres, &grad};
   pass.leave_finished = true;
   parallel_over_rows(N, s.D, [&](int64_t begin, int64_t end) { pass.rows(begin, end); });
 }
@@ -183,23 +185,17 @@ std::tuple<Tensor, Tensor, Tensor> backward(Tensor grad_loss, Tensor saved, Tens
                                             OptionalTensor lam, double lam_scalar,
                                             OptionalTensor grad_features, bool needs_student,
                                             bool needs_teacher, bool needs_class_means) {
-  const int64_t N = student.size(0);
-  const CentreIndex index{Labels(target, N), Labels(target_b, N), Values(lam, N, lam_scalar)};
   const auto run =
       student.scalar_type() == ScalarType::Double ? backward_in<double> : backward_in<float>;
-  return run(grad_loss, saved, student, teacher, class_means, index, grad_features, needs_student,
-             needs_teacher, needs_class_means);
+  return run(grad_loss, saved, student, teacher, {class_means, target, target_b, lam, lam_scalar},
+             grad_features, needs_student, needs_teacher, needs_class_means);
 }
 
 void finish_gradient_(Tensor grad_student, Tensor grad_loss, Tensor saved, Tensor student,
                       Tensor class_means, OptionalTensor target, OptionalTensor target_b,
                       OptionalTensor lam, double lam_scalar) {
-  const int64_t N = student.size(0);
-  const CentreIndex index{Labels(target, N), Labels(target_b, N), Values(lam, N, lam_scalar)};
-  MatrixOf grad(grad_student);
-  STD_TORCH_CHECK(grad.N == N && grad.D == student.size(1), "grad_student does not fit student");
   const auto run = student.scalar_type() == ScalarType::Double ? finish_<double> : finish_<float>;
-  run(grad, grad_loss, saved, student, class_means, index);
+  run(grad_student, grad_loss, saved, student, {class_means, target, target_b, lam, lam_scalar});
 }
 
 }  // namespace ndfast::cpu

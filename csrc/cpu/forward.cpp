@@ -16,8 +16,7 @@ struct Forward {
   const Matrix& student;
   const Matrix* teacher;       // features, or null
   const Values* teacher_norm;  // norms, or null
-  const Matrix& class_means;
-  const CentreIndex& index;
+  const Centres& centres;
   const Values& sample_weight;
   int64_t ignore_index;
   double eps;
@@ -41,19 +40,19 @@ struct Forward {
     const auto& kernels = row_kernels<T>();
     const bool is_large = is_streamed(student);
     // In turn: a centre is read again when its row's gradient is written, beside the next row.
-    CentreReader<T> first(class_means, student.dtype, index, kernels), second = first;
-    CentreReader<T>*centres = &first, *centres_before = &second;
+    CentreReader<T> first(centres, student.dtype, kernels), second = first;
+    CentreReader<T>*reader = &first, *reader_before = &second;
     Combination<T> gradient{};  // of the row before, not written yet
     for (int64_t i = begin; i < end; ++i) {
-      if (index.is_ignored(i, ignore_index)) {
+      if (centres.is_ignored(i, ignore_index)) {
         loss[i] = 0;
         write_coefficients(i, {}, T(0), {}, false);
         if (grad_student) grad_student->fill_row(i, 0);
         continue;
       }
-      std::swap(centres, centres_before);
-      const Vectors<T> row{student.row(i), teacher ? teacher->row(i) : ConstRow{}, (*centres)[i]};
-      const auto ahead = is_large ? vectors_ahead(i, end, row, *centres) : VectorsAhead{};
+      std::swap(reader, reader_before);
+      const Vectors<T> row{student.row(i), teacher ? teacher->row(i) : ConstRow{}, (*reader)[i]};
+      const auto ahead = is_large ? vectors_ahead(i, end, row, *reader) : VectorsAhead{};
       const auto sums = kernels.sums(row, ahead, gradient, student.D);
       const T norm_s = std::sqrt(sums.student_squared);
       const T norm_t = teacher_norm ? T((*teacher_norm)[i]) : std::sqrt(sums.teacher_squared);
@@ -77,42 +76,44 @@ struct Forward {
   // About a page ahead of row i, where the processor's own looking ahead ends; of the centres the
   // next row's, where it is read as it lies.
   VectorsAhead vectors_ahead(int64_t i, int64_t end, const Vectors<T>& row,
-                             const CentreReader<T>& centres) const {
+                             const CentreReader<T>& reader) const {
     constexpr int64_t kBytes = 4096;
     const int64_t rows = std::max<int64_t>(1, kBytes / (student.D * bytes_of(student.dtype)));
     const int64_t last = end - 1, ahead = std::min(i + rows, last);
-    const void* centre = centres.as_it_lies(std::min(i + 1, last));
+    const void* centre = reader.as_it_lies(std::min(i + 1, last));
     return {student.row(ahead).data, teacher ? teacher->row(ahead).data : nullptr,
             centre ? centre : row.centre.data};
   }
 };
 
 // Σ of the sample weights of the rows that count, after a look at every label.
-double denominator_of(const CentreIndex& index, const Values& sample_weight, int64_t N, int64_t K,
+double denominator_of(const Centres& centres, const Values& sample_weight, int64_t N,
                       int64_t ignore_index) {
+  const int64_t K = centres.class_means.N;
   double sum = 0;
   for (int64_t i = 0; i < N; ++i) {
-    for (const Labels* labels : {&index.target, &index.target_b}) {
+    for (const Labels* labels : {&centres.target, &centres.target_b}) {
       if (!*labels) continue;
       const int64_t label = (*labels)[i];
       STD_TORCH_CHECK((label >= 0 && label < K) || label == ignore_index,
                       "label out of range");  // told apart, with its row, in backends/native.py
     }
-    if (!index.is_ignored(i, ignore_index)) sum += sample_weight[i];
+    if (!centres.is_ignored(i, ignore_index)) sum += sample_weight[i];
   }
   return sum;
 }
 
 template <class T>
 std::tuple<Tensor, Tensor, Tensor> forward_in(const Tensor& student, const OptionalTensor& teacher,
-                                              const Tensor& class_means, const CentreIndex& index,
-                                              const Values& sample_weight, double weight,
+                                              const CentreTensors& centre_tensors,
+                                              const OptionalTensor& sample_weight, double weight,
                                               int64_t reduction, int64_t ignore_index, double eps,
                                               int64_t num_coefficients, bool gradient) {
   const ScalarType dtype = sizeof(T) == 8 ? ScalarType::Double : ScalarType::Float;
-  const MatrixOf s(student), c(class_means);
+  const MatrixOf s(student);
+  const Centres centres(centre_tensors, s);
   const int64_t N = s.N;
-  STD_TORCH_CHECK(c.D == s.D && (index.target || c.N == N), "class_means do not fit student");
+  const Values weights(sample_weight, N);
   STD_TORCH_CHECK(num_coefficients >= 0 && num_coefficients <= 8, "num_coefficients: at most 8");
   std::optional<MatrixOf> t;
   std::optional<Values> t_norm;
@@ -122,7 +123,7 @@ std::tuple<Tensor, Tensor, Tensor> forward_in(const Tensor& student, const Optio
     t.emplace(*teacher);
     STD_TORCH_CHECK(t->N == N && t->D == s.D, "teacher does not fit student");
   }
-  const double denominator = denominator_of(index, sample_weight, N, c.N, ignore_index);
+  const double denominator = denominator_of(centres, weights, N, ignore_index);
   const double mean_factor = denominator == 0 ? 0 : weight / denominator;
 
   const auto empty = [&](std::initializer_list<int64_t> sizes, ScalarType type) {
@@ -141,9 +142,8 @@ std::tuple<Tensor, Tensor, Tensor> forward_in(const Tensor& student, const Optio
   const Forward<T> pass{s,
                         t ? &*t : nullptr,
                         t_norm ? &*t_norm : nullptr,
-                        c,
-                        index,
-                        sample_weight,
+                        centres,
+                        weights,
                         ignore_index,
                         eps,
                         reduction == kMean ? mean_factor : weight,
@@ -153,8 +153,8 @@ std::tuple<Tensor, Tensor, Tensor> forward_in(const Tensor& student, const Optio
                         grad ? &*grad : nullptr};
   parallel_over_rows(N, s.D, [&](int64_t begin, int64_t end) { pass.rows(begin, end); });
   if (row_loss) {
-    double sum =
-        0;  // one order whatever the number of threads, so bitwise the same from run to run
+    // One order whatever the number of threads, so bitwise the same from run to run.
+    double sum = 0;
     for (int64_t i = 0; i < N; ++i) sum += double(row_loss[i]);
     *static_cast<T*>(loss.data_ptr()) = T(sum);
   }
@@ -169,13 +169,10 @@ std::tuple<Tensor, Tensor, Tensor> forward(Tensor student, OptionalTensor teache
                                            double lam_scalar, OptionalTensor sample_weight,
                                            double weight, int64_t reduction, int64_t ignore_index,
                                            double eps, int64_t num_coefficients, bool gradient) {
-  const int64_t N = student.size(0);
-  const CentreIndex index{Labels(target, N), Labels(target_b, N), Values(lam, N, lam_scalar)};
-  const Values weights(sample_weight, N);
   const auto run =
       student.scalar_type() == ScalarType::Double ? forward_in<double> : forward_in<float>;
-  return run(student, teacher, class_means, index, weights, weight, reduction, ignore_index, eps,
-             num_coefficients, gradient);
+  return run(student, teacher, {class_means, target, target_b, lam, lam_scalar}, sample_weight,
+             weight, reduction, ignore_index, eps, num_coefficients, gradient);
 }
 
 }  // namespace ndfast::cpu

@@ -11,11 +11,22 @@ namespace ndfast::cpu {
 template <class T>
 constexpr Dtype kDtypeOf = sizeof(T) == 8 ? Dtype::float64 : Dtype::float32;
 
-// What says where a row's centre is: a label, two labels and a share, or the row itself.
-struct CentreIndex {
+// Class means, and what says which of them a row's centre is: a label, two labels and a share, or
+// the row itself.
+struct Centres {
+  MatrixOf class_means;
   Labels target;
   Labels target_b;
   Values lam;
+
+  Centres(const CentreTensors& of, const Matrix& student)
+      : class_means(of.class_means),
+        target(of.target, student.N),
+        target_b(of.target_b, student.N),
+        lam(of.lam, student.N, of.lam_scalar) {
+    STD_TORCH_CHECK(class_means.D == student.D && (target || class_means.N == student.N),
+                    "class_means do not fit student");
+  }
 
   bool is_ignored(int64_t i, int64_t ignore_index) const {
     return (target && target[i] == ignore_index) || (target_b && target_b[i] == ignore_index);
@@ -27,54 +38,51 @@ struct CentreIndex {
 template <class T>
 class CentreReader {
  public:
-  CentreReader(const Matrix& class_means, Dtype student, const CentreIndex& index,
-               const RowKernels<T>& kernels)
-      : class_means_(class_means),
-        index_(index),
+  CentreReader(const Centres& of, Dtype student, const RowKernels<T>& kernels)
+      : of_(of),
         kernels_(kernels),
-        is_read_(class_means.dtype == kDtypeOf<T> || class_means.dtype == student) {
-    const size_t D = class_means.D, converted = is_read_ ? 0 : D;
+        is_read_(of.class_means.dtype == kDtypeOf<T> || of.class_means.dtype == student) {
+    const size_t D = of.class_means.D, converted = is_read_ ? 0 : D;
     first_.resize(converted);
-    second_.resize(index.target_b ? converted : 0);
-    mixed_.resize(index.target_b ? D : 0);
+    second_.resize(of.target_b ? converted : 0);
+    mixed_.resize(of.target_b ? D : 0);
   }
 
   // Valid until the next call. `data` is null where a label is out of range: nothing is read there.
   ConstRow operator[](int64_t i) {
-    if (!index_.target) return class_mean(i, first_);
-    const int64_t a = index_.target[i];
+    if (!of_.target) return class_mean(i, first_);
+    const int64_t a = of_.target[i];
     if (!in_range(a)) return {};
-    if (!index_.target_b) return class_mean(a, first_);
-    const int64_t b = index_.target_b[i];
+    if (!of_.target_b) return class_mean(a, first_);
+    const int64_t b = of_.target_b[i];
     if (!in_range(b)) return {};
-    const T share = T(index_.lam[i]);
+    const T share = T(of_.lam[i]);
     const Row mixed{mixed_.data(), kDtypeOf<T>};
     kernels_.combine(
         {mixed, class_mean(a, first_), class_mean(b, second_), share, T(1) - share, false},
-        class_means_.D);
+        of_.class_means.D);
     return {mixed.data, mixed.dtype};
   }
 
   // The class mean that row i's centre is, or a mix's first; nothing is read of it. Null where a
   // label is out of range, or the centre has another type than the class mean.
   const void* as_it_lies(int64_t i) const {
-    const int64_t k = index_.target ? index_.target[i] : i;
-    const bool same_type = index_.target_b ? class_means_.dtype == kDtypeOf<T> : is_read_;
-    return in_range(k) && same_type ? class_means_.row(k).data : nullptr;
+    const int64_t k = of_.target ? of_.target[i] : i;
+    const bool same_type = of_.target_b ? of_.class_means.dtype == kDtypeOf<T> : is_read_;
+    return in_range(k) && same_type ? of_.class_means.row(k).data : nullptr;
   }
 
  private:
-  bool in_range(int64_t label) const { return label >= 0 && label < class_means_.N; }
+  bool in_range(int64_t label) const { return label >= 0 && label < of_.class_means.N; }
 
   ConstRow class_mean(int64_t k, std::vector<T>& converted) {
-    const ConstRow row = class_means_.row(k);
+    const ConstRow row = of_.class_means.row(k);
     if (is_read_) return row;
-    kernels_.scale({converted.data(), kDtypeOf<T>}, row, T(1), class_means_.D);
+    kernels_.scale({converted.data(), kDtypeOf<T>}, row, T(1), of_.class_means.D);
     return {converted.data(), kDtypeOf<T>};
   }
 
-  const Matrix& class_means_;
-  const CentreIndex& index_;
+  const Centres& of_;
   const RowKernels<T>& kernels_;
   bool is_read_;  // a class mean where it lies
   // Scratch rows.

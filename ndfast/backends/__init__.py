@@ -3,22 +3,16 @@
 Each has, on real tensors whose shapes and dtypes `ndfast.arguments` has checked:
 
 - ``unusable(device)``: None, or the sentence that says why it cannot run on that device.
-- ``forward(student, teacher, class_means, target, target_b, lam, lam_scalar, sample_weight, weight,
-  reduction, ignore_index, eps, num_coefficients, gradient)`` -> ``(loss, saved, grad_student)``
-- ``backward(grad_loss, saved, student, teacher, class_means, target, target_b, lam, lam_scalar,
-  grad_features, needs_student, needs_teacher, needs_class_means)`` ->
-  ``(grad_student, grad_teacher, grad_class_means)``; ``grad_features``, None or, only with
-  ``needs_student``, a gradient [N, D] in the student's dtype that goes into grad_student: added in
-  the dtype of the sums, so that the sum is rounded once, and never written. A row that is ignored
-  gets it as it is.
-- ``finish_gradient_(grad_student, grad_loss, saved, student, class_means, target, target_b, lam,
-  lam_scalar)``: in place, makes forward's ``grad_student`` right for this upstream gradient. Where
-  ``grad_loss * scale`` is 1 it is right already and nothing is moved; otherwise it is written anew
-  from the coefficients: as many bytes as scaling it, and rounded once, not twice.
-
-Shapes: student [N, D]; teacher [N, D], [N] (its norms) or None; class_means [K, D]; target and
-target_b [N] integers, target None for one centre a row ([N, D] class_means); lam [N] or None, when
-lam_scalar holds for every row; sample_weight [N] or None; reduction 0 none, 1 mean, 2 sum.
+- ``forward(*rows, num_coefficients, gradient)`` -> ``(loss, saved, grad_student)``, of `Rows`.
+- ``backward(grad_loss, saved, *rows.inputs, grad_features, needs_student, needs_teacher,
+  needs_class_means)`` -> ``(grad_student, grad_teacher, grad_class_means)``; ``grad_features``,
+  None or, only with ``needs_student``, a gradient [N, D] in the student's dtype that goes into
+  grad_student: added in the dtype of the sums, so that the sum is rounded once, and never written.
+  A row that is ignored gets it as it is.
+- ``finish_gradient_(grad_student, grad_loss, saved, student, *rows.centres)``: in place, makes
+  forward's ``grad_student`` right for this upstream gradient. Where ``grad_loss * scale`` is 1 it
+  is right already and nothing is moved; otherwise it is written anew from the coefficients: as
+  many bytes as scaling it, and rounded once, not twice.
 
 ``saved`` is one tensor for backward, for each is an allocation: ``scale``, and then the rows'
 coefficients [num_coefficients, N], which a row's gradients are made of: 0, 2 (alpha, beta: the
@@ -29,3 +23,44 @@ coefficients, but not the measures, lack the factor ``scale``: the part of the m
 that one pass over the rows cannot know. A backend's ``is_unscaled`` says that it is always 1. An
 ignored row has zeros in all. What is not asked for comes back as an empty tensor.
 """
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from ndfast.labels import check_label_range
+
+_Optional = Tensor | None
+
+
+class Rows(NamedTuple):
+    """What the loss is computed of; the functions of a backend and the ops take it one by one."""
+
+    student: Tensor  # [N, D]
+    teacher: Tensor | None  # [N, D], or [N]: its norms
+    class_means: Tensor  # [K, D]
+    target: Tensor | None  # [N] integers; None for one centre a row: [N, D] class means
+    target_b: Tensor | None  # [N] integers
+    lam: Tensor | None  # [N]; None where lam_scalar holds for every row
+    lam_scalar: float
+    sample_weight: Tensor | None  # [N]
+    weight: float
+    reduction: int  # 0 none, 1 mean, 2 sum
+    ignore_index: int
+    eps: float
+
+    @property
+    def inputs(self) -> tuple[Tensor, _Optional, Tensor, _Optional, _Optional, _Optional, float]:
+        """What backward takes of it."""
+        return self[:7]
+
+    @property
+    def centres(self) -> tuple[Tensor, _Optional, _Optional, _Optional, float]:
+        """The class means, and which of them or which mixture of two a row's centre is."""
+        return self[2:7]
+
+    def check_labels(self) -> None:
+        """Raises IndexError for a label out of range, naming its row; synchronises with a GPU."""
+        check_label_range(self.target, self.target_b, len(self.class_means), self.ignore_index)

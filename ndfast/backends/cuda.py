@@ -80,27 +80,10 @@ def _why_not_launched(device: torch.device) -> str | None:
     return f"its kernels cannot be launched there: {reason}" if reason else None
 
 
-def backward(
-    grad_loss: Tensor,
-    saved: Tensor,
-    student: Tensor,
-    teacher: Tensor | None,
-    class_means: Tensor,
-    target: Tensor | None,
-    target_b: Tensor | None,
-    lam: Tensor | None,
-    lam_scalar: float,
-    grad_features: Tensor | None,
-    needs_student: bool,
-    needs_teacher: bool,
-    needs_class_means: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def backward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients that are needed, empty tensors for the others; see `ndfast.backends`."""
-    labels = (target, target_b, lam, lam_scalar)
-    grad_student, grad_teacher, grad_centres = _backward(
-        grad_loss, saved, student, teacher, class_means, *labels, grad_features, needs_student,
-        needs_teacher, needs_class_means,
-    )  # fmt: skip
+    grad_student, grad_teacher, grad_centres = _backward(*arguments)
+    *_, needs_class_means = arguments
     if needs_class_means:
-        grad_centres = add_by_class(grad_centres, class_means, *labels)
+        grad_centres = add_by_class(grad_centres, *arguments[4:9])  # class means and labels
     return grad_student, grad_teacher, grad_centres

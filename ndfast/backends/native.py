@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ndfast import private
-from ndfast.labels import check_label_range
+from ndfast.backends import Rows
 
 is_unscaled = True  # the rows are counted first
 installed = find_spec("ndfast._C") is not None
@@ -81,6 +81,5 @@ def forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     except RuntimeError as error:
         failed = error
     # The library looks at every label and cannot raise an IndexError itself.
-    _, _, class_means, target, target_b = arguments[:5]
-    check_label_range(target, target_b, class_means.shape[0], arguments[10])
+    Rows(*arguments[:-2]).check_labels()
     raise failed

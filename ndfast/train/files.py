@@ -28,13 +28,19 @@ def writing_results(out: Path, kept: str) -> Iterator[None]:
         ) from error
 
 
-def check_writable(folder: Path, out: Path) -> None:
-    """Raises ConfigError, naming ``out``, if no file can be written into a folder."""
+@contextmanager
+def writing_to(out: Path) -> Iterator[None]:
+    """Makes an OSError of the block a ConfigError that names ``out``."""
     try:
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        yield
     except OSError as error:
         raise ConfigError(f"out: cannot write to {str(out)!r}: {reason_of(error)}") from error
+
+
+def check_writable(folder: Path, out: Path) -> None:
+    """Raises ConfigError, naming ``out``, if no file can be written into a folder."""
+    with writing_to(out), tempfile.TemporaryFile(dir=folder):
+        pass
 
 
 def read_json(path: Path) -> dict[str, Any]:

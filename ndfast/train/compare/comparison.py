@@ -22,7 +22,7 @@ from ndfast.train.machine.processes import build_accelerator, resolve_precision,
 from ndfast.train.machine.progress import Bars
 from ndfast.train.report import build_comparison_table, plot_comparison, write_comparison_page
 from ndfast.train.runs import folder
-from ndfast.train.runs.run import Results, resolve_backend, run_once, teacher_config
+from ndfast.train.runs.run import Results, resolve_backend, run_once, train_teacher
 
 METRIC = "accuracy"
 PICTURE = "curves.png"
@@ -37,8 +37,7 @@ def compare(
     comparison is resumed, so that methods and seeds can be added.
 
     Args:
-        configs: by method, a name in `ndfast.train.config.methods.METHODS`; they differ in their
-            losses.
+        configs: by method; they differ in their losses.
         seeds: students a method, each of its own seed, from the configs' on.
         console: where progress and the table go.
         step_times: also measure the time of a step of each method.
@@ -138,10 +137,6 @@ def loss_checks(
 ) -> dict[str, dict[str, Any]]:
     """Whether the fused loss and its gradient were the reference's, in the runs of each method.
 
-    Args:
-        runs: by method the results of each seed's.
-        backends: by method the ND loss's.
-
     Returns:
         By method, if the ND loss was checked in it, be it a probe: "backend", and what
         `ndfast.train.engine.verdicts.summarise_checks` gives of the runs.
@@ -165,10 +160,7 @@ def _prepare(config: TrainConfig, bars: Bars, seeds: int) -> dict[str, Any]:
     if config.teacher_outputs is not None and seeds > 1 and config.data_seed is None:
         check_serves_all_seeds(config.teacher_outputs)
     accelerator, shared = build_accelerator(config), without_losses(config)
-    if config.teacher_weights is None and config.teacher_outputs is None:
-        teacher_run = teacher_config(config)
-        run_once(teacher_run, bars)
-        config = replace(config, teacher_weights=str(Path(teacher_run.out) / folder.MODEL))
+    config = train_teacher(config, bars)
     data = build_data(config.data, config.data_dir, config.image_size)
     teacher, metadata, _ = find_teacher(accelerator, config, data, bars)
     path = Path(config.out) / files.CLASS_MEANS

@@ -32,10 +32,7 @@ def measure_step_times(
 ) -> dict[str, dict[str, float]]:
     """The median time of a step of each method, in ms; nothing is probed here.
 
-    Args:
-        configs: by method, with the teacher's weights and class means.
-        backends: by method that of the ND loss, which is timed besides the reference.
-        bars: where progress goes.
+    A method's backend is timed besides the reference.
 
     Returns:
         By method, the median by backend; for a method without the ND loss, under `NO_ND`.

@@ -122,14 +122,8 @@ def mnist1d() -> Data:
 def cifar(name: str, folder: str) -> Data:
     """CIFAR-10 or CIFAR-100 (Krizhevsky, 2009): 50,000 and 10,000 images of 32×32.
 
-    Augmented in training by 4 pixels of black border, a random crop and a flip.
-
-    Args:
-        name: "cifar10" or "cifar100".
-        folder: holds the Python version as it is published, packed or unpacked, or an npz file.
-
-    Raises:
-        ConfigError: it holds none of them, or what it holds is broken.
+    Augmented in training by 4 pixels of black border, a random crop and a flip. The folder holds
+    what `archives.read_cifar` takes.
     """
     train, test = read_cifar(name, Path(folder))
     mean, std = (255 * np.array(values) for values in _CIFAR_STATISTICS[name])
@@ -139,13 +133,8 @@ def cifar(name: str, folder: str) -> Data:
 def npz(file: str) -> Data:
     """The images of an npz file, normalised by the mean and standard deviation of each channel.
 
-    Images of three channels are augmented as CIFAR's are, others not.
-
-    Args:
-        file: holds x_train, y_train, x_test and y_test; see `archives.read_npz`.
-
-    Raises:
-        ConfigError: the file is missing or does not hold what it should.
+    Images of three channels are augmented as CIFAR's are, others not. The file holds what
+    `archives.read_npz` takes.
     """
     train, test = read_npz(Path(file))
     has_colours = train.images.ndim == 4 and train.images.shape[1] == 3

@@ -68,13 +68,8 @@ class TrainingBatches(Sampler[Batch]):
     The rows of a last batch that would not be full are left out: batch normalisation cannot train
     on one row, and no process may have more steps than another.
 
-    Args:
-        rows: of the data set.
-        batch_size: of one process.
-        seed: of the order, together with the epoch.
-        data_seed: of the augmentation; see `draw_views`.
-        rank: of this process.
-        processes: how many there are.
+    Seed and epoch decide the order, the data seed and the epoch the augmentation, see `draw_views`.
+    The batch size is a process's.
 
     Attributes:
         epoch: from 0; to be set before each.
@@ -110,14 +105,7 @@ class EvaluationBatches(Sampler[Batch]):
     """Every row in order, shared out over the processes in batches of as many rows.
 
     Each process has as many batches as any other: those that exceed the rows repeat row 0 and are
-    told by `counted`.
-
-    Args:
-        rows: of the data set.
-        batch_size: of one process.
-        rank: of this process.
-        processes: how many there are.
-        data_seed: augments the rows as in epoch 0 of a training; None leaves them as they are.
+    told by `counted`. A data seed augments the rows as in epoch 0 of a training.
     """
 
     def __init__(

@@ -6,7 +6,7 @@ import hashlib
 import os
 import random
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,17 +20,11 @@ from ndfast.train.data import Data
 from ndfast.train.data.batches import Batch
 from ndfast.train.errors import ConfigError, import_package
 
-_ORIENTATION = 0x0112  # EXIF's tag
 _CROP = 0.875  # 224 of 256 pixels, as ImageNet is evaluated since AlexNet
 
 
 class FolderDataset:
-    """Images that are read from disk batch by batch.
-
-    Args:
-        samples: the files and their labels.
-        image_size: side in pixels.
-    """
+    """Images that are read from disk batch by batch."""
 
     num_views = None  # each its own
 
@@ -186,39 +180,19 @@ def read_image(file: str, upright: bool = False) -> Any:
     Raises:
         ConfigError: it is no image that can be read.
     """
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     try:
         # Opened: of a path PIL would map the memory, and shuffle a grey TIFF that it turns.
         with open(file, "rb") as opened, Image.open(opened) as image:
-            pixels = _eight_bits(image).convert("RGB")
-            # Now, for as it reads a TIFF PIL itself turns it upright and forgets its orientation.
-            turn = _turn(image) if upright else None
-            return pixels if turn is None else pixels.transpose(turn)
+            if upright:
+                with suppress(Exception):  # broken EXIF data, of which the pixels know nothing
+                    ImageOps.exif_transpose(image, in_place=True)
+            return _eight_bits(image).convert("RGB")
     except Exception as error:  # a decoder raises whatever it stumbles over
         raise ConfigError(
             f"data_dir: {file} is no image that can be read ({type(error).__name__})"
         ) from error
-
-
-def _turn(image: Any) -> Any:
-    """What brings an image upright, if anything."""
-    from PIL.Image import Transpose
-
-    try:
-        orientation = image.getexif().get(_ORIENTATION)
-    except Exception:  # broken EXIF data, of which the pixels know nothing
-        return None
-    turns = {
-        2: Transpose.FLIP_LEFT_RIGHT,
-        3: Transpose.ROTATE_180,
-        4: Transpose.FLIP_TOP_BOTTOM,
-        5: Transpose.TRANSPOSE,
-        6: Transpose.ROTATE_270,
-        7: Transpose.TRANSVERSE,
-        8: Transpose.ROTATE_90,
-    }
-    return turns.get(orientation)
 
 
 def _eight_bits(image: Any) -> Any:

@@ -20,12 +20,6 @@ class SyntheticDataset:
     """Normal noise: row i is a window of one stretch of it, the same in whatever batch.
 
     Rows that are a multiple of 2²⁰ apart have the same image; the labels go round the classes.
-
-    Args:
-        rows: how many.
-        num_classes: K.
-        image_shape: (C, H, W) or (C, L).
-        seed: of the noise.
     """
 
     num_views = 1

@@ -31,12 +31,6 @@ def evaluation_batches(
     on the others of its batch, by the size that all are brought to or by rounding. So a process
     may have a batch fewer than another, or none.
 
-    Args:
-        accelerator: the device and the processes.
-        dataset: images and objects.
-        rows: of the data set.
-        batch_size: images at a time.
-
     Yields:
         The rows of a batch, and its images and objects on the device.
     """

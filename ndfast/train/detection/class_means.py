@@ -26,12 +26,6 @@ def take_class_means(
     A class with boxes of which chance samples none has the mean over its boxes themselves. One
     without a box has no rows in training either: its mean is 0, which no loss meets.
 
-    Args:
-        accelerator: the device and the processes.
-        teacher: in evaluation mode.
-        dataset: images and objects.
-        batch_size: images at a time.
-
     Returns:
         The means [K + 1, D], background last, as in KD++'s files; and each one's rows, 0 for a
         class without a box.

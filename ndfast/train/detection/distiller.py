@@ -54,11 +54,6 @@ class DetectionDistiller(nn.Module):
     ) -> dict[str, Tensor]:
         """The losses of a batch, each with its factor.
 
-        Args:
-            images: [3, H, W] each, from 0 to 1.
-            targets: the objects in each.
-            teacher: in evaluation mode; None where the method has none.
-
         Returns:
             0-dim: those of the student's proposals; "classification" and "regression"; and, by
             method, "kd" and "nd". All are finite where there is no foreground, and no row at all.

@@ -24,12 +24,6 @@ def average_precision(
 ) -> dict[str, float]:
     """COCO's average precision, by pycocotools; every process must call this.
 
-    Args:
-        accelerator: the device and the processes.
-        detector: in evaluation mode.
-        dataset: the test set.
-        batch_size: images at a time.
-
     Returns:
         "map", the mean over overlaps of 0.5 to 0.95, and "map50"; both from 0 to 1.
     """
@@ -78,14 +72,7 @@ def feature_metrics(
 ) -> dict[str, float]:
     """The box features of the objects themselves, whatever the detector proposes.
 
-    Every process must call this.
-
-    Args:
-        accelerator: the device and the processes.
-        detector: in evaluation mode.
-        dataset: the test set.
-        batch_size: images at a time.
-        class_means: [K + 1, D]; 0 for a class that has none.
+    Every process must call this. A class that has no mean has 0 in ``class_means`` [K + 1, D].
 
     Returns:
         The means over all objects: "norm" of the feature (L2), and its "cosine" to the class mean,

@@ -47,10 +47,6 @@ def run(config: DetectionConfig, console: Console) -> dict[str, Any]:
     Into ``config.out`` goes what `ndfast.train.runs.folder` lists, each student's under
     runs/METHOD; and, where none are given, the images, in shapes/.
 
-    Args:
-        config: the run.
-        console: where progress and the table go.
-
     Returns:
         What `results.json` holds: "config", "environment", "data"; and "teacher" and "students",
         by method, each with the metrics of `ndfast.train.detection.evaluation`. A student has

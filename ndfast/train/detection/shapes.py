@@ -64,14 +64,7 @@ def draw(seed: int, index: int) -> Drawing:
 
 
 def write_shapes(folder: Path, train: int, val: int, seed: int = 0) -> None:
-    """Writes a training and a test set, as `ndfast.train.detection.coco` reads them.
-
-    Args:
-        folder: gets train/, val/ and annotations/.
-        train: how many images to train on.
-        val: how many others to test on.
-        seed: of the drawings.
-    """
+    """Writes a training and a test set of so many images, for `ndfast.train.detection.coco`."""
     first = 0
     for part, count in (("train", train), ("val", val)):
         (folder / part).mkdir(parents=True, exist_ok=True)

@@ -18,17 +18,9 @@ from ndfast.train.engine.loop import TrainingLoop
 
 
 class DetectionTrainer(TrainingLoop):
-    """Trains a distiller's student; the teacher's time is in the step's part "forward".
+    """Trains a distiller's student; see `TrainingLoop`.
 
-    Args:
-        accelerator: the device and the processes.
-        config: batches and optimiser.
-        data: what to train on.
-        distiller: not yet prepared by Accelerate.
-        teacher: on the device, in evaluation mode; None where the method has none.
-
-    Raises:
-        ConfigError: an epoch has fewer images than a step takes.
+    The teacher is on the device and in evaluation mode; its time is in the step's part "forward".
     """
 
     def __init__(

@@ -29,11 +29,7 @@ def evaluation_batches(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """This process's share of a data set, in batches of as many rows in every process.
 
-    Args:
-        accelerator: the device and the processes.
-        dataset: images and labels.
-        config: batch size, workers and memory format.
-        data_seed: augments the images as in epoch 0; None leaves them as they are.
+    A data seed augments the images as in epoch 0.
 
     Yields:
         Images [N, C, ...] and labels [N] on the device; rows that only fill a batch up are labelled
@@ -109,14 +105,9 @@ def evaluate(
     config: TrainConfig,
     class_means: Tensor | None,
 ) -> dict[str, float]:
-    """The means over a data set.
+    """The means over a data set; without class means [K, D] no cosine is among them.
 
-    Args:
-        accelerator: the device and the processes.
-        model: in evaluation mode; gives "features" [N, D] and "logits" [N, K] of images.
-        dataset: images and labels.
-        config: how it is loaded.
-        class_means: [K, D], which the cosine is taken to; None for no cosine.
+    The model is in evaluation mode and gives "features" [N, D] and "logits" [N, K] of images.
 
     Returns:
         "accuracy" (0 to 1), "cross_entropy" (nats), "norm" (of the features, L2), and "cosine" of
@@ -158,14 +149,7 @@ def take_class_means(
 ) -> tuple[Tensor, Tensor]:
     """The class means of a network over a data set, in one pass shared by all processes.
 
-    Args:
-        accelerator: the device and the processes.
-        network: in evaluation mode; see `ndfast.train.models`.
-        dataset: images and labels.
-        num_classes: K.
-        config: how it is loaded.
-        data_seed: augments the images, as KD++'s authors do; None leaves them as they are.
-        after_batch: is called after each batch.
+    The network is in evaluation mode. A data seed augments the images, as KD++'s authors do.
 
     Returns:
         The means [K, D] and the rows of each class, int64 [K].

@@ -8,12 +8,11 @@ from pathlib import Path
 from rich.console import Console
 
 import ndfast
-from ndfast.files import reason_of
 from ndfast.train.config.train_config import TrainConfig
 from ndfast.train.data import build_data
 from ndfast.train.distill.teacher import AUGMENTED, FROM_TEACHER, find_class_means, load_teacher
 from ndfast.train.errors import ConfigError
-from ndfast.train.files import check_writable
+from ndfast.train.files import check_writable, writing_to
 from ndfast.train.machine.processes import session
 
 
@@ -21,13 +20,7 @@ def make_class_means(config: TrainConfig, out: Path, augmented: bool, console: C
     """Streams a teacher over its training set and writes its class means.
 
     Any number of processes share the set. The file says whose means they are: the teacher's name,
-    the SHA-256 of its weights, and the data.
-
-    Args:
-        config: the teacher, its weights and the data.
-        out: the file; its suffix tells the format.
-        augmented: over images augmented as in training, where they are.
-        console: where progress goes.
+    the SHA-256 of its weights, and the data; its suffix tells the format.
 
     Raises:
         ConfigError: the teacher does not fit, a class has no image, or ``out`` cannot be written.
@@ -41,9 +34,7 @@ def make_class_means(config: TrainConfig, out: Path, augmented: bool, console: C
         network, digest = load_teacher(config, data, accelerator.device)
         means, metadata = find_class_means(accelerator, config, data, network, digest, bars)
     if accelerator.is_main_process:
-        try:
+        with writing_to(out):
             ndfast.save_class_means(out, means, **metadata)
-        except OSError as error:
-            raise ConfigError(f"out: cannot write to {str(out)!r}: {reason_of(error)}") from error
         K, D = means.shape
         console.print(f"Written to {out}: {K} classes, {D} features, {len(data.train)} images")

@@ -32,15 +32,8 @@ def make_teacher_outputs(
     """Keeps a teacher's outputs for its students, its class means, and what it reaches in tests.
 
     Any number of processes share the pieces, and those that are there already are not made again.
-
-    Args:
-        config: the teacher, its weights and class means, and the data; per epoch also the data
-            seed, and the epochs to be made.
-        out: the folder.
-        dtype: of the logits.
-        per_epoch: keep the views of each epoch, for one data seed, of data whose views are finitely
-            many too; of other data it is so in any case.
-        console: where progress goes.
+    Per epoch the views of each of ``config.epochs`` are kept, for one data seed, of data whose
+    views are finitely many too; of other data it is so in any case.
 
     Raises:
         ConfigError: the teacher does not fit, ``out`` holds outputs of something else or cannot be

@@ -15,9 +15,6 @@ class FiniteCheck:
     A finite loss can have a gradient that is not, which would end in every parameter and in every
     later checkpoint. So the answer waits for the backward pass: the one time in a step that the
     host waits for a GPU. All processes get the same answer.
-
-    Args:
-        accelerator: the device and the processes.
     """
 
     def __init__(self, accelerator: Accelerator) -> None:

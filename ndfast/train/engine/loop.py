@@ -43,15 +43,8 @@ def count_steps(config: AnyConfig, train: Sized, processes: int) -> int:
 class TrainingLoop(ABC):
     """Trains a module that gives losses, from wherever its position says.
 
-    Args:
-        accelerator: the device and the processes.
-        config: everything that decides the training.
-        data: its name and what to train on.
-        distiller: what is trained; not yet prepared by Accelerate.
-        check: compares the ND loss with the reference, or None.
-
     Attributes:
-        distiller: as it was given.
+        distiller: what is trained, as it was given.
         model: the same as Accelerate prepared it.
         position: what `Accelerator.load_state` sets.
         average: the exponential average of the weights, or None.

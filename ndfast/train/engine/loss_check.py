@@ -160,7 +160,7 @@ class _Expected:
         class_means: Tensor | None,
     ) -> None:
         rows = _rows(nd, inputs, torch.float64)
-        centres = reference.gather_centres(*rows[2:7], torch.float64)
+        centres = reference.gather_centres(*rows.centres, torch.float64)
         terms = reference.row_terms(rows.student, rows.teacher, centres, rows.eps)
         n_s, n_t, n_c, m = terms[:4]
         self._exact = _define(rows, upstream, class_means)
@@ -169,7 +169,7 @@ class _Expected:
         is_lost = ((is_lost > _LARGEST_NORM) | ((is_lost > 0) & (is_lost < _LEAST_NORM))).any(dim=0)
         # The terms before they cancel; a mixed centre is as much less precise as its own do.
         norms = vector_norm(rows.class_means, dim=1, keepdim=True)
-        whole = reference.gather_centres(norms, *rows[3:7], torch.float64)[:, 0]
+        whole = reference.gather_centres(norms, *rows.centres[1:], torch.float64)[:, 0]
         saved = reference.forward(*rows, 4, False)[1]
         alpha = reference.coefficients_of(saved, 1, len(rows.student))[0].abs()
         alpha = torch.where(is_lost & (alpha != 0), torch.inf, alpha)  # an ignored row's is 0
@@ -227,7 +227,7 @@ def _define(rows: Rows, upstream: float, class_means: Tensor | None) -> _Definit
     """The reference's results; with ``class_means`` these, else the gradient of the rows'."""
     loss, saved, _ = reference.forward(*rows, 4, False)
     _, beta, gamma, _ = reference.coefficients_of(saved, 4, len(rows.student))
-    centres = reference.gather_centres(*rows[2:7], saved.dtype)
+    centres = reference.gather_centres(*rows.centres, saved.dtype)
     n_s, n_t = reference.row_terms(rows.student, rows.teacher, centres, rows.eps)[:2]
     # ∂s has p/m²/n_s where the student is the larger, ∂t has p/m²/n_t where the teacher is.
     tied = saved.clone()
@@ -236,11 +236,12 @@ def _define(rows: Rows, upstream: float, class_means: Tensor | None) -> _Definit
     )
     grad_loss = loss.new_tensor(upstream)
     gradient, other = (
-        reference.backward(grad_loss, each, *rows[:7], None, True, False, False)[0]
+        reference.backward(grad_loss, each, *rows.inputs, None, True, False, False)[0]
         for each in (saved, tied)
     )
     if class_means is None:
-        class_means = reference.backward(grad_loss, saved, *rows[:7], None, False, False, True)[2]
+        needs = False, False, True
+        class_means = reference.backward(grad_loss, saved, *rows.inputs, None, *needs)[2]
     return _Definition(loss.reshape(1, 1), gradient, other, class_means)
 
 

@@ -11,12 +11,7 @@ from ndfast.train.config.detection_config import AnyConfig
 
 
 def build_optimizer(model: nn.Module, config: AnyConfig) -> Optimizer:
-    """The optimiser of a config; LAMB is pytorch_optimizer's, for large batches.
-
-    Args:
-        model: whose parameters that require a gradient it steps.
-        config: names it, and says whether biases and normalisation decay too.
-    """
+    """The optimiser of a config; LAMB is pytorch_optimizer's, for large batches."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     decay = config.weight_decay
     if config.decay_norms:
@@ -50,11 +45,6 @@ def learning_rate(config: AnyConfig, step: int, steps_per_epoch: int) -> float:
     """The learning rate of a step: a warm-up from 0, then steps down or a cosine to 0.
 
     A function of the step alone, so that a resumed run needs nothing more.
-
-    Args:
-        config: rate, schedule and warm-up.
-        step: from 0.
-        steps_per_epoch: of the optimiser.
     """
     warmup = config.lr_warmup * steps_per_epoch
     if step < warmup:

@@ -12,13 +12,7 @@ class Skipping:
     """Ends a step: counts its losses, or leaves it out as if it had never been.
 
     Whether a step is left out is to be asked of `ndfast.train.engine.finite.FiniteCheck`, which
-    answers all processes alike.
-
-    Args:
-        model: as Accelerate prepared it.
-        position: of its training.
-        most: steps in a row that may be left out.
-        seed: of the training, to be named where it ends.
+    answers all processes alike. ``most`` is how many in a row may be.
     """
 
     def __init__(self, model: nn.Module, position: Position, most: int, seed: int) -> None:
@@ -39,11 +33,6 @@ class Skipping:
 
     def end_step(self, finite: bool, losses: list[dict[str, Tensor]], log: Log) -> None:
         """Counts the step, or leaves it out; a step that is not finite has not been taken.
-
-        Args:
-            finite: whether its losses and its gradient are.
-            losses: by batch and name.
-            log: is told of a step that is left out.
 
         Raises:
             FloatingPointError: too many in a row were left out.

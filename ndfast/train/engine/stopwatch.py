@@ -18,11 +18,7 @@ KEPT = 1000
 
 
 class Stopwatch:
-    """Times the parts of steps, on a GPU those of some steps.
-
-    Args:
-        device: of the training.
-    """
+    """Times the parts of steps, on a GPU those of some steps."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -34,7 +30,6 @@ class Stopwatch:
         self._seconds, self._steps = 0.0, 0
 
     def start_step(self) -> None:
-        """A step begins."""
         self._started = perf_counter()
 
     @contextmanager
@@ -60,7 +55,6 @@ class Stopwatch:
         module.register_forward_hook(after)
 
     def end_step(self) -> None:
-        """The step is over."""
         for name, seconds in self._now.items():
             self._parts.setdefault(name, deque(maxlen=KEPT)).append(seconds)
         self._now = {}

@@ -24,17 +24,9 @@ MIXING = 1  # sets the seeds of mixup and cutmix apart from those of the batches
 
 
 class Trainer(TrainingLoop):
-    """Trains a distiller.
+    """Trains a distiller; see `TrainingLoop`.
 
-    Args:
-        accelerator: the device and the processes.
-        config: everything that decides the training.
-        data: what to train and test on.
-        distiller: what is trained; not yet prepared by Accelerate.
-        teacher: None where the method has none and nothing is measured against one.
-
-    Raises:
-        ConfigError: an epoch has fewer images than a step takes.
+    Without a teacher the method has none, and nothing is measured against one.
     """
 
     config: TrainConfig

@@ -61,15 +61,7 @@ class Bar:
         self._progress.advance(self._task)
 
 
-class _Progress(Progress):
-    """With what is shown of each below its bar: beside it there is no room for all losses."""
-
-    def get_renderables(self) -> Iterator[RenderableType]:
-        yield self.make_tasks_table(self.tasks)
-        yield from (Text(task.fields["shown"]) for task in self.tasks if task.fields["shown"])
-
-
-class Bars:
+class Bars(Progress):
     """The bars of what runs now; of what is over a line stays, so that a hundred runs fit.
 
     Args:
@@ -78,7 +70,7 @@ class Bars:
     """
 
     def __init__(self, console: Console, enabled: bool) -> None:
-        self._progress = _Progress(
+        super().__init__(
             TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
@@ -88,26 +80,24 @@ class Bars:
             disable=not enabled,
         )
 
-    def __enter__(self) -> Bars:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._progress.stop()
+    def get_renderables(self) -> Iterator[RenderableType]:
+        """What is shown of each is below its bar: beside it there is no room for all losses."""
+        yield self.make_tasks_table(self.tasks)
+        yield from (Text(task.fields["shown"]) for task in self.tasks if task.fields["shown"])
 
     @contextmanager
     def run(self, description: str, total: int | None, completed: int = 0) -> Iterator[Bar]:
         """A bar of ``total`` steps (None: not known), of which ``completed`` are done already."""
-        task = self._progress.add_task(description, total=total, completed=completed, shown="")
-        bar, start = Bar(self._progress, task), perf_counter()
+        task = self.add_task(description, total=total, completed=completed, shown="")
+        bar, start = Bar(self, task), perf_counter()
         try:
             yield bar
             took = timedelta(seconds=round(perf_counter() - start))
             self.note(", ".join(filter(None, (f"{description}: {took}", bar.shown))))
         finally:
-            self._progress.remove_task(task)
+            self.remove_task(task)
 
     def note(self, sentence: str) -> None:
         """Prints a line above the bars."""
-        if not self._progress.disable:
-            self._progress.console.print(Text(sentence))
+        if not self.disable:
+            self.console.print(Text(sentence))

@@ -41,9 +41,6 @@ _REFUSED = re.compile(r"\bGLOBAL (\S+) (?:was not|whose)")
 def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     """What a .safetensors file or one of `torch.save` holds, on the CPU, whatever its name.
 
-    Args:
-        path: the file.
-
     Returns:
         The dict in it, and the strings that a .safetensors file has beside its tensors.
 

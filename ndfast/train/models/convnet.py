@@ -16,9 +16,6 @@ def build_convnet(name: str, num_classes: int, image_shape: tuple[int, ...], wid
     because it is smooth: with ReLU the first activation whose sign flips by rounding separates two
     float32 trainings for good, and the comparison of the fused loss with the reference could not
     span a whole training.
-
-    Raises:
-        ConfigError: the images are not (C, L) or (C, H, W), or smaller than 4.
     """
     if len(image_shape) not in (2, 3) or min(image_shape[1:]) < 4:
         raise ConfigError(

@@ -17,9 +17,6 @@ def fold_batch_norms(network: nn.Module) -> None:
     take over: the same function but for rounding, and a pass over the maps less. Subclasses, such
     as timm's that hold an activation, stay as they are; and so does a network whose graph depends
     on its data, so that torch.fx cannot follow it.
-
-    Args:
-        network: in evaluation mode.
     """
     try:
         graph = fx.symbolic_trace(network).graph

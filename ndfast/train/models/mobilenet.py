@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ndfast.train.models.network import Network, check_images, initialise_convolutions
+from ndfast.train.models.network import Network, check_images, convolution, initialise_convolutions
 
 # Each stage's groups of blocks: expansion, channels, blocks, stride of the first.
 _STAGES = (
@@ -26,9 +26,11 @@ class InvertedResidual(nn.Module):
         super().__init__()
         inner = inputs * expansion
         self.layers = nn.Sequential(
-            *_convolution(inputs, inner, 1),
-            *_convolution(inner, inner, 3, stride, groups=inner),
-            *_convolution(inner, outputs, 1)[:-1],
+            *convolution(inputs, inner, 1),
+            nn.ReLU(),
+            *convolution(inner, inner, 3, stride, groups=inner),
+            nn.ReLU(),
+            *convolution(inner, outputs, 1),
         )
         self.shortcut = stride == 1 and inputs == outputs
 
@@ -39,13 +41,9 @@ class InvertedResidual(nn.Module):
 
 
 def build_mobilenet_v2(name: str, num_classes: int, image_shape: tuple[int, ...]) -> Network:
-    """MobileNetV2 at width 0.5, with features of 1280.
-
-    Raises:
-        ConfigError: the images are not 2-D, or too small.
-    """
+    """MobileNetV2 at width 0.5, with features of 1280."""
     check_images(name, image_shape, 16)
-    stem = nn.Sequential(*_convolution(image_shape[0], 16, 3, stride=2))
+    stem = nn.Sequential(*convolution(image_shape[0], 16, 3, stride=2), nn.ReLU())
     stages = []
     inputs = 16
     for groups in _STAGES:
@@ -55,18 +53,7 @@ def build_mobilenet_v2(name: str, num_classes: int, image_shape: tuple[int, ...]
                 stage.append(InvertedResidual(inputs, channels, 1 if index else stride, expansion))
                 inputs = channels
         stages.append(stage)
-    head = nn.Sequential(*_convolution(inputs, 1280, 1))
+    head = nn.Sequential(*convolution(inputs, 1280, 1), nn.ReLU())
     network = Network(stem, stages, (12, 16, 48, 160), head, 1280, num_classes, None)
     initialise_convolutions(network)
     return network
-
-
-def _convolution(
-    inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1
-) -> tuple[nn.Module, ...]:
-    padding = kernel // 2
-    return (
-        nn.Conv2d(inputs, outputs, kernel, stride, padding, groups=groups, bias=False),
-        nn.BatchNorm2d(outputs),
-        nn.ReLU(),
-    )

@@ -90,6 +90,17 @@ def check_images(name: str, image_shape: tuple[int, ...], stride: int) -> None:
         )
 
 
+def convolution(
+    inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1
+) -> tuple[nn.Module, ...]:
+    """A convolution without a bias, and batch normalisation."""
+    padding = kernel // 2
+    return (
+        nn.Conv2d(inputs, outputs, kernel, stride, padding, groups=groups, bias=False),
+        nn.BatchNorm2d(outputs),
+    )
+
+
 def initialise_convolutions(network: nn.Module) -> None:
     """Normal of variance 2 / fan_out (He et al., ICCV 2015), as the KD papers' networks have it."""
     for module in network.modules():

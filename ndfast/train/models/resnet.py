@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
-from ndfast.train.models.network import Network, check_images, initialise_convolutions
+from ndfast.train.models.network import Network, check_images, convolution, initialise_convolutions
 
 _ALIASES = (
     (r"^conv1\.", "stem.0."),
@@ -76,22 +76,11 @@ def build_resnet(
 ) -> Network:
     """A ResNet whose stages but the first halve the resolution.
 
-    Args:
-        name: for the message of an error.
-        num_classes: K.
-        image_shape: (C, H, W).
-        block: what the stages are made of.
-        blocks: how many a stage has.
-        channels: of the stem, then of each stage, before the block's expansion.
-
-    Raises:
-        ConfigError: the images are not 2-D, or too small.
+    ``channels`` are of the stem, then of each stage, before the block's expansion.
     """
     check_images(name, image_shape, 2 ** (len(blocks) - 1))
     inputs = channels[0]
-    stem = nn.Sequential(
-        nn.Conv2d(image_shape[0], inputs, 3, 1, 1, bias=False), nn.BatchNorm2d(inputs)
-    )
+    stem = nn.Sequential(*convolution(image_shape[0], inputs, 3))
     stages = []
     for stage, (count, width) in enumerate(zip(blocks, channels[1:], strict=True)):
         layers: list[nn.Module] = []
@@ -108,4 +97,4 @@ def build_resnet(
 def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Module:
     if stride == 1 and inputs == outputs:
         return nn.Identity()
-    return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+    return nn.Sequential(*convolution(inputs, outputs, 1, stride))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
-from ndfast.train.models.network import Network, check_images
+from ndfast.train.models.network import Network, check_images, convolution
 
 _BLOCKS = (4, 8, 4)
 _STEM = 24
@@ -53,7 +53,10 @@ class SplitUnit(nn.Module):
         super().__init__()
         half = channels // 2
         self.branch = nn.Sequential(
-            *_pointwise(half, half), nn.ReLU(), *_depthwise(half, 1), *_pointwise(half, half)
+            *convolution(half, half, 1),
+            nn.ReLU(),
+            *convolution(half, half, 3, groups=half),
+            *convolution(half, half, 1),
         )
 
     def forward(self, maps: Tensor) -> Tensor:
@@ -68,9 +71,14 @@ class DownUnit(nn.Module):
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
         half = outputs // 2
-        self.left = nn.Sequential(*_depthwise(inputs, 2), *_pointwise(inputs, half))
+        self.left = nn.Sequential(
+            *convolution(inputs, inputs, 3, 2, groups=inputs), *convolution(inputs, half, 1)
+        )
         self.right = nn.Sequential(
-            *_pointwise(inputs, half), nn.ReLU(), *_depthwise(half, 2), *_pointwise(half, half)
+            *convolution(inputs, half, 1),
+            nn.ReLU(),
+            *convolution(half, half, 3, 2, groups=half),
+            *convolution(half, half, 1),
         )
 
     def forward(self, maps: Tensor) -> Tensor:
@@ -80,11 +88,7 @@ class DownUnit(nn.Module):
 
 
 def build_shufflenet_v1(name: str, num_classes: int, image_shape: tuple[int, ...]) -> Network:
-    """ShuffleNet V1 of 3 groups, with features of 960.
-
-    Raises:
-        ConfigError: the images are not 2-D, or too small.
-    """
+    """ShuffleNet V1 of 3 groups, with features of 960."""
     check_images(name, image_shape, 8)
     channels = (240, 480, 960)
     stages = []
@@ -95,7 +99,7 @@ def build_shufflenet_v1(name: str, num_classes: int, image_shape: tuple[int, ...
         stages.append(nn.Sequential(*units))
         inputs = outputs
     return Network(
-        nn.Sequential(*_pointwise(image_shape[0], _STEM)),
+        nn.Sequential(*convolution(image_shape[0], _STEM, 1)),
         stages,
         channels,
         nn.ReLU(),
@@ -106,11 +110,7 @@ def build_shufflenet_v1(name: str, num_classes: int, image_shape: tuple[int, ...
 
 
 def build_shufflenet_v2(name: str, num_classes: int, image_shape: tuple[int, ...]) -> Network:
-    """ShuffleNet V2 of width 1, with features of 1024.
-
-    Raises:
-        ConfigError: the images are not 2-D, or too small.
-    """
+    """ShuffleNet V2 of width 1, with features of 1024."""
     check_images(name, image_shape, 8)
     channels = (116, 232, 464)
     stages = []
@@ -120,10 +120,10 @@ def build_shufflenet_v2(name: str, num_classes: int, image_shape: tuple[int, ...
         stages.append(nn.Sequential(DownUnit(inputs, outputs), *units))
         inputs = outputs
     return Network(
-        nn.Sequential(*_pointwise(image_shape[0], _STEM)),
+        nn.Sequential(*convolution(image_shape[0], _STEM, 1)),
         stages,
         channels,
-        nn.Sequential(nn.ReLU(), *_pointwise(inputs, 1024), nn.ReLU()),
+        nn.Sequential(nn.ReLU(), *convolution(inputs, 1024, 1), nn.ReLU()),
         1024,
         num_classes,
         relu,
@@ -133,14 +133,3 @@ def build_shufflenet_v2(name: str, num_classes: int, image_shape: tuple[int, ...
 def _shuffle(maps: Tensor, groups: int) -> Tensor:
     """Channel c of group g becomes channel c * groups + g."""
     return maps.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2)
-
-
-def _pointwise(inputs: int, outputs: int) -> tuple[nn.Module, ...]:
-    return nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs)
-
-
-def _depthwise(channels: int, stride: int) -> tuple[nn.Module, ...]:
-    return (
-        nn.Conv2d(channels, channels, 3, stride, 1, groups=channels, bias=False),
-        nn.BatchNorm2d(channels),
-    )

@@ -92,11 +92,8 @@ def build_timm_model(
 ) -> TimmNetwork:
     """A model of timm's; see `ndfast.train.models.build_model`.
 
-    Args:
-        name: with the prefix "timm:".
-        num_classes: K.
-        image_shape: (C, H, W); a model that is built for one size is built for this.
-        pretrained: with timm's weights, from its cache or over the network.
+    One that is built for images of one size is built for these; the pretrained weights come from
+    timm's cache or over the network.
 
     Raises:
         ConfigError: timm has no such model, or no such weights, of K classes, can be had; the

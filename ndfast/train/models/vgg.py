@@ -21,11 +21,7 @@ _ALIASES = (
 def build_vgg(
     name: str, num_classes: int, image_shape: tuple[int, ...], convolutions: tuple[int, ...]
 ) -> Network:
-    """A stem and four stages, each of as many 3x3 convolutions as ``convolutions`` says.
-
-    Raises:
-        ConfigError: the images are not 2-D, or too small.
-    """
+    """A stem and four stages, each of as many 3x3 convolutions as ``convolutions`` says."""
     check_images(name, image_shape, 8)
     inputs = image_shape[0]
     parts = []

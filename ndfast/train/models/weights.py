@@ -24,10 +24,6 @@ def save_weights(model: nn.Module | Mapping[str, Tensor], path: str | os.PathLik
 
     The file appears whole or not at all; one that was there stays as it is until then.
 
-    Args:
-        model: a network, or its state dict.
-        path: the file.
-
     Raises:
         OSError: it cannot be written, on a full disk for one.
     """
@@ -46,10 +42,6 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
     training kept, that is found which fits the network, see `ndfast.train.models.fitting`. Names
     may be those that the network knows as ``aliases``. A batch normalisation's
     "num_batches_tracked" may be missing.
-
-    Args:
-        model: gets the weights, in its own dtypes and on its own devices.
-        path: the file.
 
     Raises:
         ConfigError: the file cannot be read or is damaged; it holds something that is not
@@ -78,12 +70,6 @@ def weights_digest(model: nn.Module | Mapping[str, Tensor]) -> str:
     The same on every device and in every memory format. A batch normalisation's
     "num_batches_tracked" is left out: it counts a training's steps, no output depends on it, and
     not every checkpoint has it.
-
-    Args:
-        model: a network, or its state dict.
-
-    Returns:
-        64 hexadecimal digits.
     """
     return _digest(_state(model))
 

@@ -34,12 +34,8 @@ class Block(nn.Module):
 def build_wide_resnet(
     name: str, num_classes: int, image_shape: tuple[int, ...], depth: int, width: int
 ) -> Network:
-    """WRN-``depth``-``width``: three stages of (depth - 4) / 6 blocks.
-
-    Their channels are ``width`` times 16, 32, 64.
-
-    Raises:
-        ConfigError: the images are not 2-D, or too small.
+    """WRN-``depth``-``width``: three stages of (depth - 4) / 6 blocks, of channels ``width`` times
+    16, 32, 64.
     """
     check_images(name, image_shape, 4)
     channels = (16 * width, 32 * width, 64 * width)

@@ -1,5 +1,10 @@
 """What was found, to look at: tables in the terminal, one HTML page, one picture.
 
+``results`` are everywhere what `results.json` holds: of `ndfast.train.runs.run.run`, of
+`ndfast.train.compare.comparison.compare`, of `ndfast.train.detection.run.run`; ``records`` and
+``logs`` what `ndfast.train.runs.records.read_log` gives, the latter by the training's name. What
+writes a file raises OSError where it cannot.
+
 - `grid`: a table, which terminal and page share; `tables`: what is in them
 - `drawing`: the pictures' style, and curves
 - `pictures`: the pictures of a page

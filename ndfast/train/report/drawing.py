@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
+from functools import partial
 from io import BytesIO, StringIO
 from itertools import cycle
 from pathlib import Path
@@ -53,14 +53,12 @@ PANELS = {
     "cosine": "cosine of the feature to the class mean",
 }
 
+# By label and metric, [seeds, epochs]; NaN where there is no value.
 Curves = dict[str, dict[str, np.ndarray]]
 
 
-@contextmanager
-def style() -> Iterator[None]:
-    """All drawing and saving is done within; what matplotlib was set to comes back."""
-    with matplotlib.rc_context(_STYLE):
-        yield
+# All drawing and saving is done within; what matplotlib was set to comes back.
+style = partial(matplotlib.rc_context, _STYLE)
 
 
 def to_svg(figure: Figure) -> str:
@@ -74,15 +72,7 @@ def to_svg(figure: Figure) -> str:
 
 
 def plot_comparison(results: Results, path: Path) -> None:
-    """Draws each method's curves, the mean over the seeds in a band of one standard deviation.
-
-    Args:
-        results: what `ndfast.train.compare.comparison.compare` returns.
-        path: where to, a .png file.
-
-    Raises:
-        OSError: it cannot be written.
-    """
+    """Draws each method's curves, the mean over the seeds in a band of one standard deviation."""
     file = BytesIO()
     with style():
         figure = draw_curves(comparison_curves(results), results["teacher"]) or Figure()
@@ -113,15 +103,7 @@ def run_curves(results: Results) -> Curves:
 
 
 def draw_curves(curves: Curves, teacher: dict[str, Any] | None) -> Figure | None:
-    """A panel for each metric that is there, by epoch.
-
-    Args:
-        curves: by label and metric, [seeds, epochs]; NaN where there is no value.
-        teacher: its metrics, or None.
-
-    Returns:
-        None where there is nothing to draw.
-    """
+    """A panel for each metric that is there, by epoch; None where there is nothing to draw."""
     drawn = [name for name in PANELS if any(name in found for found in curves.values())]
     if not drawn:
         return None
@@ -188,11 +170,7 @@ def _draw_band(panel: Axes, of_seeds: np.ndarray, label: str, colour: str, dashe
 
 
 def late_range(curves: list[np.ndarray]) -> tuple[float, float]:
-    """The y-axis without the first fifth's plunge, beside which the lines could not be told apart.
-
-    Args:
-        curves: each [seeds, epochs]; NaN where there is no value.
-    """
+    """The y-axis without the first fifth's plunge, which would press the lines together."""
     late = np.concatenate([of_seeds.mean(axis=0)[of_seeds.shape[1] // 5 :] for of_seeds in curves])
     late = late[np.isfinite(late)]
     if not late.size:

@@ -32,16 +32,7 @@ Fact = tuple[str, str, str]
 
 
 def write_run_page(path: Path, results: Results, records: list[dict[str, Any]]) -> None:
-    """Writes the page of one run.
-
-    Args:
-        path: the HTML file.
-        results: what `ndfast.train.runs.run.run` returns.
-        records: the run's log, from `ndfast.train.runs.records.read_log`.
-
-    Raises:
-        OSError: it cannot be written.
-    """
+    """Writes the page of one run."""
     config, test, teacher = results["config"], results["test"], results["teacher"]
     beside = "on the test set" if teacher is None else f"teacher {percent(teacher['accuracy'])} %"
     facts = [("accuracy", f"{percent(test['accuracy'])} %", beside)]
@@ -56,15 +47,7 @@ def write_run_page(path: Path, results: Results, records: list[dict[str, Any]]) 
 
 
 def write_comparison_page(path: Path, results: Results) -> None:
-    """Writes the page of a comparison.
-
-    Args:
-        path: the HTML file.
-        results: what `ndfast.train.compare.comparison.compare` returns.
-
-    Raises:
-        OSError: it cannot be written.
-    """
+    """Writes the page of a comparison."""
     facts = []
     for pair in results["pairs"]:
         base, plus = (
@@ -82,17 +65,7 @@ def write_comparison_page(path: Path, results: Results) -> None:
 def write_detection_page(
     path: Path, results: Results, logs: dict[str, list[dict[str, Any]]]
 ) -> None:
-    """Writes the page of a detector's students.
-
-    Args:
-        path: the HTML file.
-        results: what `ndfast.train.detection.run.run` returns.
-        logs: of the trainings, from `ndfast.train.runs.records.read_log`, by the names in
-            ``results["skipped"]``.
-
-    Raises:
-        OSError: it cannot be written.
-    """
+    """Writes the page of a detector's students."""
     students, teacher = results["students"], results["teacher"]
     beside = f"teacher {percent(teacher['map50'])} %"
     facts = [

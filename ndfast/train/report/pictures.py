@@ -51,12 +51,7 @@ class Picture(NamedTuple):
 
 
 def run_pictures(results: Results, records: Records) -> list[Picture]:
-    """The pictures of one run, without those that there is nothing to draw for.
-
-    Args:
-        results: what `ndfast.train.runs.run.run` returns.
-        records: its log; see `ndfast.train.runs.records`.
-    """
+    """The pictures of one run, without those that there is nothing to draw for."""
     parts = {"step": results["parts_ms"]}
     return _drawn(
         (
@@ -77,11 +72,7 @@ def run_pictures(results: Results, records: Records) -> list[Picture]:
 
 
 def comparison_pictures(results: Results) -> list[Picture]:
-    """The pictures of a comparison, without those that there is nothing to draw for.
-
-    Args:
-        results: what `ndfast.train.compare.comparison.compare` returns.
-    """
+    """The pictures of a comparison, without those that there is nothing to draw for."""
     by_method = {
         method: _median_parts([run["parts_ms"] for run in runs])
         for method, runs in results["runs"].items()
@@ -112,13 +103,7 @@ def comparison_pictures(results: Results) -> list[Picture]:
 
 
 def detection_pictures(logs: dict[str, Records], methods: Collection[str]) -> list[Picture]:
-    """The pictures of a detector's students, without those that there is nothing to draw for.
-
-    Args:
-        logs: by training, the teacher's among them where it was trained; see
-            `ndfast.train.runs.records`.
-        methods: of the students.
-    """
+    """The pictures of a detector's students, without those that there is nothing to draw for."""
     epochs = {
         name: [record for record in log if record["event"] == "epoch"] for name, log in logs.items()
     }

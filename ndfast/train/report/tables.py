@@ -36,11 +36,7 @@ def build_detection_table(results: Results) -> Group:
 
 
 def run_grids(results: Results) -> list[Grid]:
-    """The tables of one run: what it reached, and the time of its step.
-
-    Args:
-        results: what `ndfast.train.runs.run.run` returns.
-    """
+    """The tables of one run: what it reached, and the time of its step."""
     rows = []
     if results["teacher"] is not None:
         rows.append(_metrics_row("teacher", results["teacher"] | {"norm_ratio": 1.0}))
@@ -66,11 +62,7 @@ def run_grids(results: Results) -> list[Grid]:
 
 
 def comparison_grids(results: Results) -> list[Grid]:
-    """The tables of a comparison: the methods, what the ND loss adds, fused against reference.
-
-    Args:
-        results: what `ndfast.train.compare.comparison.compare` returns.
-    """
+    """The tables of a comparison: the methods, what the ND loss adds, fused against reference."""
     grids = [_methods_grid(results)]
     if results["pairs"]:
         grids.append(_pairs_grid(results))
@@ -80,12 +72,7 @@ def comparison_grids(results: Results) -> list[Grid]:
 
 
 def detection_grids(results: Results, logs: dict[str, list[dict[str, Any]]]) -> list[Grid]:
-    """The tables of a detector's students: what each reached, and how its training went.
-
-    Args:
-        results: what `ndfast.train.detection.run.run` returns.
-        logs: of the trainings, by the names in ``results["skipped"]``.
-    """
+    """The tables of a detector's students: what each reached, and how its training went."""
     trainings = []
     for name, log in logs.items():
         epochs = [record for record in log if record["event"] == "epoch"]

@@ -32,12 +32,6 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, keep: int
     Written beside, synced to the disk and renamed: whoever is killed meanwhile leaves the older
     ones and a folder that nobody reads.
 
-    Args:
-        accelerator: has the state.
-        folder: of the run's checkpoints.
-        step: of the optimiser, which names the checkpoint.
-        keep: how many stay.
-
     Returns:
         The checkpoint's name.
 
@@ -80,10 +74,7 @@ def load_newest_checkpoint(
 ) -> bool:
     """Reads the newest checkpoint that is whole; every process must call this.
 
-    Args:
-        accelerator: gets the state.
-        folder: of the run's checkpoints.
-        tell: is called with a sentence for each broken one that is passed over.
+    ``tell`` is called with a sentence for each broken one that is passed over.
 
     Returns:
         Whether there was one.

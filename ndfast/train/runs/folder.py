@@ -28,11 +28,10 @@ from typing import Any
 from accelerate import Accelerator
 
 from ndfast.environment import describe_environment
-from ndfast.files import reason_of
 from ndfast.train.config.detection_config import AnyConfig
 from ndfast.train.config.same_run import check_same_run
 from ndfast.train.errors import ConfigError
-from ndfast.train.files import CLASS_MEANS, check_writable, read_json, write_json
+from ndfast.train.files import CLASS_MEANS, check_writable, read_json, write_json, writing_to
 from ndfast.train.runs import replaced
 
 CONFIG, LOG, RESULTS = "config.json", "log.jsonl", "results.json"
@@ -40,6 +39,7 @@ CHECKPOINTS, REPORT = "checkpoints", "report.html"
 MODEL, MODEL_EMA = "model.safetensors", "model_ema.safetensors"
 TENSORBOARD, TEACHER, RUNS = "tensorboard", "teacher", "runs"
 _FILES = (CONFIG, LOG, RESULTS, CLASS_MEANS, REPORT, MODEL, MODEL_EMA)
+_WRITTEN = (*_FILES, CHECKPOINTS, TENSORBOARD, TEACHER, RUNS)
 _PACKAGES = (
     "accelerate",
     "mnist1d",
@@ -51,7 +51,6 @@ _PACKAGES = (
     "timm",
     "torchvision",
 )
-_FOLDERS = (CHECKPOINTS, TENSORBOARD, TEACHER, RUNS)
 
 
 def is_resumed(config: AnyConfig) -> bool:
@@ -75,7 +74,7 @@ def opened(config: AnyConfig, accelerator: Accelerator) -> Iterator[None]:
         yield
     finally:
         if accelerator.is_main_process:
-            replaced.settle(Path(config.out), (*_FILES, *_FOLDERS))
+            replaced.settle(Path(config.out), _WRITTEN)
 
 
 def open_folder(config: AnyConfig) -> None:
@@ -89,13 +88,11 @@ def open_folder(config: AnyConfig) -> None:
             --overwrite would remove a file that the config names.
     """
     folder = Path(config.out)
-    try:
+    with writing_to(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"out: cannot write to {str(folder)!r}: {reason_of(error)}") from error
     check_writable(folder, folder)
     # One that was killed before its first checkpoint, and so has nothing to resume.
-    got_nowhere = replaced.settle(folder, (*_FILES, *_FOLDERS))
+    got_nowhere = replaced.settle(folder, _WRITTEN)
     begun = _read_config(folder)
     if begun is None:
         _check_nothing_is_lost(folder)
@@ -104,7 +101,7 @@ def open_folder(config: AnyConfig) -> None:
             check_same_run(config, begun)
     elif begun is not None and config.overwrite:
         _check_inputs_stay(config, folder)
-        replaced.set_aside(folder, (*_FILES, *_FOLDERS))
+        replaced.set_aside(folder, _WRITTEN)
     elif begun is not None:
         raise ConfigError(
             f"out: {folder} holds a run; expected --resume to go on with it, --overwrite to "
@@ -127,7 +124,7 @@ def _read_config(folder: Path) -> dict[str, Any] | None:
 
 def _check_nothing_is_lost(folder: Path) -> None:
     """Raises ConfigError where a run would write over what no run wrote, or not this one."""
-    for name in (*_FILES, *_FOLDERS):
+    for name in _WRITTEN:
         path = folder / name
         # A run that was killed while its teacher was trained has left that; it goes on.
         if name == TEACHER and _read_config(path) is not None:
@@ -142,7 +139,7 @@ def _check_nothing_is_lost(folder: Path) -> None:
 
 def _check_inputs_stay(config: AnyConfig, folder: Path) -> None:
     """Raises ConfigError if the config names a file or folder that --overwrite removes."""
-    removed = [(folder / name).resolve() for name in (*_FILES, *_FOLDERS)]
+    removed = [(folder / name).resolve() for name in _WRITTEN]
     for item in fields(config):
         value = getattr(config, item.name)
         if item.name == "out" or item.metadata.get("metavar") not in ("FILE", "DIR") or not value:

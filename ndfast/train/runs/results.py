@@ -21,15 +21,7 @@ def summarise(
     digest: str,
     records: list[dict[str, Any]],
 ) -> dict[str, Any]:
-    """The results of a run that has ended.
-
-    Args:
-        trainer: as it stands at the end.
-        backend: of the ND loss, or None where the method has none.
-        environment: what the run keeps of its machine.
-        digest: of the weights, SHA-256.
-        records: the run's log.
-    """
+    """The results of a run that has ended; ``digest`` is the SHA-256 of its weights."""
     config, data, teacher = trainer.config, trainer.data, trainer.teacher
     epochs = [record for record in records if record["event"] == "epoch"]
     if epochs and epochs[-1]["step"] == trainer.position.step:

@@ -50,10 +50,6 @@ def run(config: TrainConfig, console: Console) -> Results:
     Every process calls this and returns; only the main one shows and writes anything, but for the
     checkpoints.
 
-    Args:
-        config: the run.
-        console: where progress and the table go.
-
     Returns:
         What `results.json` holds.
 
@@ -112,6 +108,15 @@ def build_trainer(
     # The same weights in every process, but not the same dropout.
     set_seed(mix_seeds(config.seed, accelerator.process_index) % 2**32)
     return Trainer(accelerator, config, data, distiller, teacher)
+
+
+def train_teacher(config: TrainConfig, bars: Bars) -> TrainConfig:
+    """Trains the teacher where none is given; the config with the weights that it came to."""
+    if config.teacher_weights is not None or config.teacher_outputs is not None:
+        return config
+    teacher_run = teacher_config(config)
+    run_once(teacher_run, bars)
+    return replace(config, teacher_weights=str(Path(teacher_run.out) / folder.MODEL))
 
 
 def teacher_config(config: TrainConfig) -> TrainConfig:
@@ -195,11 +200,7 @@ def _find_teacher(
     """
     if not _needs_teacher(config):
         return None, {}, data
-    if config.teacher_weights is None and config.teacher_outputs is None:
-        teacher_run = teacher_config(config)
-        run_once(teacher_run, bars)
-        weights = Path(teacher_run.out) / folder.MODEL
-        config = replace(config, teacher_weights=str(weights))
+    config = train_teacher(config, bars)
     with_means = METHODS[config.method].nd or config.probe
     return find_teacher(accelerator, config, data, bars, with_means)
 

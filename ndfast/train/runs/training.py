@@ -20,15 +20,8 @@ def train_in(
 ) -> tuple[str, dict[str, Any]]:
     """Trains to the end, from the newest checkpoint where there is one; every process calls this.
 
-    Args:
-        out: the folder, which is this training's.
-        title: of its bar.
-        trainer: as it is built.
-        trained: the module whose weights the log names by their SHA-256.
-        bars: shows how far it is.
-
     Returns:
-        That SHA-256, and what the training ran on.
+        The SHA-256 of the weights of ``trained``, which the log has too, and the environment.
 
     Raises:
         CheckpointError: a checkpoint or the log cannot be written.
