@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -24,10 +23,9 @@ def build(folder: Path) -> Path:
     """The machine as a library in ``folder``; skips without a compiler."""
     if shutil.which(get_cxx_compiler()) is None:
         pytest.skip("no C++ compiler here")
-    os.environ.setdefault("MAX_JOBS", "2")
     load(
         "ptx_machine",
-        [str(path) for path in sorted(SOURCES.glob("*.cpp"))],
+        [str(SOURCES / "whole.cpp")],
         # A sum and a product are two roundings, as the PTX has it.
         extra_cflags=["-std=c++20", "-O2", "-Wno-psabi", "-ffp-contract=off"],
         build_directory=str(folder),

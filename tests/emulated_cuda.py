@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
@@ -25,12 +24,9 @@ def compile_and_load(folder: Path) -> None:
     """The ops of csrc/cuda for CPU tensors, under another name; skips without a compiler."""
     if shutil.which(get_cxx_compiler()) is None:
         pytest.skip("no C++ compiler here")
-    os.environ.setdefault("MAX_JOBS", "2")
-    names = ("bindings", "forward", "backward", "launch")
-    sources = [ROOT / "csrc" / "cuda" / f"{name}.cpp" for name in names]
     load(
         "ndfast_emulated_cuda",
-        [str(path) for path in (*sources, *sorted(EMULATOR.glob("*.cpp")))],
+        [str(EMULATOR / "whole.cpp")],
         extra_include_paths=[str(EMULATOR), str(ROOT / "csrc" / "cuda")],
         extra_cflags=[
             # With its symbols visible, so that it can tell which kernel was launched.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -18,10 +19,21 @@ pytestmark = pytest.mark.filterwarnings("ignore:.* encountered in :RuntimeWarnin
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
+def counts_for(backend: str, spread: str) -> tuple[list[int], int]:
+    """Of SPREADS; a tenth of it for triton, whose kernels know no class.
+
+    They leave a gradient a row, which the reference's code adds up, and are interpreted row by row.
+    """
+    counts, ignored = SPREADS[spread]
+    if backend != "triton":
+        return counts, ignored
+    return [math.ceil(count / 10) for count in counts], math.ceil(ignored / 10)
+
+
 @pytest.mark.parametrize("spread", SPREADS)
 @pytest.mark.parametrize("target", ["indices", "mix by row"])
 def test_every_spread(spread: str, target: str, backend: str, seed: int) -> None:
-    counts, ignored = SPREADS[spread]
+    counts, ignored = counts_for(backend, spread)
     for ignore_index in (-100, 100_000) if ignored else (-100,):  # before and behind the classes
         case = draw(sum(counts) + ignored, 40, len(counts), torch.float32, target=target)
         case = with_rows_of_class(case, counts, ignore_index)
@@ -54,7 +66,7 @@ def test_4096_rows_of_one_class(dtype: torch.dtype, backend: str, seed: int) -> 
 
 
 def test_the_bits_are_the_same_in_every_run(backend: str, seed: int) -> None:
-    counts, _ = SPREADS["classes of all sizes"]
+    counts, _ = counts_for(backend, "classes of all sizes")
     case = with_rows_of_class(draw(sum(counts), 40, len(counts), torch.float32), counts, -100)
     first = case.run(backend)["class_means"]
     assert torch.equal(case.run(backend)["class_means"], first), seed

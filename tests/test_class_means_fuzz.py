@@ -148,8 +148,6 @@ def strings(text: str) -> bytes:
 
 
 GOOD = npy((2, 3))
-BOMB = as_npz(class_means=npy((2**14, 2**14), bytes(2**28)), other=bytes(2**28))
-SIZE = struct.pack("<L", 2**28)
 
 
 @pytest.mark.parametrize(

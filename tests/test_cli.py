@@ -210,10 +210,9 @@ def test_conversion_that_fails_is_one_sentence(
     assert [path.name for path in tmp_path.iterdir()] == ["means.npz"]
 
 
-def test_python_m_ndfast() -> None:
-    command = [sys.executable, "-m", "ndfast", "--version"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
-    assert (done.returncode, done.stdout.split()) == (0, ["ndfast", ndfast.__version__])
+def test_the_version(capsys: pytest.CaptureFixture) -> None:
+    assert run("--version") == 0
+    assert capsys.readouterr().out.split() == ["ndfast", ndfast.__version__]
 
 
 def test_env_needs_no_package_of_the_harness() -> None:
@@ -225,7 +224,7 @@ def test_env_needs_no_package_of_the_harness() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_a_log_that_lacks_a_character_is_no_hindrance(tmp_path: Path) -> None:
+def test_python_m_ndfast_and_a_log_that_lacks_a_character(tmp_path: Path) -> None:
     file = tmp_path / "means.npz"
     ndfast.save_class_means(file, torch.ones(2, 3), teacher="‖ t ‖")
     command = [sys.executable, "-m", "ndfast", "class-means", str(file)]

@@ -1,1 +1,0 @@
-#include "plain.cu"

@@ -1,0 +1,13 @@
+// All of it, compiled at once: most of what a small file takes is in the headers that all include.
+#include "backward.cpp"
+#include "backward_bfloat16.cu"
+#include "backward_float16.cu"
+#include "backward_float32.cu"
+#include "bindings.cpp"
+#include "device.cpp"
+#include "forward.cpp"
+#include "forward_bfloat16.cu"
+#include "forward_float16.cu"
+#include "forward_float32.cu"
+#include "launch.cpp"
+#include "plain.cu"
