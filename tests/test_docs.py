@@ -221,6 +221,23 @@ def test_every_link_leads_somewhere(site: Path, pages: dict[Path, Links]) -> Non
     assert dead == []
 
 
+@pytest.mark.parametrize("page", sorted(path.name for path in ROOT.glob("*.md")))
+def test_every_link_of_a_page_beside_the_site_leads_somewhere(page: str) -> None:
+    text = re.sub(r"^```.*?^```", "", (ROOT / page).read_text("utf-8"), flags=re.M | re.DOTALL)
+    for link in re.findall(r"\]\(([^)]+)\)", text):
+        url = urlsplit(link)
+        if not url.scheme:
+            target = ROOT / (url.path or page)
+            assert target.exists(), link
+            assert not url.fragment or url.fragment in _anchors(target), link
+
+
+def _anchors(page: Path) -> set[str]:
+    """Of its headings, as GitHub and mkdocs make them of plain words."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), flags=re.M)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 def test_nothing_is_fetched_from_elsewhere(site: Path, pages: dict[Path, Links]) -> None:
     def elsewhere(links: Iterable[str]) -> list[str]:
         return [link for link in links if link.startswith(("http:", "https:", "//"))]
