@@ -31,11 +31,12 @@ def check_labels_out_of_range(backend: Any, D: int, mixed: bool) -> None:
         torch.testing.assert_close(got, wanted, equal_nan=True, rtol=1e-5, atol=1e-6)
 
 
-def check_class_means_beside_bad_labels(backend: Any, D: int, mixed: bool) -> None:
-    """Hundreds of labels that are no class, smaller and larger ones, add nothing to any class."""
-    N = 1700
+def check_class_means_beside_bad_labels(backend: Any, D: int, mixed: bool, tens: int = 10) -> None:
+    """Many labels that are no class, smaller and larger ones, add nothing to any class."""
+    counts = tens * torch.tensor([60, 2, 53, 0, 55])
+    N = int(counts.sum())
     student, class_means = torch.randn(N, D), torch.randn(3, D)
-    labels = torch.tensor([-5, 0, 1, 2, 3]).repeat_interleave(torch.tensor([600, 20, 530, 0, 550]))
+    labels = torch.tensor([-5, 0, 1, 2, 3]).repeat_interleave(counts)
     labels = labels[torch.randperm(N)]
     # Both of a row, for one of them makes the row's gradient NaN, and with it the other's class.
     others = torch.where((labels < 0) | (labels >= 3), 2**40, 1) if mixed else None

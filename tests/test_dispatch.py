@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import json
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -105,12 +105,26 @@ def _grads() -> tuple[torch.Tensor, ...]:
     return torch.zeros(2, 3, dtype=torch.float16), torch.empty(0), torch.empty(0)
 
 
-def run_python(code: str, **environment: str) -> SimpleNamespace:
-    result = subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True,
-        text=True, check=False,
-    )  # fmt: skip
-    return SimpleNamespace(code=result.returncode, out=result.stdout.strip(), err=result.stderr)
+# Importing torch is most of what a process takes: each begins as a copy of one that has it.
+PROCESSES = """
+import json, os, sys, torch
+for code, environment in json.loads(sys.argv[1]):
+    if os.fork() == 0:
+        os.environ.update(environment)
+        exec(code, {})
+        sys.exit()
+    code = os.waitstatus_to_exitcode(os.wait()[1])
+    print(code, end="\\0", flush=True)
+    print(end="\\0", file=sys.stderr, flush=True)
+"""
+
+
+def run_python(*programs: tuple[str, dict[str, str]]) -> list[tuple[list[str], str]]:
+    """Of each program, in its environment, the words that it prints and its exit code; stderr."""
+    command = [sys.executable, "-c", PROCESSES, json.dumps(programs)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    outputs, errors = (text.split("\0")[:-1] for text in (done.stdout, done.stderr))
+    return [(out.split(), error) for out, error in zip(outputs, errors, strict=True)]
 
 
 PRINT_CHOICE = (
@@ -119,17 +133,21 @@ PRINT_CHOICE = (
 
 
 def test_environment_variables() -> None:
-    assert run_python(PRINT_CHOICE, NDFAST_BACKEND="reference").out == "ndfast.backends.reference"
-    lower = run_python(
-        f"{PRINT_CHOICE}; from ndfast.backends import native; print(native.capability())",
-        NDFAST_BACKEND="", NDFAST_CPU_CAPABILITY="portable",
-    )  # fmt: skip
-    assert lower.out.split() == ["ndfast.backends.native", "portable"]
-    wrong = run_python(PRINT_CHOICE, NDFAST_BACKEND="quick")
-    assert wrong.code != 0
-    assert "NDFAST_BACKEND: 'quick' is no backend" in wrong.err
-    wrong = run_python("import ndfast.backends.native", NDFAST_CPU_CAPABILITY="mmx")
-    assert "NDFAST_CPU_CAPABILITY: 'mmx' is no instruction set" in wrong.err
+    by_name, lower, no_backend, no_set = run_python(
+        (PRINT_CHOICE, {"NDFAST_BACKEND": "reference"}),
+        (
+            f"{PRINT_CHOICE}; from ndfast.backends import native; print(native.capability())",
+            {"NDFAST_BACKEND": "", "NDFAST_CPU_CAPABILITY": "portable"},
+        ),
+        (PRINT_CHOICE, {"NDFAST_BACKEND": "quick"}),
+        ("import ndfast.backends.native", {"NDFAST_CPU_CAPABILITY": "mmx"}),
+    )
+    assert by_name == (["ndfast.backends.reference", "0"], "")
+    assert lower == (["ndfast.backends.native", "portable", "0"], "")
+    assert no_backend[0] == ["1"]
+    assert "NDFAST_BACKEND: 'quick' is no backend" in no_backend[1]
+    assert no_set[0] == ["1"]
+    assert "NDFAST_CPU_CAPABILITY: 'mmx' is no instruction set" in no_set[1]
 
 
 def test_a_gpu_that_is_too_old_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

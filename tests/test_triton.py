@@ -187,7 +187,8 @@ def test_the_launch_table_serves_every_width(D: int, seed: int) -> None:
 
 @pytest.mark.parametrize("mixed", [False, True])
 def test_many_labels_that_are_no_class(mixed: bool, seed: int) -> None:
-    check_class_means_beside_bad_labels(backend, 20, mixed)
+    # The kernels leave a gradient a row; with more of them the reference's code adds them up.
+    check_class_means_beside_bad_labels(backend, 20, mixed, tens=1)
 
 
 def test_uint8_labels_are_unsigned(seed: int) -> None:
@@ -253,9 +254,8 @@ def _copy_row(out, matrix, row, stride, D: tl.constexpr, ALIGN: tl.constexpr):
     store_tile(out, rows, rows >= 0, 0, tile, D, 16)
 
 
-def test_offsets_pass_2_to_the_31_elements() -> None:
+def test_offsets_pass_2_to_the_31_elements(untouched_memory: None) -> None:
     # Memory that is never touched is never there: only pages of the first and last row are.
-    torch.utils.deterministic.fill_uninitialized_memory = False
     row = 2**31 // 16 + 1
     buffer = torch.empty(row + 1, 16, dtype=torch.bfloat16)
     buffer[row] = torch.arange(16)
