@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ndfast import dispatch, saved, transforms
-from ndfast.backends import Rows
+from ndfast.backends import Gradients, Rows
 from ndfast.backends.reference import NONE, accumulation_dtype
 
 _INPUTS = (
@@ -53,10 +53,16 @@ def _forward_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 @torch.library.register_fake("ndfast::nd_loss_backward", lib=_library)
 def _backward_fake(*arguments: Any) -> tuple[Tensor, ...]:
-    inputs, needs = arguments[2:5], arguments[-4:-1]  # the three that may need a gradient
-    return tuple(
-        of.new_empty(of.shape) if need and of is not None else inputs[0].new_empty(0)
-        for of, need in zip(inputs, needs, strict=True)
+    *of_backend, _ = arguments
+    asked = Gradients(*of_backend)
+
+    def gradient(of: Tensor | None, needed: bool) -> Tensor:
+        return asked.student.new_empty(0) if of is None or not needed else of.new_empty(of.shape)
+
+    return (
+        gradient(asked.student, asked.needs_student),
+        gradient(asked.teacher, asked.needs_teacher),
+        gradient(asked.class_means, asked.needs_class_means),
     )
 
 

@@ -4,11 +4,7 @@ Each has, on real tensors whose shapes and dtypes `ndfast.arguments` has checked
 
 - ``unusable(device)``: None, or the sentence that says why it cannot run on that device.
 - ``forward(*rows, num_coefficients, gradient)`` -> ``(loss, saved, grad_student)``, of `Rows`.
-- ``backward(grad_loss, saved, *rows.inputs, grad_features, needs_student, needs_teacher,
-  needs_class_means)`` -> ``(grad_student, grad_teacher, grad_class_means)``; ``grad_features``,
-  None or, only with ``needs_student``, a gradient [N, D] in the student's dtype that goes into
-  grad_student: added in the dtype of the sums, so that the sum is rounded once, and never written.
-  A row that is ignored gets it as it is.
+- ``backward(*gradients)`` -> ``(grad_student, grad_teacher, grad_class_means)``, of `Gradients`.
 - ``finish_gradient_(grad_student, grad_loss, saved, student, *rows.centres)``: in place, makes
   forward's ``grad_student`` right for this upstream gradient. Where ``grad_loss * scale`` is 1 it
   is right already and nothing is moved; otherwise it is written anew from the coefficients: as
@@ -64,3 +60,29 @@ class Rows(NamedTuple):
     def check_labels(self) -> None:
         """Raises IndexError for a label out of range, naming its row; synchronises with a GPU."""
         check_label_range(self.target, self.target_b, len(self.class_means), self.ignore_index)
+
+
+class Gradients(NamedTuple):
+    """What backward is asked for; the functions of a backend and the op take it one by one."""
+
+    grad_loss: Tensor  # [N] or 0-dim
+    saved: Tensor
+    student: Tensor  # here to lam_scalar: Rows.inputs
+    teacher: Tensor | None
+    class_means: Tensor
+    target: Tensor | None
+    target_b: Tensor | None
+    lam: Tensor | None
+    lam_scalar: float
+    # Only with needs_student: a gradient [N, D] in the student's dtype that goes into grad_student.
+    # Added in the dtype of the sums, so that the sum is rounded once, and never written. A row that
+    # is ignored gets it as it is.
+    grad_features: Tensor | None
+    needs_student: bool
+    needs_teacher: bool
+    needs_class_means: bool
+
+    @property
+    def centres(self) -> tuple[Tensor, _Optional, _Optional, _Optional, float]:
+        """As `Rows.centres`."""
+        return self[4:9]

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ndfast.backends import gpu, native
+from ndfast.backends import Gradients, gpu, native
 from ndfast.backends.reference import add_by_class
 
 is_unscaled = False
@@ -83,7 +83,7 @@ def _why_not_launched(device: torch.device) -> str | None:
 def backward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients that are needed, empty tensors for the others; see `ndfast.backends`."""
     grad_student, grad_teacher, grad_centres = _backward(*arguments)
-    *_, needs_class_means = arguments
-    if needs_class_means:
-        grad_centres = add_by_class(grad_centres, *arguments[4:9])  # class means and labels
+    asked = Gradients(*arguments)
+    if asked.needs_class_means:
+        grad_centres = add_by_class(grad_centres, *asked.centres)
     return grad_student, grad_teacher, grad_centres
