@@ -1,4 +1,6 @@
 // The gradients from the rows' coefficients.
+#include <algorithm>
+#include <functional>
 #include <limits>
 #include <numeric>
 
@@ -66,6 +68,7 @@ struct Backward {
   // The rows of each class one after the other, a class a thread: no atomics, and the same order of
   // additions whatever the number of threads.
   void class_gradient(Matrix& grad_class_means) const {
+    constexpr int64_t kRowsOfPart = 64;
     const int64_t K = centres.class_means.N, D = student.D;
     const int64_t entries = centres.target_b ? 2 * N : N;
     const auto label = [&](int64_t e) {
@@ -89,16 +92,21 @@ struct Backward {
     parallel_over_rows(K, row_elements, [&](int64_t begin, int64_t end) {
       const auto& kernels = row_kernels<T>();
       CentreReader<T> reader(centres, student.dtype, kernels);
-      std::vector<T> sum(D);
+      std::vector<T> sum(D), part(D);
       for (int64_t k = begin; k < end; ++k) {
         std::fill(sum.begin(), sum.end(), T(0));
-        for (int64_t j = first[k]; j < first[k + 1]; ++j) {
-          const int64_t i = by_class[j] % N;
-          const ConstRow c = reader[i];
-          if (!c.data) continue;  // the other label of a mix is out of range
-          const T share = !centres.target_b ? T(1) : T(centres.lam[i]);
-          const T by = upstream(i) * (by_class[j] < N ? share : T(1) - share);
-          kernels.accumulate(sum.data(), c, student.row(i), by * delta(i), by * alpha(i), D);
+        // In parts of so many rows: what is added to a long sum loses more to rounding.
+        for (int64_t j = first[k]; j < first[k + 1];) {
+          std::fill(part.begin(), part.end(), T(0));
+          for (const int64_t stop = std::min(j + kRowsOfPart, first[k + 1]); j < stop; ++j) {
+            const int64_t i = by_class[j] % N;
+            const ConstRow c = reader[i];
+            if (!c.data) continue;  // the other label of a mix is out of range
+            const T share = !centres.target_b ? T(1) : T(centres.lam[i]);
+            const T by = upstream(i) * (by_class[j] < N ? share : T(1) - share);
+            kernels.accumulate(part.data(), c, student.row(i), by * delta(i), by * alpha(i), D);
+          }
+          std::transform(part.begin(), part.end(), sum.begin(), sum.begin(), std::plus<T>());
         }
         kernels.scale(grad_class_means.row(k), {sum.data(), kDtypeOf<T>}, T(1), D);
       }
