@@ -21,7 +21,7 @@ GPU_LOGS ?= runs/gpu
 # Other files of tests/ import what such a machine may lack.
 GPU_TESTS := tests/gpu tests/test_class_means.py tests/test_class_means_count.py tests/test_compat.py
 
-# By files, in the order of tests/conftest.py; by itself pytest-xdist begins with the largest number.
+# File by file, in the order of tests/conftest.py; else files of the most tests would come first.
 ALL_CORES := $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile \
 	--no-loadscope-reorder
 

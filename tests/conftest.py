@@ -29,8 +29,8 @@ from emulated_cuda import compile_and_load, on_the_cpu
 import ndfast
 from ndfast.backends import native
 
-# Of a worker of pytest-xdist that has one of these last, the others wait for the end. Triton's are
-# second: they need nothing of what the first compiles.
+# A worker of pytest-xdist that took one of these last would keep the others waiting. Triton's come
+# second, for they need nothing of what the first file compiles.
 SLOWEST = (
     "test_cuda_kernels", "test_triton", "test_fuzz", "test_class_mean_gradients",
     "test_train_recipes", "test_train_run_folder", "test_triton_launch",
