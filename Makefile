@@ -21,7 +21,9 @@ GPU_LOGS ?= runs/gpu
 # Other files of tests/ import what such a machine may lack.
 GPU_TESTS := tests/gpu tests/test_class_means.py tests/test_class_means_count.py tests/test_compat.py
 
-ALL_CORES := $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+# File by file, in the order of tests/conftest.py; else files of the most tests would come first.
+ALL_CORES := $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile \
+	--no-loadscope-reorder
 
 .PHONY: help setup test test-all mutants issue-slots sanitize demo bench docs dist lint format clean
 .PHONY: gpu gpu-name gpu-build gpu-smoke gpu-test gpu-sanitize gpu-bench gpu-report

@@ -29,6 +29,19 @@ from emulated_cuda import compile_and_load, on_the_cpu
 import ndfast
 from ndfast.backends import native
 
+# A worker of pytest-xdist that took one of these last would keep the others waiting. Triton's come
+# second, for they need nothing of what the first file compiles.
+SLOWEST = (
+    "test_cuda_kernels", "test_triton", "test_fuzz", "test_class_mean_gradients",
+    "test_train_recipes", "test_train_run_folder", "test_triton_launch",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The slowest files first; the Makefile has pytest-xdist keep to the order."""
+    places = {name: place for place, name in enumerate(SLOWEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
+
 
 def pytest_collection_finish() -> None:
     """What the imports left is never collected: Accelerate collects garbage twice a run."""

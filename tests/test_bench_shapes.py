@@ -28,6 +28,7 @@ MEMORY = {"adds": [[1e6, 2.0], [1e9, 1001.0]], "call_us": 1.5}
 
 def collect(*options: str) -> subprocess.CompletedProcess[str]:
     program = [sys.executable, "-m", "pytest", "bench/", *options, "--collect-only", "-q"]
+    program.append("--assert=plain")  # what is only listed is not compiled anew
     root = Path(conftest.__file__).parents[1]
     return subprocess.run(program, cwd=root, capture_output=True, text=True)
 
