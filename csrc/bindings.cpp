@@ -2,26 +2,13 @@
 // torch.compile see is the pair in ndfast/ops.py.
 #include <Python.h>
 
-#include "cpu/nd_loss.h"
 #include "cpu/row_kernels.h"
-
-#define NDFAST_CENTRES \
-  "Tensor class_means, Tensor? target, Tensor? target_b, Tensor? lam, float lam_scalar"
-#define NDFAST_STUDENT_AND_CENTRES "Tensor student, " NDFAST_CENTRES
-#define NDFAST_INPUTS "Tensor student, Tensor? teacher, " NDFAST_CENTRES
+#include "nd_loss.h"
 
 STABLE_TORCH_LIBRARY(ndfast_native, m) {
-  m.def("forward(" NDFAST_INPUTS
-        ", Tensor? sample_weight, float weight, int reduction, int ignore_index, float eps, "
-        "int num_coefficients, bool gradient) -> "
-        "(Tensor loss, Tensor saved, Tensor grad_student)");
-  m.def(
-      "backward(Tensor grad_loss, Tensor saved, " NDFAST_INPUTS
-      ", Tensor? grad_features, bool needs_student, bool needs_teacher, bool needs_class_means) -> "
-      "(Tensor grad_student, Tensor grad_teacher, Tensor grad_class_means)");
-  m.def(
-      "finish_gradient_(Tensor(a!) grad_student, Tensor grad_loss, Tensor "
-      "saved, " NDFAST_STUDENT_AND_CENTRES ") -> ()");
+  m.def(NDFAST_FORWARD);
+  m.def(NDFAST_BACKWARD);
+  m.def(NDFAST_FINISH_GRADIENT);
   m.def("capability() -> str");
   m.def("set_capability(str name) -> bool");
 }

@@ -4,7 +4,7 @@
 #include <limits>
 #include <numeric>
 
-#include "nd_loss.h"
+#include "../nd_loss.h"
 #include "rows.h"
 
 namespace ndfast::cpu {

@@ -5,7 +5,7 @@
 #include <memory>
 #include <utility>
 
-#include "nd_loss.h"
+#include "../nd_loss.h"
 #include "rows.h"
 
 namespace ndfast::cpu {

@@ -2,9 +2,9 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include "../nd_loss.h"
 #include "device.h"
 #include "kernels.h"
-#include "nd_loss.h"
 
 namespace ndfast::cuda {
 namespace {

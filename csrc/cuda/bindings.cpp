@@ -1,7 +1,8 @@
 // Registration of the ops of ndfast/backends/cuda.py, nothing else.
+#include "../nd_loss.h"
+
 #include "device.h"
 #include "kernels.h"
-#include "nd_loss.h"
 
 // The tests' emulator registers them under another name, for CPU tensors.
 #ifndef NDFAST_CUDA_LIBRARY
@@ -13,20 +14,10 @@
 #define NDFAST_REGISTER(library, m) STABLE_TORCH_LIBRARY(library, m)
 #define NDFAST_REGISTER_KERNELS(library, key, m) STABLE_TORCH_LIBRARY_IMPL(library, key, m)
 
-#define NDFAST_CENTRES \
-  "Tensor class_means, Tensor? target, Tensor? target_b, Tensor? lam, float lam_scalar"
-
 NDFAST_REGISTER(NDFAST_CUDA_LIBRARY, m) {
-  m.def("forward(Tensor student, Tensor? teacher, " NDFAST_CENTRES
-        ", Tensor? sample_weight, float weight, int reduction, int ignore_index, float eps, "
-        "int num_coefficients, bool gradient) -> "
-        "(Tensor loss, Tensor saved, Tensor grad_student)");
-  m.def("backward(Tensor grad_loss, Tensor saved, Tensor student, Tensor? teacher, " NDFAST_CENTRES
-        ", Tensor? grad_features, bool needs_student, bool needs_teacher, bool needs_centres) -> "
-        "(Tensor grad_student, Tensor grad_teacher, Tensor grad_centres)");
-  m.def(
-      "finish_gradient_(Tensor(a!) grad_student, Tensor grad_loss, Tensor saved, "
-      "Tensor student, " NDFAST_CENTRES ") -> ()");
+  m.def(NDFAST_FORWARD);
+  m.def(NDFAST_BACKWARD);
+  m.def(NDFAST_FINISH_GRADIENT);
   m.def("why_unusable(int device) -> str");
   m.def("versions() -> (int cuda, int least_driver, int cuda_of_driver)");
   m.def("architectures() -> str");
