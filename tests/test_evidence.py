@@ -28,26 +28,17 @@ FOUND: dict[str, dict[str, Any]] = {
 def test_the_table_of_pairs(name: str) -> None:
     cells = []
     for found in FOUND.values():
-        (pair,) = (pair for pair in found["pairs"] if pair["base"] == name.lower())
-        with_nd, without = (found["accuracy"][pair[key]] for key in ("plus", "base"))
-        assert len(with_nd) == found["config"]["seeds"] == 10
-        of_these = pair_of(pair["base"], with_nd, without)
+        assert all(check["agrees"] for check in found["loss_checks"].values()), "the page says so"
+        (kept,) = (pair for pair in found["pairs"] if pair["base"] == name.lower())
+        runs = {method: found["runs"][method] for method in (kept["base"], kept["plus"])}
+        for of_seeds in runs.values():
+            assert [run["config"]["seed"] for run in of_seeds] == [*range(10)]
+        (pair,) = pair_differences(runs)
         for key in ("differences", "mean", "interval", "p_value"):
-            assert pair[key] == pytest.approx(of_these[key], rel=1e-9), key
+            assert kept[key] == pytest.approx(pair[key], rel=1e-9), key
         mean, low, high = (f"{100 * end:+.2f}" for end in (pair["mean"], *pair["interval"]))
         cells.append(f"{mean} ({low} to {high})".replace("-", "−"))
     assert f"| {name}++ − {name} | {' | '.join(cells)} |\n" in PAGE
-
-
-def pair_of(base: str, with_nd: list[float], without: list[float]) -> dict[str, Any]:
-    """What `ndfast compare` makes of such accuracies."""
-    methods = {base: without, f"{base}++": with_nd}
-    runs = {
-        method: [{"test": {"accuracy": accuracy}} for accuracy in found]
-        for method, found in methods.items()
-    }
-    (pair,) = pair_differences(runs)
-    return pair
 
 
 CIFAR100 = json.loads((ROOT / "docs" / "evidence" / "cifar100.json").read_text(encoding="utf-8"))
