@@ -223,3 +223,14 @@ def test_gradcheck(backend: str, reduction: str, seed: int) -> None:
             ),
             (s, centres),
         )
+
+
+def test_what_a_label_out_of_range_leaves_goes_to_no_class() -> None:
+    # On a GPU, where nobody looks at labels before: its row's gradient is NaN. More classes than
+    # there are rows for such.
+    rows = torch.tensor([[math.nan], [2.0], [math.nan], [3.0]])
+    labels = torch.tensor([-1, 69, 70, 69])
+    for mixed in (None, labels):
+        sums = reference.add_by_class(rows, torch.zeros(70, 1), labels, mixed, None, 0.25)
+        assert sums[69].item() == 5
+        assert sums[:69].count_nonzero() == 0
