@@ -41,15 +41,15 @@ struct Backward {
     for (int64_t i = begin; i < end; ++i) {
       const T g = upstream(i);
       if (leave_finished && g == 1) continue;
-      const bool dead = is_ignored(i);
-      const ConstRow c = dead ? ConstRow{} : reader[i];
+      const bool ignored = is_ignored(i);
+      const ConstRow c = ignored ? ConstRow{} : reader[i];
       const void* addend = grad_features ? grad_features->row(i).data : nullptr;
       if (!c.data) {  // ignored, or the labels have changed since forward
-        const double value = dead ? 0 : std::numeric_limits<double>::quiet_NaN();
+        const double value = ignored ? 0 : std::numeric_limits<double>::quiet_NaN();
         for (Matrix* grad : {grad_student, grad_teacher, grad_centres}) {
           if (grad) grad->fill_row(i, value);
         }
-        if (dead && addend) kernels.scale(grad_student->row(i), grad_features->row(i), T(1), D);
+        if (ignored && addend) kernels.scale(grad_student->row(i), grad_features->row(i), T(1), D);
         continue;
       }
       const ConstRow s = student.row(i);

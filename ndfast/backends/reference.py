@@ -189,19 +189,19 @@ def forward(
             coefficients = torch.where(counts, coefficients, 0)
         saved[1:] = coefficients[:num_coefficients].flatten()
     if gradient:
-        grad_student = _student_gradient(s, centres, coefficients, _is_dead(coefficients))
+        grad_student = _student_gradient(s, centres, coefficients, _is_ignored(coefficients))
         grad_student = grad_student.to(student.dtype).contiguous()
     return loss, saved, grad_student
 
 
-def _is_dead(coefficients: Tensor) -> Tensor:
+def _is_ignored(coefficients: Tensor) -> Tensor:
     """[N, 1]: an ignored row has zeros for coefficients; its gradient is 0, even if it is NaN."""
     return ((coefficients[0] == 0) & (coefficients[1] == 0))[:, None]
 
 
-def _student_gradient(s: Tensor, centres: Tensor, coefficients: Tensor, dead: Tensor) -> Tensor:
+def _student_gradient(s: Tensor, centres: Tensor, coefficients: Tensor, ignored: Tensor) -> Tensor:
     alpha, beta = coefficients[0, :, None], coefficients[1, :, None]
-    return torch.where(dead, 0, alpha * centres + beta * s)
+    return torch.where(ignored, 0, alpha * centres + beta * s)
 
 
 def backward(
@@ -224,21 +224,21 @@ def backward(
     s = student.to(dtype)
     centres = gather_centres(class_means, target, target_b, lam, lam_scalar, dtype)
     coefficients = coefficients_of(saved, 4 if needs_teacher or needs_class_means else 2, len(s))
-    dead = _is_dead(coefficients)
+    ignored = _is_ignored(coefficients)
     coefficients = coefficients * (grad_loss * saved[0])
     grad_student = grad_teacher = grad_class_means = student.new_empty(0)
     if needs_student:
-        grad_student = _student_gradient(s, centres, coefficients, dead)
+        grad_student = _student_gradient(s, centres, coefficients, ignored)
         if grad_features is not None:
             grad_student = grad_student + grad_features.to(dtype)
         grad_student = grad_student.to(student.dtype)
     if needs_teacher:
         assert teacher is not None
         gamma = coefficients[2, :, None]
-        grad_teacher = torch.where(dead, 0, gamma * teacher.to(dtype)).to(teacher.dtype)
+        grad_teacher = torch.where(ignored, 0, gamma * teacher.to(dtype)).to(teacher.dtype)
     if needs_class_means:
         alpha, delta = coefficients[0, :, None], coefficients[3, :, None]
-        grad_centres = torch.where(dead, 0, alpha * s + delta * centres)
+        grad_centres = torch.where(ignored, 0, alpha * s + delta * centres)
         labels = (target, target_b, lam, lam_scalar)
         grad_class_means = add_by_class(grad_centres, class_means, *labels)
     # The ops' fakes promise this, whatever strides the inputs have.

@@ -57,7 +57,7 @@ def backward_kernel(
             )
         alpha = tl.load(coefficients + rows, mask=in_batch, other=0.0)
         beta = tl.load(coefficients + N + rows, mask=in_batch, other=0.0)
-        dead = is_ignored(alpha, beta)
+        ignored = is_ignored(alpha, beta)
         after_two = coefficients + 2 * tl.cast(N, tl.int64)
         if grad_teacher is not None:
             gamma = upstream * tl.load(after_two + rows, mask=in_batch, other=0.0)
@@ -85,15 +85,15 @@ def backward_kernel(
                 t = load_tile(
                     teacher, rows, teacher_stride, in_batch, start, D, BLOCK_D, ALIGN, dtype
                 )
-                gradient = tl.where(dead, 0, gamma[:, None] * t)
+                gradient = tl.where(ignored, 0, gamma[:, None] * t)
                 store_tile(grad_teacher, rows, in_batch, start, gradient, D, BLOCK_D)
             if grad_student is not None:
                 gradient = alpha[:, None] * c + beta[:, None] * s
                 if grad_features is not None:
-                    gradient = tl.where(dead, g, g + gradient)
+                    gradient = tl.where(ignored, g, g + gradient)
                 else:
-                    gradient = tl.where(dead, 0, gradient)
+                    gradient = tl.where(ignored, 0, gradient)
                 store_tile(grad_student, rows, in_batch, start, gradient, D, BLOCK_D)
             if grad_centres is not None:
-                gradient = tl.where(dead, 0, alpha[:, None] * s + delta[:, None] * c)
+                gradient = tl.where(ignored, 0, alpha[:, None] * s + delta[:, None] * c)
                 store_tile(grad_centres, rows, in_batch, start, gradient, D, BLOCK_D)

@@ -161,8 +161,8 @@ def forward_kernel(
                 tl.store(after_six + rows, tl.where(counts, longer, 0), mask=in_batch)
                 tl.store(after_six + N + rows, counts.to(dtype), mask=in_batch)
             if grad_student is not None:
-                dead = is_ignored(alpha, beta)
-                gradient = tl.where(dead, 0, alpha[:, None] * c + beta[:, None] * s)
+                ignored = is_ignored(alpha, beta)
+                gradient = tl.where(ignored, 0, alpha[:, None] * c + beta[:, None] * s)
                 store_tile(grad_student, rows, in_batch, 0, gradient, D, BLOCK_D)
                 for start in range(BLOCK_D, D, BLOCK_D):
                     s_i = load_tile(
@@ -172,7 +172,7 @@ def forward_kernel(
                         class_means, label, target_b, label_b, share, class_means_stride, in_range,
                         start, D, BLOCK_D, ALIGN, dtype,
                     )  # fmt: skip
-                    gradient = tl.where(dead, 0, alpha[:, None] * c_i + beta[:, None] * s_i)
+                    gradient = tl.where(ignored, 0, alpha[:, None] * c_i + beta[:, None] * s_i)
                     store_tile(grad_student, rows, in_batch, start, gradient, D, BLOCK_D)
 
     if REDUCTION == _NONE:
