@@ -45,10 +45,9 @@ class Build:
 
     def __init__(self, name: str, library: Path) -> None:
         self.name = name
-        self._pipe, other = multiprocessing.get_context("spawn").Pipe()
-        self._process = multiprocessing.get_context("spawn").Process(
-            target=serve, args=(other, library), daemon=True
-        )
+        spawn = multiprocessing.get_context("spawn")
+        self._pipe, other = spawn.Pipe()
+        self._process = spawn.Process(target=serve, args=(other, library), daemon=True)
         self._process.start()
         other.close()
 

@@ -83,7 +83,7 @@ def _why_not_launched(device: torch.device) -> str | None:
 def backward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients that are needed, empty tensors for the others; see `ndfast.backends`."""
     grad_student, grad_teacher, grad_centres = _backward(*arguments)
-    asked = Gradients(*arguments)
-    if asked.needs_class_means:
-        grad_centres = add_by_class(grad_centres, *asked.centres)
+    *_, needs_class_means = arguments
+    if needs_class_means:
+        grad_centres = add_by_class(grad_centres, *Gradients(*arguments).centres)
     return grad_student, grad_teacher, grad_centres
