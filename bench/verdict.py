@@ -10,8 +10,8 @@ from bench.cells import dtypes, figure
 
 # Up to so many times what memory needs is normal. A shared machine's speed moves by as much.
 NORMAL = 2.0
-# float16's gradient comes after the forward, which reads the student a second time: four tensors
-# move, where three have to.
+# float16's gradient comes after the forward on a GPU, which reads the student a second time: four
+# tensors move, where three have to.
 READS_TWICE = 4 / 3
 IN_CACHES = 0.9  # below so many times, the bytes cannot all have come from memory
 

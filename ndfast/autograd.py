@@ -15,8 +15,9 @@ from torch import Tensor
 
 from ndfast import dispatch, ops, private, saved, transforms
 from ndfast.arguments import Rows, flatten, unflatten
-from ndfast.backends.reference import coefficients_of
+from ndfast.backends.reference import NONE, coefficients_of
 from ndfast.saved import CLASS_MEANS, STUDENT, TEACHER
+from ndfast.upstream import BY_DTYPE as _upstreams
 
 # Bound once: looked up at every call they would take as long as what they tell.
 _is_grad_enabled = torch.is_grad_enabled
@@ -144,20 +145,25 @@ def _once_differentiable(
     return wrapper
 
 
-def _run_forward(ctx: Any, call: Call, gradient: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+def _run_forward(
+    ctx: Any, call: Call, written_for: float | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """The loss and, where asked for, the student's gradient and the measures.
 
-    Keeps what backward takes.
+    Keeps what backward takes. ``written_for`` is the upstream gradient that the student's gradient
+    is for, None where backward writes it.
     """
     rows, backend, measured = call
     needs = ctx.needs_input_grad
     # Backward needs two coefficients a row for the student, four for the others.
     num_coefficients = 8 if measured else 4 if needs[TEACHER] or needs[CLASS_MEANS] else 2
-    arguments = (*rows, num_coefficients, gradient)
+    arguments = (*rows, num_coefficients, written_for is not None)
     if type(backend) is ops.OpPair:
         loss, kept, grad_student = backend.forward(*arguments)
-    else:
+    elif written_for is None or written_for == 1:
         loss, kept, grad_student = dispatch.run_forward(backend, arguments)
+    else:
+        loss, kept, grad_student = dispatch.run_forward(backend, arguments, upstream=written_for)
     saved.save(ctx, backend, rows, kept)
     measures = _measures(kept, rows, measured)
     if measures is None:
@@ -170,9 +176,10 @@ def _run_forward(ctx: Any, call: Call, gradient: bool) -> tuple[Tensor, Tensor, 
 class _NDLoss(torch.autograd.Function):
     """Eager: the gradient of the student is finished in forward where its dtype allows.
 
-    float16 waits for backward: with the upstream gradient still missing, GradScaler's scale is
-    missing too, and small gradients would underflow. So do hooks on saved tensors: a checkpoint
-    would have the gradient computed twice, and the first kept, for no hook sees it.
+    float16 waits for backward until it is known what will come (`ndfast.upstream`): without the
+    upstream gradient GradScaler's scale is missing, and small gradients would underflow. So do
+    hooks on saved tensors, always: a checkpoint would have the gradient computed twice, and the
+    first kept, for no hook sees it.
     """
 
     @staticmethod
@@ -183,13 +190,18 @@ class _NDLoss(torch.autograd.Function):
         class_means: Tensor,
         call: Call,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        gradient = (
-            ctx.needs_input_grad[STUDENT]
-            and student.dtype != torch.float16
-            and _hooks_on_saved_tensors(False) is None
-        )
-        loss, grad_student, measures = _run_forward(ctx, call, gradient)
-        ctx.grad_student = grad_student if gradient else None
+        rows, backend, _ = call
+        ctx.upstream = known = _upstreams[student.dtype]
+        written_for = None
+        if ctx.needs_input_grad[STUDENT] and _hooks_on_saved_tensors(False) is None:
+            written_for = known.expected
+            if written_for != known.at_first and not (
+                backend.is_unscaled and student.is_cpu and rows.reduction != NONE
+            ):
+                written_for = known.at_first
+        loss, grad_student, measures = _run_forward(ctx, call, written_for)
+        ctx.written_for = written_for
+        ctx.grad_student = None if written_for is None else grad_student
         return loss if measures is None else (loss, measures)  # a second output costs a microsecond
 
     @staticmethod
@@ -199,10 +211,17 @@ class _NDLoss(torch.autograd.Function):
         # Handed out once, so that nobody else holds it and it may be written in place; a second
         # backward (retain_graph) makes its own from the coefficients.
         grad_student, ctx.grad_student = ctx.grad_student, None
-        # is_grads_batched brings several upstream gradients, and grad_student is for one.
-        if grad_student is None or _is_batched(grad_loss):
+        seen = None
+        if _is_batched(grad_loss):  # several upstream gradients, and grad_student is for one
+            grad_student = None
+        elif ctx.backend.is_unscaled and grad_loss.is_cpu and grad_loss.dim() == 0:
+            seen = grad_loss.item()
+            ctx.upstream.has_come(seen)
+        if seen != ctx.written_for != 1:
+            grad_student = None
+        if grad_student is None:
             return *saved.gradients(ctx, grad_loss, None, needs), None
-        if not (ctx.backend.is_unscaled and _is_one(grad_loss)):
+        if seen != ctx.written_for:
             saved.finish_gradient_(ctx, grad_student, grad_loss)
         if not (needs[TEACHER] or needs[CLASS_MEANS]):
             return grad_student, None, None, None
@@ -211,11 +230,6 @@ class _NDLoss(torch.autograd.Function):
 
 
 _apply_eagerly = private.apply_of(_NDLoss)  # the look for torch.func has been taken
-
-
-def _is_one(grad_loss: Tensor) -> bool:
-    """Whether the upstream gradient is; False also where the backend had better look itself."""
-    return grad_loss.is_cpu and grad_loss.dim() == 0 and grad_loss.item() == 1
 
 
 class _AttachedNDLoss(torch.autograd.Function):
@@ -231,7 +245,7 @@ class _AttachedNDLoss(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         ctx.set_materialize_grads(False)
         ctx.shape = student.shape
-        loss, _, measures = _run_forward(ctx, call, False)
+        loss, _, measures = _run_forward(ctx, call, None)
         return student, loss, measures
 
     @staticmethod

@@ -162,7 +162,9 @@ def _package_of(frame: FrameType) -> str:
     return str(frame.f_globals.get("__name__")).partition(".")[0]
 
 
-def run_forward(backend: Any, arguments: tuple[Any, ...]) -> tuple[Tensor, Tensor, Tensor]:
+def run_forward(
+    backend: Any, arguments: tuple[Any, ...], **options: Any
+) -> tuple[Tensor, Tensor, Tensor]:
     """``backend.forward``, with a label out of range an IndexError on the CPU.
 
     A GPU would have to synchronise to look, so there such a row is NaN. The native backend looks in
@@ -170,7 +172,7 @@ def run_forward(backend: Any, arguments: tuple[Any, ...]) -> tuple[Tensor, Tenso
     """
     if backend is not _NATIVE and arguments[0].is_cpu:
         Rows(*arguments[:-2]).check_labels()
-    return backend.forward(*arguments)
+    return backend.forward(*arguments, **options)
 
 
 @torch.no_grad()  # autograd is outside the ops, whoever calls them

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import math
 import os
 import platform
 import sys
@@ -27,6 +28,7 @@ import compiled_ptx
 from emulated_cuda import compile_and_load, on_the_cpu
 
 import ndfast
+from ndfast import upstream
 from ndfast.backends import native
 
 # A worker of pytest-xdist that took one of these last would keep the others waiting. Triton's come
@@ -90,6 +92,13 @@ def untouched_memory(poisoned_outputs: None) -> None:
     """Without it: memory that is allocated and never touched is not committed."""
     torch.utils.deterministic.fill_uninitialized_memory = False
     fill_what_malloc_gives(0)
+
+
+@pytest.fixture(autouse=True)
+def no_upstream_gradient_is_expected() -> None:
+    """Whichever tests have come before in this process."""
+    for known in upstream.BY_DTYPE.values():
+        known.has_come(math.nan)
 
 
 @pytest.fixture(autouse=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch.linalg import vector_norm
 import ndfast
 from ndfast.arguments import flatten
 from ndfast.backends import reference
+from ndfast.upstream import BY_DTYPE
 
 HALVES = (torch.bfloat16, torch.float16)
 
@@ -27,6 +29,7 @@ def run(call: Call, case: Case, backend: str) -> dict[str, Tensor]:
     if call.teacher == "norms":
         inputs["teacher"].requires_grad_(False)
     leaves = {name: x for name, x in inputs.items() if x.requires_grad}
+    expect_upstream(call, case)
     function = ndfast.attach_nd_loss if call.attached else ndfast.nd_loss
     arguments = (inputs["student"], inputs.get("teacher"), inputs["class_means"], case.target)
     outputs: Any = function(*arguments, **case.options, return_stats=call.stats, backend=backend)
@@ -42,6 +45,13 @@ def run(call: Call, case: Case, backend: str) -> dict[str, Tensor]:
             torch.autograd.grad(*grads, retain_graph=True)
         results |= zip(leaves, torch.autograd.grad(*grads), strict=True)
     return results if stats is None else results | stats._asdict()
+
+
+def expect_upstream(call: Call, case: Case) -> None:
+    """As if the upstream gradients that have come before were such."""
+    upstream = {"as at first": math.nan, "this": case.upstream.sum().item(), "another": 0.7}
+    for _ in range(2):
+        BY_DTYPE[case.student.dtype].has_come(upstream[call.expected])
 
 
 def _as_tuple(outputs: Any) -> tuple[Tensor, ...]:

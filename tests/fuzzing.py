@@ -53,6 +53,7 @@ class Call:
     reduction: str
     eps: float
     upstream: str
+    expected: str  # which upstream gradient forward expects, where it can
     backward_twice: bool
     stats: bool
     validate: bool
@@ -111,6 +112,7 @@ def calls(draw: Callable[[Any], Any], dtypes: tuple[torch.dtype, ...] = DTYPES) 
         reduction=one_of("mean", "sum", "none"),
         eps=eps,
         upstream=one_of("one", "random", "zero"),
+        expected=one_of("as at first", "this", "another"),
         backward_twice=one_of(False, False, True),
         stats=one_of(False, True),
         validate=one_of(False, True),

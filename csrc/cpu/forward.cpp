@@ -21,6 +21,7 @@ struct Forward {
   int64_t ignore_index;
   double eps;
   double factor;  // weight over the denominator
+  T upstream;     // the gradient of the loss that grad_student is for
   int64_t num_coefficients;
   T* loss;               // [N]
   T* coefficients;       // [num_coefficients, N]: the row's coefficients and its measures
@@ -65,8 +66,10 @@ struct Forward {
                                 : RowMeasures<T>{};
       write_coefficients(i, terms, by, measures, true);
       if (!grad_student) continue;
-      gradient = {grad_student->row(i), row.centre,      row.student,
-                  by * terms.alpha,     by * terms.beta, is_large};
+      // As backward multiplies them, so that it makes no difference to a bit who writes a gradient.
+      gradient = {
+          grad_student->row(i),         row.centre, row.student, upstream * (by * terms.alpha),
+          upstream * (by * terms.beta), is_large};
       if (!is_large) kernels.combine(gradient, student.D);
     }
     if (is_large && gradient.out.data) kernels.combine(gradient, student.D);
@@ -108,7 +111,8 @@ std::tuple<Tensor, Tensor, Tensor> forward_in(const Tensor& student, const Optio
                                               const CentreTensors& centre_tensors,
                                               const OptionalTensor& sample_weight, double weight,
                                               int64_t reduction, int64_t ignore_index, double eps,
-                                              int64_t num_coefficients, bool gradient) {
+                                              int64_t num_coefficients, bool gradient,
+                                              double upstream) {
   const ScalarType dtype = sizeof(T) == 8 ? ScalarType::Double : ScalarType::Float;
   const MatrixOf s(student);
   const Centres centres(centre_tensors, s);
@@ -147,6 +151,7 @@ std::tuple<Tensor, Tensor, Tensor> forward_in(const Tensor& student, const Optio
                         ignore_index,
                         eps,
                         reduction == kMean ? mean_factor : weight,
+                        T(upstream),
                         num_coefficients,
                         row_loss ? row_loss.get() : static_cast<T*>(loss.data_ptr()),
                         scale + 1,
@@ -168,11 +173,12 @@ std::tuple<Tensor, Tensor, Tensor> forward(Tensor student, OptionalTensor teache
                                            OptionalTensor target_b, OptionalTensor lam,
                                            double lam_scalar, OptionalTensor sample_weight,
                                            double weight, int64_t reduction, int64_t ignore_index,
-                                           double eps, int64_t num_coefficients, bool gradient) {
+                                           double eps, int64_t num_coefficients, bool gradient,
+                                           double upstream) {
   const auto run =
       student.scalar_type() == ScalarType::Double ? forward_in<double> : forward_in<float>;
   return run(student, teacher, {class_means, target, target_b, lam, lam_scalar}, sample_weight,
-             weight, reduction, ignore_index, eps, num_coefficients, gradient);
+             weight, reduction, ignore_index, eps, num_coefficients, gradient, upstream);
 }
 
 }  // namespace ndfast::cpu

@@ -70,14 +70,14 @@ if missing is None:
         set_capability(os.environ["NDFAST_CPU_CAPABILITY"], "NDFAST_CPU_CAPABILITY")
 
 
-def forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+def forward(*arguments: Any, upstream: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
     """The loss and what backward needs; see `ndfast.backends`.
 
     Raises:
         IndexError: a label is out of range.
     """
     try:
-        return _forward(*arguments)
+        return _forward(*arguments, upstream)
     except RuntimeError as error:
         failed = error
     # The library looks at every label and cannot raise an IndexError itself.

@@ -158,6 +158,7 @@ def forward(
     eps: float,
     num_coefficients: int,
     gradient: bool,
+    upstream: float = 1.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The loss and what backward needs; see `ndfast.backends`."""
     dtype = accumulation_dtype(student)
@@ -189,7 +190,8 @@ def forward(
             coefficients = torch.where(counts, coefficients, 0)
         saved[1:] = coefficients[:num_coefficients].flatten()
     if gradient:
-        grad_student = _student_gradient(s, centres, coefficients, _is_ignored(coefficients))
+        ignored = _is_ignored(coefficients)
+        grad_student = _student_gradient(s, centres, upstream * coefficients, ignored)
         grad_student = grad_student.to(student.dtype).contiguous()
     return loss, saved, grad_student
 
