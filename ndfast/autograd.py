@@ -216,7 +216,8 @@ class _NDLoss(torch.autograd.Function):
             grad_student = None
         elif ctx.backend.is_unscaled and grad_loss.is_cpu and grad_loss.dim() == 0:
             seen = grad_loss.item()
-            ctx.upstream.has_come(seen)
+            if seen != ctx.written_for:
+                ctx.upstream.surprises(seen)
         if seen != ctx.written_for != 1:
             grad_student = None
         if grad_student is None:
