@@ -13,11 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ndfast import dispatch, ops, private, saved, transforms
+from ndfast import dispatch, ops, private, saved, transforms, upstream
 from ndfast.arguments import Rows, flatten, unflatten
-from ndfast.backends.reference import NONE, coefficients_of
+from ndfast.backends.reference import coefficients_of
 from ndfast.saved import CLASS_MEANS, STUDENT, TEACHER
-from ndfast.upstream import BY_DTYPE as _upstreams
 
 # Bound once: looked up at every call they would take as long as what they tell.
 _is_grad_enabled = torch.is_grad_enabled
@@ -190,18 +189,13 @@ class _NDLoss(torch.autograd.Function):
         class_means: Tensor,
         call: Call,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        rows, backend, _ = call
-        ctx.upstream = known = _upstreams[student.dtype]
-        written_for = None
-        if ctx.needs_input_grad[STUDENT] and _hooks_on_saved_tensors(False) is None:
-            written_for = known.expected
-            if written_for != known.at_first and not (
-                backend.is_unscaled and student.is_cpu and rows.reduction != NONE
-            ):
-                written_for = known.at_first
-        loss, grad_student, measures = _run_forward(ctx, call, written_for)
-        ctx.written_for = written_for
-        ctx.grad_student = None if written_for is None else grad_student
+        if not ctx.needs_input_grad[STUDENT] or _hooks_on_saved_tensors(False) is not None:
+            loss, _, measures = _run_forward(ctx, call, None)
+            ctx.finished = None
+        else:
+            written_for = upstream.expected(student, call[0].reduction, call[1])
+            loss, grad_student, measures = _run_forward(ctx, call, written_for)
+            ctx.finished = grad_student, written_for
         return loss if measures is None else (loss, measures)  # a second output costs a microsecond
 
     @staticmethod
@@ -210,20 +204,11 @@ class _NDLoss(torch.autograd.Function):
         needs = ctx.needs_input_grad[:3]
         # Handed out once, so that nobody else holds it and it may be written in place; a second
         # backward (retain_graph) makes its own from the coefficients.
-        grad_student, ctx.grad_student = ctx.grad_student, None
-        seen = None
-        if _is_batched(grad_loss):  # several upstream gradients, and grad_student is for one
-            grad_student = None
-        elif ctx.backend.is_unscaled and grad_loss.is_cpu and grad_loss.dim() == 0:
-            seen = grad_loss.item()
-            if seen != ctx.written_for:
-                ctx.upstream.surprises(seen)
-        if seen != ctx.written_for != 1:
-            grad_student = None
+        finished, ctx.finished = ctx.finished, None
+        grad_student = None if finished is None else _finished(ctx, finished, grad_loss)
+        del finished  # what is of no use is freed before another is written
         if grad_student is None:
             return *saved.gradients(ctx, grad_loss, None, needs), None
-        if seen != ctx.written_for:
-            saved.finish_gradient_(ctx, grad_student, grad_loss)
         if not (needs[TEACHER] or needs[CLASS_MEANS]):
             return grad_student, None, None, None
         others = saved.gradients(ctx, grad_loss, None, (False, *needs[1:]))[1:]
@@ -231,6 +216,24 @@ class _NDLoss(torch.autograd.Function):
 
 
 _apply_eagerly = private.apply_of(_NDLoss)  # the look for torch.func has been taken
+
+
+def _finished(ctx: Any, finished: tuple[Tensor, float | None], grad_loss: Tensor) -> Tensor | None:
+    """The student's gradient that forward has written, made right; None where it is of no use."""
+    grad_student, written_for = finished
+    if written_for is None and (_is_transforming() or _is_watched(grad_loss)):
+        return None
+    if _is_batched(grad_loss):  # several upstream gradients, and this is for one
+        return None
+    if upstream.may_look(ctx.backend, grad_loss):
+        seen = grad_loss.item()
+        upstream.BY_DTYPE[grad_student.dtype].comes(seen, written_for)
+        if seen == written_for:
+            return grad_student
+    if written_for != 1:
+        return None
+    saved.finish_gradient_(ctx, grad_student, grad_loss)
+    return grad_student
 
 
 class _AttachedNDLoss(torch.autograd.Function):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 
 import pytest
 import torch
 from cases import needs_native
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 
 import ndfast
 from ndfast.backends import native, reference
@@ -22,8 +24,7 @@ Step = Callable[[float], Tensor]
 
 
 def expect(dtype: torch.dtype, upstream: float) -> None:
-    for _ in range(2):
-        BY_DTYPE[dtype].surprises(upstream)
+    BY_DTYPE[dtype].expected = upstream
 
 
 @pytest.fixture(params=[pytest.param("native", marks=needs_native), "reference"])
@@ -36,11 +37,13 @@ def step(dtype: torch.dtype, backend: str, shape: tuple[int, int, int] = (12, 70
     N, D, K = shape
     student = torch.randn(N, D).to(dtype).requires_grad_()
     teacher, class_means = torch.randn(N, D).to(dtype), torch.randn(K, D)
-    labels = torch.randint(K, (N,))
-    labels[0] = -100
+    labels, weights = torch.randint(K, (N,)), torch.rand(N)
+    labels[0], weights[2:N:3] = -100, 0
 
     def run(upstream: float) -> Tensor:
-        loss = ndfast.nd_loss(student, teacher, class_means, labels, backend=backend)
+        loss = ndfast.nd_loss(
+            student, teacher, class_means, labels, sample_weight=weights, backend=backend
+        )
         (gradient,) = torch.autograd.grad(loss, student, torch.tensor(upstream).to(loss))
         return gradient
 
@@ -86,24 +89,26 @@ def test_float16_waits_until_a_scale_has_come_twice(backend: str, written_late: 
 def test_others_expect_1_until_another_has_come_twice(
     dtype: torch.dtype, backend: str, written_late: list[str]
 ) -> None:
-    upstreams = [1.0, 4.0, 3.0, 1.0, 4.0, 4.0, 4.0, 1.0, 2.0, 4.0, 1.0, 1.0, 1.0]
+    upstreams = [1.0, 4.0, 1.0, 4.0, 3.0, 4.0, 4.0, 4.0, 1.0, 4.0, 1.0, 1.0, 1.0]
     assert calls_of(written_late, step(dtype, backend), upstreams) == [
-        "forward", "finish_gradient_", "finish_gradient_", "forward", "finish_gradient_",
-        "finish_gradient_", "forward", "backward", "backward", "forward", "backward", "backward",
-        "forward",
+        "forward", "finish_gradient_", "forward", *["finish_gradient_"] * 4, "forward",
+        "backward", "forward", "backward", "backward", "forward",
     ]  # fmt: skip
 
 
-def test_dtypes_do_not_know_of_each_other(backend: str) -> None:
-    expect(torch.float16, SCALE)
-    expect(torch.float32, 3.0)
-    assert [known.expected for known in BY_DTYPE.values()] == [SCALE, 1.0, 3.0, 1.0]
-
-
-@pytest.mark.parametrize("upstream", [math.nan, math.inf, -math.inf])
-def test_what_is_not_finite_is_never_expected(
-    upstream: float, backend: str, written_late: list[str]
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_dtypes_do_not_know_of_each_other(
+    dtype: torch.dtype, backend: str, written_late: list[str]
 ) -> None:
+    calls_of(written_late, step(dtype, backend), [SCALE] * 3)
+    assert written_late == []
+    for other in {*DTYPES} - {dtype}:
+        late = ["backward" if other == torch.float16 else "finish_gradient_"]
+        assert calls_of(written_late, step(other, backend), [SCALE]) == late
+
+
+@pytest.mark.parametrize("upstream", [math.nan, math.inf, -math.inf, 0.0, -0.0])
+def test_some_are_never_expected(upstream: float, backend: str, written_late: list[str]) -> None:
     calls = calls_of(written_late, step(torch.float32, backend), [upstream] * 4)
     assert calls == ["finish_gradient_"] * 4
 
@@ -111,6 +116,17 @@ def test_what_is_not_finite_is_never_expected(
 def rows_past_the_caches(dtype: torch.dtype, D: int) -> int:
     """Whose gradients are streamed, each beside the next row's sums."""
     return 2**24 // (D * dtype.itemsize) + 1
+
+
+def check_no_bit_changes(dtype: torch.dtype, run: Step) -> None:
+    for upstream in (SCALE, 1.0, 0.3, -2.5, 0.0, -0.0):
+        BY_DTYPE[dtype].forget()
+        as_ever = run(upstream)
+        for foreseen in (upstream or 1.0, 0.7):
+            expect(dtype, foreseen)
+            got = run(upstream)
+            assert torch.equal(got, as_ever), (upstream, foreseen)
+            assert torch.equal(got.signbit(), as_ever.signbit()), (upstream, foreseen)
 
 
 @needs_native
@@ -122,13 +138,13 @@ def test_to_expect_changes_no_bit(
     dtype: torch.dtype, shape: tuple[int | None, int, int], capability: str, seed: int
 ) -> None:
     N, D, K = shape
-    run = step(dtype, "native", (N or rows_past_the_caches(dtype, D), D, K))
-    for upstream in (SCALE, 1.0, 0.3, -2.5, 0.0):
-        BY_DTYPE[dtype].forget()
-        as_ever = run(upstream)
-        for foreseen in (upstream, 0.7):
-            expect(dtype, foreseen)
-            assert torch.equal(run(upstream), as_ever), (upstream, foreseen)
+    shape = (N or rows_past_the_caches(dtype, D), D, K)
+    check_no_bit_changes(dtype, step(dtype, "native", shape))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_nor_of_the_references(dtype: torch.dtype, seed: int) -> None:
+    check_no_bit_changes(dtype, step(dtype, "reference"))
 
 
 def test_a_loss_of_each_row_is_as_at_first(backend: str, written_late: list[str]) -> None:
@@ -155,3 +171,90 @@ def test_a_second_backward_makes_its_own(backend: str) -> None:
     ]
     assert torch.equal(*twice)
     assert twice[0].data_ptr() != twice[1].data_ptr()
+
+
+def test_gradscaler_in_training(backend: str, written_late: list[str], seed: int) -> None:
+    embed = torch.nn.Linear(8, 6)
+    optimizer = torch.optim.SGD(embed.parameters(), lr=1e-3)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=4)
+    class_means, labels = torch.randn(3, 6), torch.randint(3, (5,))
+
+    def train(scale: float) -> Tensor:
+        assert scaler.get_scale() == scale
+        optimizer.zero_grad()
+        with torch.autocast("cpu", dtype=torch.float16):
+            features = embed(torch.randn(5, 8))
+            assert features.dtype == torch.float16
+            loss = ndfast.nd_loss(features, None, class_means, labels, backend=backend)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        return loss
+
+    scales = [2.0**10] * 4 + [2.0**11] * 4
+    assert calls_of(written_late, train, scales) == 2 * [
+        "backward", "backward", "forward", "forward",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_all_gradients_of_a_mix(dtype: torch.dtype, backend: str, seed: int) -> None:
+    inputs = [torch.randn(6, 9).to(dtype), torch.randn(6, 9).to(dtype), torch.randn(4, 9)]
+    leaves = [x.requires_grad_() for x in inputs]
+    mix = ndfast.Mix(torch.randint(4, (6,)), torch.randint(4, (6,)), 0.3)
+
+    def gradients(upstream: float) -> tuple[Tensor, ...]:
+        loss = ndfast.nd_loss(*leaves, mix, backend=backend)
+        return torch.autograd.grad(loss, leaves, torch.tensor(upstream).to(loss))
+
+    as_ever = gradients(3.0)
+    for foreseen in (3.0, 0.7):
+        expect(dtype, foreseen)
+        assert all(map(torch.equal, gradients(3.0), as_ever))
+
+
+def test_several_upstream_gradients_at_once(backend: str, seed: int) -> None:
+    expect(torch.float32, 4.0)
+    student = torch.randn(6, 8, requires_grad=True)
+    loss = ndfast.nd_loss(student, None, torch.randn(6, 8), None, backend=backend)
+    upstreams = torch.tensor([4.0, 1.0])
+    (several,) = torch.autograd.grad(
+        loss, student, upstreams, is_grads_batched=True, retain_graph=True
+    )
+    (one,) = torch.autograd.grad(loss, student)
+    torch.testing.assert_close(several, torch.stack([4 * one, one]))
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_a_backward_that_is_transformed_is_not_looked_at(backend: str) -> None:
+    student = torch.randn(6, 8, dtype=torch.float16, requires_grad=True)
+    loss = ndfast.nd_loss(student, None, torch.randn(6, 8), None, backend=backend)
+    several = torch.func.vmap(
+        lambda upstream: torch.autograd.grad(loss, student, upstream, retain_graph=True)[0]
+    )(torch.tensor([SCALE, 2 * SCALE]))
+    assert torch.equal(several[1], 2 * several[0])
+
+
+@pytest.mark.parametrize("needs", [True, False])
+def test_losses_that_cannot_use_it_are_not_learned_from(needs: bool, backend: str) -> None:
+    student = torch.randn(6, 8, requires_grad=needs)
+    class_means = torch.randn(6, 8, requires_grad=True)
+    hooks = saved_tensors_hooks(lambda x: x, lambda x: x)
+    for _ in range(2):
+        with hooks if needs else nullcontext():
+            loss = ndfast.nd_loss(student, None, class_means, None, backend=backend)
+        (0.5 * loss).backward()
+    assert BY_DTYPE[torch.float32].expected == 1.0
+
+
+@needs_native
+def test_a_backend_whose_scale_is_not_known_expects_as_at_first(
+    written_late: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native, "is_unscaled", False)  # as those of GPUs
+    expect(torch.float16, SCALE)
+    expect(torch.float32, 4.0)
+    late = calls_of(written_late, step(torch.float16, "native"), [SCALE] * 3)
+    assert late == ["backward"] * 3
+    late = calls_of(written_late, step(torch.float32, "native"), [4.0, 1.0])
+    assert late == ["finish_gradient_"] * 2

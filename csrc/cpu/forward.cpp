@@ -66,10 +66,15 @@ struct Forward {
                                 : RowMeasures<T>{};
       write_coefficients(i, terms, by, measures, true);
       if (!grad_student) continue;
-      // As backward multiplies them, so that it makes no difference to a bit who writes a gradient.
-      gradient = {
-          grad_student->row(i),         row.centre, row.student, upstream * (by * terms.alpha),
-          upstream * (by * terms.beta), is_large};
+      // To the bit what backward would write: with the same zeros, and multiplied in its order.
+      const T alpha = by * terms.alpha, beta = by * terms.beta;
+      if (alpha == 0 && beta == 0) {
+        grad_student->fill_row(i, 0);
+        gradient = {};
+        continue;
+      }
+      gradient = {grad_student->row(i), row.centre,      row.student,
+                  upstream * alpha,     upstream * beta, is_large};
       if (!is_large) kernels.combine(gradient, student.D);
     }
     if (is_large && gradient.out.data) kernels.combine(gradient, student.D);
