@@ -133,6 +133,7 @@ def test_what_is_wrong_is_refused_in_every_method(
         (wrong_function, {}, "gradient"),
         (wrong_finish, {"accumulate": 2}, "gradient"),
         (wrong_backward, {"learnable_class_means": True}, "class_means"),
+        (wrong_gradient, {"accumulate": 2}, "gradient"),
         (wrong_gradient, {"precision": "bf16"}, "gradient"),
         (wrong_gathered_row, {"precision": "bf16"}, "gradient"),
         (wrong_gathered_row, {"mixup": 0.8}, "gradient"),

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ndfast import autograd, module
+from ndfast import autograd, module, upstream
 from ndfast.backends import native
 
 Plant = Callable[[pytest.MonkeyPatch], None]
@@ -18,8 +18,8 @@ Plant = Callable[[pytest.MonkeyPatch], None]
 def wrong_loss(patch: pytest.MonkeyPatch) -> None:
     right = native.forward
 
-    def forward(*arguments: Any) -> Any:
-        loss, *others = right(*arguments)
+    def forward(*arguments: Any, **options: Any) -> Any:
+        loss, *others = right(*arguments, **options)
         return 1.01 * loss, *others
 
     patch.setattr(native, "forward", forward)
@@ -28,8 +28,8 @@ def wrong_loss(patch: pytest.MonkeyPatch) -> None:
 def wrong_gradient(patch: pytest.MonkeyPatch) -> None:
     right = native.forward
 
-    def forward(*arguments: Any) -> Any:
-        *others, gradient = right(*arguments)
+    def forward(*arguments: Any, **options: Any) -> Any:
+        *others, gradient = right(*arguments, **options)
         return *others, 1.01 * gradient
 
     patch.setattr(native, "forward", forward)
@@ -39,8 +39,8 @@ def wrong_gathered_row(patch: pytest.MonkeyPatch) -> None:
     """One of ten rows as the kernel reads it, by 1 % of its length."""
     right = native.forward
 
-    def forward(student: Tensor, teacher: Tensor, means: Tensor, *others: Any) -> Any:
-        return right(student, teacher, with_wrong_row(means), *others)
+    def forward(student: Tensor, teacher: Tensor, means: Tensor, *others: Any, **more: Any) -> Any:
+        return right(student, teacher, with_wrong_row(means), *others, **more)
 
     patch.setattr(native, "forward", forward)
 
@@ -123,6 +123,8 @@ def wrong_finish(patch: pytest.MonkeyPatch) -> None:
         gradient.mul_(1.01)
 
     patch.setattr(native, "finish_gradient_", finish_gradient_)
+    for known in upstream.BY_DTYPE.values():  # of what is expected forward writes the gradient
+        known.forget()
 
 
 def wrong_backward(patch: pytest.MonkeyPatch) -> None:
@@ -140,8 +142,8 @@ def no_gradient(patch: pytest.MonkeyPatch) -> None:
 def no_number(patch: pytest.MonkeyPatch) -> None:
     right = native.forward
 
-    def forward(*arguments: Any) -> Any:
-        *others, gradient = right(*arguments)
+    def forward(*arguments: Any, **options: Any) -> Any:
+        *others, gradient = right(*arguments, **options)
         gradient[1] = torch.nan
         return *others, gradient
 
