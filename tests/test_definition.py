@@ -180,6 +180,15 @@ def test_what_is_not_asked_for_is_empty() -> None:
         assert [x.numel() > 0 for x in gradients] == list(needs)
 
 
+def test_forwards_gradient_is_for_any_upstream_gradient() -> None:
+    rows = rows_of(draw(5, 3, 2, DOUBLE, ignoring=True))
+    loss, saved, grad = reference.forward(*rows, 2, True)
+    again = reference.forward(*rows, 2, True, upstream=-4.0)
+    assert torch.equal(again[0], loss)
+    assert torch.equal(again[1], saved)
+    assert torch.equal(again[2], -4 * grad)
+
+
 def test_backward_of_coefficients() -> None:
     student, class_means = torch.ones(3, 2), torch.full((1, 2), torch.nan)
     class_means[0, 1] = 10
