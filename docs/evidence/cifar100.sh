@@ -1,7 +1,7 @@
 #!/bin/sh
-# Repeats cifar100.json: the teacher's outputs once, then KD and KD++ from five seeds, in pairs.
+# Repeats cifar100.json: the teacher's outputs once, then KD and KD++ from seven seeds, in pairs.
 #   docs/evidence/cifar100.sh DATA_DIR TEACHER_WEIGHTS OUT [FLAG OF ndfast compare ...]
-# Killed, it goes on where it was. More of it: --methods dist dist++; or --seed 5 --seeds 5 into another
+# Killed, it goes on where it was. More of it: --methods dist dist++; or --seed 7 --seeds 5 into another
 # OUT, with OUTPUTS=OUT/outputs of the first. A longer schedule, by variables, for outputs and students
 # take them alike: EPOCHS=24 WARMUP=2 FILE=docs/evidence/cifar100-24.json.
 set -eu
@@ -13,6 +13,6 @@ ndfast teacher-outputs $shared --data-dir "$data" --teacher-weights "$teacher" \
     --per-epoch --out "$outputs"
 # The authors' 240 epochs, and the 20 in which the distillation grows, by a twentieth.
 ndfast compare $shared --data-dir "$data" --teacher-outputs "$outputs" \
-    --schedule cosine --distill-warmup "${WARMUP:-1}" --methods kd kd++ --seeds 5 "$@" \
+    --schedule cosine --distill-warmup "${WARMUP:-1}" --methods kd kd++ --seeds 7 "$@" \
     --out "$out/comparison" --resume
 python docs/evidence/collect.py "$out/comparison" "$file" --curves
