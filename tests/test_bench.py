@@ -41,6 +41,9 @@ def test_grids_hold_what_they_promise() -> None:
     assert {case.kind for case in full} == {*KINDS}
     assert {case.way for case in quick} == {"fused", "attached", "forward"}
     assert {case.dtype for case in quick} == set(DTYPES)
+    assert {(case.kind, case.way) for case in full} == {
+        ("loss", "fused"), ("norms", "fused"), ("forward", "forward"), ("attached", "attached"),
+    }  # fmt: skip
 
 
 def test_the_telling_cases_tell_of_every_target() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 
 pytest.importorskip("pytest_benchmark", reason="bench/ needs pytest-benchmark")
 
-from bench import builds
+from bench import builds, timing
 from bench.cases import Case
 from ndfast.backends import native
 
@@ -59,6 +60,14 @@ def test_ratios_are_taken_within_a_round(
 
 def figures_of(line: str) -> list[str]:
     return [word for word in line.split() if word.replace(".", "").isdigit()]
+
+
+def test_steps_run_untimed_before_a_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter([1.0, 1.0, 1.02, 1.04, 1.06])
+    monkeypatch.setattr(timing, "clock", lambda: next(now))
+    calls: list[str] = []
+    builds.settle([timing.Timed(partial(calls.append, name), calls=1) for name in "ab"])
+    assert calls == [*"ababab"]  # until 0.05 s have passed
 
 
 @pytest.mark.long

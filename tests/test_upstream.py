@@ -32,17 +32,23 @@ def backend(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-def step(dtype: torch.dtype, backend: str, shape: tuple[int, int, int] = (12, 70, 5)) -> Step:
+def step(
+    dtype: torch.dtype,
+    backend: str,
+    shape: tuple[int, int, int] = (12, 70, 5),
+    mixed: bool = False,
+) -> Step:
     """A step of training: the student's gradient for an upstream gradient."""
     N, D, K = shape
     student = torch.randn(N, D).to(dtype).requires_grad_()
     teacher, class_means = torch.randn(N, D).to(dtype), torch.randn(K, D)
     labels, weights = torch.randint(K, (N,)), torch.rand(N)
     labels[0], weights[2:N:3] = -100, 0
+    target = ndfast.Mix(labels, torch.randint(K, (N,)), 0.3) if mixed else labels
 
     def run(upstream: float) -> Tensor:
         loss = ndfast.nd_loss(
-            student, teacher, class_means, labels, sample_weight=weights, backend=backend
+            student, teacher, class_means, target, sample_weight=weights, backend=backend
         )
         (gradient,) = torch.autograd.grad(loss, student, torch.tensor(upstream).to(loss))
         return gradient
@@ -140,6 +146,13 @@ def test_to_expect_changes_no_bit(
     N, D, K = shape
     shape = (N or rows_past_the_caches(dtype, D), D, K)
     check_no_bit_changes(dtype, step(dtype, "native", shape))
+
+
+@needs_native
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_nor_where_centres_are_mixed_in_turn(dtype: torch.dtype, seed: int) -> None:
+    shape = (rows_past_the_caches(dtype, 2049), 2049, 30)
+    check_no_bit_changes(dtype, step(dtype, "native", shape, mixed=True))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

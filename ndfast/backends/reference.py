@@ -191,7 +191,9 @@ def forward(
         saved[1:] = coefficients[:num_coefficients].flatten()
     if gradient:
         ignored = _is_ignored(coefficients)
-        grad_student = _student_gradient(s, centres, upstream * coefficients, ignored)
+        if upstream != 1:
+            coefficients = upstream * coefficients
+        grad_student = _student_gradient(s, centres, coefficients, ignored)
         grad_student = grad_student.to(student.dtype).contiguous()
     return loss, saved, grad_student
 
