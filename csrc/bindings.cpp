@@ -6,7 +6,7 @@
 #include "nd_loss.h"
 
 STABLE_TORCH_LIBRARY(ndfast_native, m) {
-  m.def(NDFAST_FORWARD(", float upstream=1"));
+  m.def(NDFAST_FORWARD);
   m.def(NDFAST_BACKWARD);
   m.def(NDFAST_FINISH_GRADIENT);
   m.def("capability() -> str");

@@ -193,7 +193,7 @@ class _NDLoss(torch.autograd.Function):
             loss, _, measures = _run_forward(ctx, call, None)
             ctx.finished = None
         else:
-            written_for = upstream.expected(student, call[0].reduction, call[1])
+            written_for = upstream.expected(student, call[0].reduction)
             loss, grad_student, measures = _run_forward(ctx, call, written_for)
             ctx.finished = grad_student, written_for
         return loss if measures is None else (loss, measures)  # a second output costs a microsecond
@@ -225,14 +225,11 @@ def _finished(ctx: Any, finished: tuple[Tensor, float | None], grad_loss: Tensor
         return None
     if _is_batched(grad_loss):  # several upstream gradients, and this is for one
         return None
-    if upstream.may_look(ctx.backend, grad_loss):
-        seen = grad_loss.item()
-        upstream.BY_DTYPE[grad_student.dtype].comes(seen, written_for)
-        if seen == written_for:
-            return grad_student
-    if written_for != 1:
+    came = upstream.look(ctx, grad_student, grad_loss, written_for)
+    if written_for is None:
         return None
-    saved.finish_gradient_(ctx, grad_student, grad_loss)
+    if came != written_for:  # or has not been seen: then a kernel looks
+        saved.finish_gradient_(ctx, grad_student, grad_loss, written_for)
     return grad_student
 
 

@@ -74,7 +74,6 @@ class OpPair(NamedTuple):
     """The pair of ops in the form of a backend."""
 
     backend: str | None
-    is_unscaled: bool = False  # which it will be is not known
 
     def forward(self, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
         return nd_loss_forward(*arguments, self.backend)

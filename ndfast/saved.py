@@ -53,10 +53,17 @@ def gradients(
     return tuple(grad if need else None for grad, need in zip(grads, needs, strict=True))
 
 
-def finish_gradient_(ctx: Any, grad_student: Tensor, grad_loss: Tensor) -> None:
-    """In place: the gradient that forward finished, for this upstream gradient."""
+def finish_gradient_(ctx: Any, grad_student: Tensor, grad_loss: Tensor, written_for: float) -> None:
+    """In place: the gradient that forward wrote for another upstream gradient, for this one."""
     saved, student, _, *centres = ctx.saved_tensors
-    ctx.backend.finish_gradient_(grad_student, grad_loss, saved, student, *centres, ctx.lam_scalar)
+    ctx.backend.finish_gradient_(
+        grad_student, grad_loss, saved, student, *centres, ctx.lam_scalar, written_for
+    )
+
+
+def scale(ctx: Any) -> Tensor:
+    """0-dim: what all of the rows' coefficients lack besides the upstream gradient."""
+    return ctx.saved_tensors[0][0]
 
 
 def name_inference_tensor(error: RuntimeError, inputs: tuple[Any, ...]) -> RuntimeError:

@@ -5,7 +5,10 @@ yet. From step to step it is mostly the same: 1, a weight of the loss, GradScale
 another one than expected comes, backward writes the gradient anew, which takes time and changes no
 bit of a result. Where the same one does so twice running, it is expected from then on.
 
-Only for eager calls, and where a look at the gradient waits for no GPU.
+On the CPU each is looked at. A GPU's would have to be waited for: now and then one is copied, and
+seen by the forward that finds it there.
+
+Only for eager calls, and in no CUDA graph, which would expect the same for ever.
 """
 
 from __future__ import annotations
@@ -16,18 +19,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ndfast import saved
 from ndfast.backends.reference import NONE
+
+# Odd, so that of two losses in a step each has its turn. A copy takes the host about as long as a
+# launch.
+_BACKWARDS_A_COPY = 31
+_NOT_YET = -1  # as bits, a NaN that no arithmetic gives
 
 
 class Upstream:
-    """Of the losses of one dtype of students.
+    """Of the losses of one dtype of students, on the CPU.
 
     Attributes:
         at_first: what is expected before anything has come; None: there is no telling.
         expected: what to write a student's gradient for in forward; None: that has to wait.
     """
-
-    __slots__ = ("_surprise", "at_first", "expected")
 
     def __init__(self, at_first: float | None) -> None:
         self.at_first = at_first
@@ -39,7 +46,7 @@ class Upstream:
         self._surprise: float | None = None  # the last one, if it was not expected
 
     def comes(self, upstream: float, expected: float | None) -> None:
-        """Learns what a backward has brought, and forward had expected."""
+        """Learns what a backward has brought, and its forward had expected."""
         if upstream == expected:
             self._surprise = None
             return
@@ -48,26 +55,95 @@ class Upstream:
             self.expected = upstream
         self._surprise = upstream
 
+    def look(self, ctx: Any, grad_loss: Tensor, expected: float | None) -> float | None:
+        """What all of the rows' coefficients lack in a backward; None where that would wait.
+
+        Args:
+            ctx: of the backward, as `ndfast.saved` keeps it.
+            grad_loss: 0-dim.
+            expected: by its forward.
+        """
+        came = (grad_loss if ctx.backend.is_unscaled else grad_loss * saved.scale(ctx)).item()
+        self.comes(came, expected)
+        return came
+
+    def catch_up(self) -> None:
+        """Before ``expected`` is read: learns what has come meanwhile."""
+
+
+class UpstreamOnGPU(Upstream):
+    """Of the losses of one dtype of students, on a GPU."""
+
+    def forget(self) -> None:
+        super().forget()
+        self._copy: Tensor | None = None  # [2]: an upstream gradient and forward's scale
+        self._is_on_its_way = False
+        self._expected_by_forward: float | None = None
+        self._backwards_left = 0  # until the next copy
+
+    def look(self, ctx: Any, grad_loss: Tensor, expected: float | None) -> None:
+        """Now and then begins a copy."""
+        if self._backwards_left > 0:
+            self._backwards_left -= 1
+            return
+        if self._is_on_its_way or _is_captured(grad_loss):
+            return
+        if self._copy is None:  # pinned, or the copy would wait
+            self._copy = torch.empty(2, dtype=grad_loss.dtype, pin_memory=grad_loss.is_cuda)
+        _bits(self._copy).fill_(_NOT_YET)
+        for place, factor in zip(self._copy, (grad_loss, saved.scale(ctx)), strict=True):
+            place.copy_(factor, non_blocking=True)
+        self._expected_by_forward = expected
+        self._backwards_left = _BACKWARDS_A_COPY
+        self._is_on_its_way = True
+
+    def catch_up(self) -> None:
+        if not self._is_on_its_way:
+            return
+        assert self._copy is not None
+        if _NOT_YET in _bits(self._copy).tolist():
+            return
+        came = self._copy.prod().item()
+        self.comes(came, self._expected_by_forward)
+        if came != self._expected_by_forward:
+            self._backwards_left = 0  # whether it comes twice running
+        self._is_on_its_way = False
+
+
+def _bits(numbers: Tensor) -> Tensor:
+    return numbers.view({4: torch.int32, 8: torch.int64}[numbers.itemsize])
+
+
+def _is_captured(tensor: Tensor) -> bool:
+    """Whether what is launched goes into a CUDA graph."""
+    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
+
 
 # Without GradScaler's scale, which is part of it, small gradients underflow in float16.
-BY_DTYPE = {
-    torch.float16: Upstream(at_first=None),
-    torch.bfloat16: Upstream(at_first=1.0),
-    torch.float32: Upstream(at_first=1.0),
-    torch.float64: Upstream(at_first=1.0),
-}
+_AT_FIRST = {torch.float16: None, torch.bfloat16: 1.0, torch.float32: 1.0, torch.float64: 1.0}
+BY_DTYPE = {dtype: Upstream(at_first) for dtype, at_first in _AT_FIRST.items()}
+ON_GPUS: dict[tuple[torch.device, torch.dtype], UpstreamOnGPU] = {}
 
 
-def expected(student: Tensor, reduction: int, backend: Any) -> float | None:
+def of(student: Tensor) -> Upstream:
+    """What is known for such a student's losses."""
+    if student.is_cpu:
+        return BY_DTYPE[student.dtype]
+    key = student.device, student.dtype
+    return ON_GPUS.get(key) or ON_GPUS.setdefault(key, UpstreamOnGPU(_AT_FIRST[student.dtype]))
+
+
+def expected(student: Tensor, reduction: int) -> float | None:
     """What to write the student's gradient for in forward; None: that has to wait."""
-    known = BY_DTYPE[student.dtype]
-    if known.expected == known.at_first or (
-        backend.is_unscaled and student.is_cpu and reduction != NONE
-    ):
+    known = of(student)
+    known.catch_up()
+    if known.expected == known.at_first or (reduction != NONE and not _is_captured(student)):
         return known.expected
     return known.at_first
 
 
-def may_look(backend: Any, grad_loss: Tensor) -> bool:
-    """Whether it is one number, waits for no GPU, and is all that the rows' coefficients lack."""
-    return backend.is_unscaled and grad_loss.is_cpu and grad_loss.dim() == 0
+def look(ctx: Any, student: Tensor, grad_loss: Tensor, expected: float | None) -> float | None:
+    """As `Upstream.look`; None too where rows have upstream gradients of their own."""
+    if grad_loss.dim() > 0 or not (grad_loss.is_cpu or grad_loss.is_cuda):
+        return None
+    return of(student).look(ctx, grad_loss, expected)

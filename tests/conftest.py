@@ -96,7 +96,7 @@ def untouched_memory(poisoned_outputs: None) -> None:
 @pytest.fixture(autouse=True)
 def no_upstream_gradient_is_expected() -> None:
     """Whichever tests have come before in this process."""
-    for known in upstream.BY_DTYPE.values():
+    for known in (*upstream.BY_DTYPE.values(), *upstream.ON_GPUS.values()):
         known.forget()
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 import ndfast
-from ndfast.backends import native, reference
+from ndfast import dispatch
 from ndfast.upstream import BY_DTYPE
 
 DTYPES = tuple(BY_DTYPE)
@@ -22,14 +22,12 @@ SCALE = 2.0**16  # GradScaler's first
 
 Step = Callable[[float], Tensor]
 
+# Triton's interpreter takes no batched tensors.
+without_triton = pytest.mark.parametrize("backend", ["reference", "native", "cuda"], indirect=True)
+
 
 def expect(dtype: torch.dtype, upstream: float) -> None:
     BY_DTYPE[dtype].expected = upstream
-
-
-@pytest.fixture(params=[pytest.param("native", marks=needs_native), "reference"])
-def backend(request: pytest.FixtureRequest) -> str:
-    return request.param
 
 
 def step(
@@ -37,6 +35,7 @@ def step(
     backend: str,
     shape: tuple[int, int, int] = (12, 70, 5),
     mixed: bool = False,
+    reduction: str = "sum",
 ) -> Step:
     """A step of training: the student's gradient for an upstream gradient."""
     N, D, K = shape
@@ -48,8 +47,9 @@ def step(
 
     def run(upstream: float) -> Tensor:
         loss = ndfast.nd_loss(
-            student, teacher, class_means, target, sample_weight=weights, backend=backend
-        )
+            student, teacher, class_means, target, sample_weight=weights, reduction=reduction,
+            backend=backend,
+        )  # fmt: skip
         (gradient,) = torch.autograd.grad(loss, student, torch.tensor(upstream).to(loss))
         return gradient
 
@@ -57,14 +57,12 @@ def step(
 
 
 @pytest.fixture
-def written_late(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What has written a student's gradient after forward."""
+def written_late(backend: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What has written a student's gradient after forward, or has looked whether to."""
     calls: list[str] = []
-    for module in (native, reference):
-        for name in ("backward", "finish_gradient_"):
-            if hasattr(module, name):
-                spy = partial(record, calls, name, getattr(module, name))
-                monkeypatch.setattr(module, name, spy)
+    module = dispatch.choose(torch.device("cpu"), backend)
+    for name in ("backward", "finish_gradient_"):
+        monkeypatch.setattr(module, name, partial(record, calls, name, getattr(module, name)))
     return calls
 
 
@@ -87,7 +85,7 @@ def test_float16_waits_until_a_scale_has_come_twice(backend: str, written_late: 
     halved = [SCALE] * 3 + [SCALE / 2] * 3
     assert calls_of(written_late, step(torch.float16, backend), halved) == [
         "backward", "backward", "forward",
-        "backward", "backward", "forward",
+        "finish_gradient_", "finish_gradient_", "forward",
     ]  # fmt: skip
 
 
@@ -98,7 +96,7 @@ def test_others_expect_1_until_another_has_come_twice(
     upstreams = [1.0, 4.0, 1.0, 4.0, 3.0, 4.0, 4.0, 4.0, 1.0, 4.0, 1.0, 1.0, 1.0]
     assert calls_of(written_late, step(dtype, backend), upstreams) == [
         "forward", "finish_gradient_", "forward", *["finish_gradient_"] * 4, "forward",
-        "backward", "forward", "backward", "backward", "forward",
+        "finish_gradient_", "forward", "finish_gradient_", "finish_gradient_", "forward",
     ]  # fmt: skip
 
 
@@ -145,7 +143,7 @@ def test_to_expect_changes_no_bit(
 ) -> None:
     N, D, K = shape
     shape = (N or rows_past_the_caches(dtype, D), D, K)
-    check_no_bit_changes(dtype, step(dtype, "native", shape))
+    check_no_bit_changes(dtype, step(dtype, "native", shape, reduction="mean"))
 
 
 @needs_native
@@ -155,9 +153,19 @@ def test_nor_where_centres_are_mixed_in_turn(dtype: torch.dtype, seed: int) -> N
     check_no_bit_changes(dtype, step(dtype, "native", shape, mixed=True))
 
 
+@pytest.mark.parametrize("mixed", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_nor_of_the_references(dtype: torch.dtype, seed: int) -> None:
-    check_no_bit_changes(dtype, step(dtype, "reference"))
+def test_nor_on_any_backend(dtype: torch.dtype, mixed: bool, backend: str, seed: int) -> None:
+    check_no_bit_changes(dtype, step(dtype, backend, mixed=mixed, reduction="mean"))
+
+
+# On a part of a warp, a warp, a block, in rounds of a block, and on the plain path.
+@pytest.mark.parametrize("D", [16, 256, 4096, 12_304, 37])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_nor_by_any_of_the_cuda_kernels(
+    dtype: torch.dtype, D: int, cuda_code: str, seed: int
+) -> None:
+    check_no_bit_changes(dtype, step(dtype, "cuda", (7, D, 3), reduction="mean"))
 
 
 def test_a_loss_of_each_row_is_as_at_first(backend: str, written_late: list[str]) -> None:
@@ -205,8 +213,9 @@ def test_gradscaler_in_training(backend: str, written_late: list[str], seed: int
         return loss
 
     scales = [2.0**10] * 4 + [2.0**11] * 4
-    assert calls_of(written_late, train, scales) == 2 * [
+    assert calls_of(written_late, train, scales) == [
         "backward", "backward", "forward", "forward",
+        "finish_gradient_", "finish_gradient_", "forward", "forward",
     ]  # fmt: skip
 
 
@@ -226,6 +235,7 @@ def test_all_gradients_of_a_mix(dtype: torch.dtype, backend: str, seed: int) -> 
         assert all(map(torch.equal, gradients(3.0), as_ever))
 
 
+@without_triton
 def test_several_upstream_gradients_at_once(backend: str, seed: int) -> None:
     expect(torch.float32, 4.0)
     student = torch.randn(6, 8, requires_grad=True)
@@ -238,6 +248,7 @@ def test_several_upstream_gradients_at_once(backend: str, seed: int) -> None:
     torch.testing.assert_close(several, torch.stack([4 * one, one]))
 
 
+@without_triton
 @pytest.mark.filterwarnings("ignore:There is a performance drop")
 def test_a_backward_that_is_transformed_is_not_looked_at(backend: str) -> None:
     student = torch.randn(6, 8, dtype=torch.float16, requires_grad=True)
@@ -258,16 +269,3 @@ def test_losses_that_cannot_use_it_are_not_learned_from(needs: bool, backend: st
             loss = ndfast.nd_loss(student, None, class_means, None, backend=backend)
         (0.5 * loss).backward()
     assert BY_DTYPE[torch.float32].expected == 1.0
-
-
-@needs_native
-def test_a_backend_whose_scale_is_not_known_expects_as_at_first(
-    written_late: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(native, "is_unscaled", False)  # as those of GPUs
-    expect(torch.float16, SCALE)
-    expect(torch.float32, 4.0)
-    late = calls_of(written_late, step(torch.float16, "native"), [SCALE] * 3)
-    assert late == ["backward"] * 3
-    late = calls_of(written_late, step(torch.float32, "native"), [4.0, 1.0])
-    assert late == ["finish_gradient_"] * 2

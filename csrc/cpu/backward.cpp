@@ -3,6 +3,7 @@
 #include <functional>
 #include <limits>
 #include <numeric>
+#include <optional>
 
 #include "../nd_loss.h"
 #include "rows.h"
@@ -23,7 +24,7 @@ struct Backward {
   Matrix* grad_teacher = nullptr;
   Matrix* grad_centres = nullptr;         // with one centre a row
   const Matrix* grad_features = nullptr;  // is added to grad_student
-  bool leave_finished = false;  // a row whose upstream gradient is 1 has its gradient already
+  std::optional<T> written_for;  // a row with this upstream gradient has its gradient already
 
   T alpha(int64_t i) const { return coefficients[i]; }
   T beta(int64_t i) const { return coefficients[N + i]; }
@@ -40,7 +41,7 @@ struct Backward {
     const int64_t D = student.D;
     for (int64_t i = begin; i < end; ++i) {
       const T g = upstream(i);
-      if (leave_finished && g == 1) continue;
+      if (g == written_for) continue;
       const bool ignored = is_ignored(i);
       const ConstRow c = ignored ? ConstRow{} : reader[i];
       const void* addend = grad_features ? grad_features->row(i).data : nullptr;
@@ -171,7 +172,7 @@ std::tuple<Tensor, Tensor, Tensor> backward_in(const Tensor& grad_loss, const Te
 
 template <class T>
 void finish_(const Tensor& grad_student, const Tensor& grad_loss, const Tensor& saved,
-             const Tensor& student, const CentreTensors& centre_tensors) {
+             const Tensor& student, const CentreTensors& centre_tensors, double written_for) {
   const MatrixOf s(student);
   const Centres centres(centre_tensors, s);
   const int64_t N = s.N;
@@ -179,9 +180,9 @@ void finish_(const Tensor& grad_student, const Tensor& grad_loss, const Tensor& 
   STD_TORCH_CHECK(grad.N == N && grad.D == s.D, "grad_student does not fit student");
   const Values upstream(grad_loss, N);
   const T* const scale = scale_in<T>(saved, 2, N);
-  if (upstream.is_single() && T(upstream[0] * *scale) == 1) return;
+  if (upstream.is_single() && T(upstream[0] * *scale) == T(written_for)) return;
   Backward<T> pass{upstream, *scale, scale + 1, N, s, centres, &grad};
-  pass.leave_finished = true;
+  pass.written_for = T(written_for);
   parallel_over_rows(N, s.D, [&](int64_t begin, int64_t end) { pass.rows(begin, end); });
 }
 
@@ -201,9 +202,10 @@ std::tuple<Tensor, Tensor, Tensor> backward(Tensor grad_loss, Tensor saved, Tens
 
 void finish_gradient_(Tensor grad_student, Tensor grad_loss, Tensor saved, Tensor student,
                       Tensor class_means, OptionalTensor target, OptionalTensor target_b,
-                      OptionalTensor lam, double lam_scalar) {
+                      OptionalTensor lam, double lam_scalar, double written_for) {
   const auto run = student.scalar_type() == ScalarType::Double ? finish_<double> : finish_<float>;
-  run(grad_student, grad_loss, saved, student, {class_means, target, target_b, lam, lam_scalar});
+  run(grad_student, grad_loss, saved, student, {class_means, target, target_b, lam, lam_scalar},
+      written_for);
 }
 
 }  // namespace ndfast::cpu

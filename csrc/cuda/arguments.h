@@ -77,6 +77,7 @@ struct ForwardArguments {
   T* scale;         // []
   T* coefficients;  // [num_coefficients, N]
   Matrix grad_student;
+  T upstream;          // the gradient of the loss that grad_student is for
   LossSums* partials;  // [blocks]
   // Which of the kernel's own tickets counts the blocks that have stored theirs; where these are
   // used up, `own_ticket` is one that the host has set to 0.
@@ -100,8 +101,9 @@ struct BackwardArguments {
   Matrix grad_student;
   Matrix grad_teacher;
   Matrix grad_centres;  // of T
-  // grad_student holds what is right for an upstream gradient of 1.
+  // grad_student holds what is right for the upstream gradient `written_for`.
   bool is_finished;
+  T written_for;
 };
 
 }  // namespace ndfast::cuda

@@ -108,7 +108,7 @@ std::tuple<Tensor, Tensor, Tensor> backward_in(const Tensor& grad_loss, const Te
 
 template <class T>
 void finish_(const Tensor& grad_student, const Tensor& grad_loss, const Tensor& saved,
-             const Tensor& student, const CentreTensors& centres) {
+             const Tensor& student, const CentreTensors& centres, double written_for) {
   if (student.size(0) == 0) return;  // the upstream gradients of no row cannot be looked at
   const OnDevice device(student);
   STD_TORCH_CHECK(grad_student.is_contiguous(), "grad_student is not forward's");
@@ -116,6 +116,7 @@ void finish_(const Tensor& grad_student, const Tensor& grad_loss, const Tensor& 
   auto p = rows_of<T>(arguments, grad_loss, saved, 2, student, centres);
   p.grad_student = arguments.matrix(grad_student, p.N, "grad_student");
   p.is_finished = true;
+  p.written_for = static_cast<T>(written_for);
   run(p, device.launch());
 }
 
@@ -135,9 +136,10 @@ std::tuple<Tensor, Tensor, Tensor> backward(Tensor grad_loss, Tensor saved, Tens
 
 void finish_gradient_(Tensor grad_student, Tensor grad_loss, Tensor saved, Tensor student,
                       Tensor class_means, OptionalTensor target, OptionalTensor target_b,
-                      OptionalTensor lam, double lam_scalar) {
+                      OptionalTensor lam, double lam_scalar, double written_for) {
   const auto run = student.scalar_type() == ScalarType::Double ? finish_<double> : finish_<float>;
-  run(grad_student, grad_loss, saved, student, {class_means, target, target_b, lam, lam_scalar});
+  run(grad_student, grad_loss, saved, student, {class_means, target, target_b, lam, lam_scalar},
+      written_for);
 }
 
 }  // namespace ndfast::cuda

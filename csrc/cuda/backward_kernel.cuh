@@ -54,11 +54,11 @@ template <class T, class S, class C, int kPieces, bool kMix>
 __global__ void __launch_bounds__(kBackwardThreads, kMix&& kPieces > 1 ? 3 : 4)
     backward_kernel(const __grid_constant__ BackwardArguments<T> p) {
   constexpr int n = kElements<S>;
-  if (p.is_finished && p.grad_loss_stride == 0 && upstream_of(p, 0) == T(1)) return;
+  if (p.is_finished && p.grad_loss_stride == 0 && upstream_of(p, 0) == p.written_for) return;
   const int pieces = p.D / n;
   const uint32_t N = p.N, step = gridDim.x * blockDim.y;
   for (uint32_t i = blockIdx.x * blockDim.y + threadIdx.y; i < N; i += step) {
-    if (p.is_finished && p.grad_loss_stride != 0 && upstream_of(p, i) == T(1)) continue;
+    if (p.is_finished && p.grad_loss_stride != 0 && upstream_of(p, i) == p.written_for) continue;
     if (p.grad_student.data || p.grad_centres.data) {
 #pragma unroll 1
       for (int begin = threadIdx.x; begin < pieces; begin += kPieces * blockDim.x) {

@@ -15,7 +15,7 @@
 #define NDFAST_REGISTER_KERNELS(library, key, m) STABLE_TORCH_LIBRARY_IMPL(library, key, m)
 
 NDFAST_REGISTER(NDFAST_CUDA_LIBRARY, m) {
-  m.def(NDFAST_FORWARD(""));
+  m.def(NDFAST_FORWARD);
   m.def(NDFAST_BACKWARD);
   m.def(NDFAST_FINISH_GRADIENT);
   m.def("why_unusable(int device) -> str");

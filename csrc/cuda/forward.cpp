@@ -27,7 +27,8 @@ std::tuple<Tensor, Tensor, Tensor> forward_in(const Tensor& student, const Optio
                                               const CentreTensors& centres,
                                               const OptionalTensor& sample_weight, double weight,
                                               Reduction reduction, int64_t ignore_index, double eps,
-                                              int64_t num_coefficients, bool gradient) {
+                                              int64_t num_coefficients, bool gradient,
+                                              double upstream) {
   const OnDevice device(student);
   const Launch& launch = device.launch();
   const int64_t N = student.size(0), D = student.size(1);
@@ -63,6 +64,7 @@ std::tuple<Tensor, Tensor, Tensor> forward_in(const Tensor& student, const Optio
   p.scale = static_cast<T*>(saved.data_ptr());
   p.coefficients = p.scale + 1;
   if (gradient) p.grad_student = arguments.matrix(grad_student, N, "grad_student");
+  p.upstream = static_cast<T>(upstream);
 
   // Both go back to torch's allocator at once: what it gives out next on this stream runs later.
   OptionalTensor partials, own_ticket;
@@ -87,12 +89,13 @@ std::tuple<Tensor, Tensor, Tensor> forward(Tensor student, OptionalTensor teache
                                            OptionalTensor target_b, OptionalTensor lam,
                                            double lam_scalar, OptionalTensor sample_weight,
                                            double weight, int64_t reduction, int64_t ignore_index,
-                                           double eps, int64_t num_coefficients, bool gradient) {
+                                           double eps, int64_t num_coefficients, bool gradient,
+                                           double upstream) {
   const auto run =
       student.scalar_type() == ScalarType::Double ? forward_in<double> : forward_in<float>;
   return run(student, teacher, {class_means, target, target_b, lam, lam_scalar}, sample_weight,
              weight, static_cast<Reduction>(reduction), ignore_index, eps, num_coefficients,
-             gradient);
+             gradient, upstream);
 }
 
 }  // namespace ndfast::cuda

@@ -81,13 +81,30 @@ __device__ __forceinline__ void add_products(RowSums<T>& sums, const Piece<T, S,
   }
 }
 
+// What a row's gradient is made of.
+template <class T>
+struct GradientTerms {
+  T alpha;
+  T beta;
+  T share;  // of the first of mixed labels
+  bool is_zero;
+
+  // To the bit what backward would write: with the same zeros, and multiplied in its order.
+  __device__ __forceinline__ GradientTerms(const Row<T>& row, T upstream)
+      : alpha(row.factor * row.terms.alpha), beta(row.factor * row.terms.beta), share(row.share) {
+    is_zero = !row.counts || (alpha == T(0) && beta == T(0));
+    alpha *= upstream;
+    beta *= upstream;
+  }
+};
+
 template <class T, class S, class Centre, int n>
-__device__ __forceinline__ Piece<T, S, n> gradient_of(const Row<T>& row, const Piece<T, S, n>& s,
-                                                      const Centre& c) {
-  const T alpha = row.factor * row.terms.alpha, beta = row.factor * row.terms.beta;
+__device__ __forceinline__ Piece<T, S, n> gradient_of(const GradientTerms<T>& row,
+                                                      const Piece<T, S, n>& s, const Centre& c) {
   Piece<T, S, n> gradient;
-  gradient.fill(
-      [&](int i) { return row.counts ? fma(alpha, c.get(i, row.share), beta * s[i]) : T(0); });
+  gradient.fill([&](int i) {
+    return row.is_zero ? T(0) : fma(row.alpha, c.get(i, row.share), row.beta * s[i]);
+  });
   return gradient;
 }
 
@@ -158,10 +175,11 @@ __global__ void __launch_bounds__(Group::max_threads(kWords<S, C, kPieces, Q, kM
     finish_row<kMix>(row, p, i, valid, sums, labels, group, totals);
     if (p.grad_student.data) {
       char* row_g = row_of(p.grad_student, i, offset_of(s[0].kBytes));
+      const GradientTerms<T> terms(row, p.upstream);
 #pragma unroll
       for (int k = 0; k < kPieces; ++k) {
         if (has_piece(k)) {
-          gradient_of(row, s[k], c[k]).store(row_g + k * group.size() * s[0].kBytes);
+          gradient_of(terms, s[k], c[k]).store(row_g + k * group.size() * s[0].kBytes);
         }
       }
     }
@@ -219,6 +237,7 @@ __global__ void __launch_bounds__(kLoop<S>.threads, kLoop<S>.blocks)
     sums = group.sum(sums);
     finish_row<kMix>(row, p, i, true, sums, labels, group, totals);
     if (p.grad_student.data) {
+      const GradientTerms<T> terms(row, p.upstream);
 #pragma unroll 1
       for (int begin = group.lane(); begin < pieces; begin += round) {
         Piece<T, S, n> s[kPieces];
@@ -232,7 +251,7 @@ __global__ void __launch_bounds__(kLoop<S>.threads, kLoop<S>.blocks)
 #pragma unroll
         for (int k = 0; k < kPieces; ++k) {
           const int col = begin + k * group.size();
-          if (col < pieces) gradient_of(row, s[k], c[k]).store(p.grad_student, i, col);
+          if (col < pieces) gradient_of(terms, s[k], c[k]).store(p.grad_student, i, col);
         }
       }
     }

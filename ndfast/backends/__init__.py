@@ -3,22 +3,22 @@
 Each has, on real tensors whose shapes and dtypes `ndfast.arguments` has checked:
 
 - ``unusable(device)``: None, or the sentence that says why it cannot run on that device.
-- ``forward(*rows, num_coefficients, gradient)`` -> ``(loss, saved, grad_student)``, of `Rows`.
-  One that ``is_unscaled`` takes ``upstream``, the upstream gradient that the gradient is for.
+- ``forward(*rows, num_coefficients, gradient, upstream=1.0)`` -> ``(loss, saved, grad_student)``,
+  of `Rows`; ``upstream`` is the upstream gradient that the gradient is written for.
 - ``backward(*gradients)`` -> ``(grad_student, grad_teacher, grad_class_means)``, of `Gradients`.
-- ``finish_gradient_(grad_student, grad_loss, saved, student, *rows.centres)``: in place, makes
-  forward's ``grad_student`` right for this upstream gradient. Where ``grad_loss * scale`` is 1 it
-  is right already and nothing is moved; otherwise it is written anew from the coefficients: as
-  many bytes as scaling it, and rounded once, not twice.
+- ``finish_gradient_(grad_student, grad_loss, saved, student, *rows.centres, written_for=1.0)``: in
+  place, makes forward's ``grad_student`` right for this upstream gradient. Where ``grad_loss *
+  scale`` is ``written_for`` it is right already and nothing is moved; otherwise it is written anew
+  from the coefficients: as many bytes as scaling it, and rounded once, not twice.
 
 ``saved`` is one tensor for backward, for each is an allocation: ``scale``, and then the rows'
 coefficients [num_coefficients, N], which a row's gradients are made of: 0, 2 (alpha, beta: the
 student's), 4 (and gamma, delta: the teacher's and the class means') or 8 (and the measures of
-`reference.row_measures`, for `ndfast.stats`). ``grad_student`` [N, D] is the finished gradient for
-an upstream gradient of 1, or ``upstream`` (only where ``gradient``, and coefficients with it). It
-and the coefficients, but not the measures, lack the factor ``scale``: the part of the mean's
-denominator that one pass over the rows cannot know. A backend's ``is_unscaled`` says that it is
-always 1. An ignored row has zeros in all. What is not asked for comes back as an empty tensor.
+`reference.row_measures`, for `ndfast.stats`). ``grad_student`` [N, D] is the finished gradient
+(only where ``gradient``, and coefficients with it). It and the coefficients, but not the measures,
+lack the factor ``scale``: the part of the mean's denominator that one pass over the rows cannot
+know. A backend's ``is_unscaled`` says that it is always 1. An ignored row has zeros in all. What is
+not asked for comes back as an empty tensor.
 """
 
 from __future__ import annotations

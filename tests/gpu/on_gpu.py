@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -103,3 +104,25 @@ def capture(call: Callable[[], Any]) -> tuple[torch.cuda.CUDAGraph, Any]:
     with torch.cuda.graph(graph):
         outputs = call()
     return graph, outputs
+
+
+@torch.no_grad()
+def copy_inputs(fresh: Inputs, to: Inputs) -> None:
+    for new, old in zip(vars(fresh).values(), vars(to).values(), strict=True):
+        old.copy_(new)
+
+
+@contextmanager
+def nothing_may_wait() -> Iterator[None]:
+    """An error where torch synchronises, or where the host waits for the GPU in any other way."""
+    torch.cuda.synchronize()
+    torch.cuda._sleep(400_000_000)  # the GPU's cycles: some tenths of a second
+    busy_until = torch.cuda.Event()
+    busy_until.record()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+        assert not busy_until.query(), "the host waited for the GPU"
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+        torch.cuda.synchronize()

@@ -6,18 +6,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from on_gpu import WAYS, Inputs, capture, draw_inputs, step
+from on_gpu import WAYS, Inputs, capture, copy_inputs, draw_inputs, step
 from torch import Tensor
 
 import ndfast
 
 pytestmark = pytest.mark.gpu
-
-
-@torch.no_grad()
-def copy_inputs(fresh: Inputs, to: Inputs) -> None:
-    for new, old in zip(vars(fresh).values(), vars(to).values(), strict=True):
-        old.copy_(new)
 
 
 @pytest.mark.smoke

@@ -2,33 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import pytest
 import torch
-from on_gpu import WAYS, Inputs, draw_inputs, step
+from on_gpu import WAYS, Inputs, draw_inputs, nothing_may_wait, step
 from torch import Tensor, nn
 
 import ndfast
 
 pytestmark = pytest.mark.gpu
-
-
-@contextmanager
-def nothing_may_wait() -> Iterator[None]:
-    """An error where torch synchronises, or where the host waits for the GPU in any other way."""
-    torch.cuda.synchronize()
-    torch.cuda._sleep(400_000_000)  # the GPU's cycles: some tenths of a second
-    busy_until = torch.cuda.Event()
-    busy_until.record()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-        assert not busy_until.query(), "the host waited for the GPU"
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-        torch.cuda.synchronize()
 
 
 def total_loss(x: Inputs, way: str, backend: str) -> Tensor:

@@ -25,7 +25,7 @@ def backward_kernel(
     student, teacher, class_means, target, target_b, lam, grad_loss, saved,
     grad_features, grad_student, grad_teacher, grad_centres,
     student_stride, teacher_stride, class_means_stride, grad_features_stride, grad_loss_stride,
-    N, K, lam_scalar: tl.float64,
+    N, K, lam_scalar: tl.float64, written_for: tl.float64,
     D: tl.constexpr, ALIGN: tl.constexpr, FINISHED: tl.constexpr,
     ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
@@ -35,8 +35,8 @@ def backward_kernel(
 
     Moves what it reads and writes through memory once, class means through L2: rows are
     independent and nothing is summed, so rows of any length go block by block. With FINISHED the
-    gradients hold what is right for an upstream gradient of 1: of such a row nothing is moved, and
-    with one upstream gradient for all rows the program leaves at once.
+    gradients hold what is right for the upstream gradient ``written_for``: of such a row nothing is
+    moved, and with one upstream gradient for all rows the program leaves at once.
     """
     dtype: tl.constexpr = saved.dtype.element_ty
     rest = tl.load(saved)
@@ -44,13 +44,14 @@ def backward_kernel(
     groups = tl.cdiv(N, ROWS)
     if FINISHED:
         one_for_all = grad_loss_stride == 0
-        groups = tl.where(one_for_all & (tl.load(grad_loss) * rest == 1), 0, groups)
+        finished = tl.full((), written_for, dtype)
+        groups = tl.where(one_for_all & (tl.load(grad_loss) * rest == finished), 0, groups)
     for group in range(tl.program_id(0), groups, tl.num_programs(0)):
         rows = tl.arange(0, ROWS).to(tl.int64) + group * ROWS
         in_batch = rows < N
         upstream = tl.load(grad_loss + rows * grad_loss_stride, mask=in_batch, other=1.0) * rest
         if FINISHED:
-            in_batch = in_batch & (upstream != 1)
+            in_batch = in_batch & (upstream != finished)
         if class_means is not None:
             label, label_b, share, in_range = load_labels(
                 target, target_b, lam, lam_scalar, rows, in_batch, K, dtype

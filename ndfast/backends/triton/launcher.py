@@ -46,6 +46,7 @@ def forward(
     eps: float,
     num_coefficients: int,
     gradient: bool,
+    upstream: float = 1.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The loss and what backward needs, in one launch; see `ndfast.backends`."""
     N, D = student.shape
@@ -58,7 +59,8 @@ def forward(
     features, norms = _features_and_norms(teacher)
     strides, alignment = _row_strides(student, features, class_means)
     integers = (*strides, N, class_means.shape[0], ignore_index)
-    numbers = (lam_scalar, weight / max(N, 1) if reduction == MEAN else weight, eps)
+    factor = weight / max(N, 1) if reduction == MEAN else weight
+    numbers = (lam_scalar, factor, eps, upstream)
     constants = (alignment, reduction, num_coefficients)
     with torch.cuda.device_of(student):
         partials, ticket = (None, None) if reduction == NONE else workspace(student.device)
@@ -106,7 +108,7 @@ def backward(
         _rows(teacher) if teacher is not None and needs_teacher else None,
         _rows(class_means), labels, lam_scalar, (grad_loss, saved),
         None if grad_features is None else _rows(grad_features),
-        gradients, finished=False,
+        gradients, written_for=None,
     )  # fmt: skip
     if needs_class_means:
         grad_centres = add_by_class(grad_centres, class_means, target, target_b, lam, lam_scalar)
@@ -123,6 +125,7 @@ def finish_gradient_(
     target_b: Tensor | None,
     lam: Tensor | None,
     lam_scalar: float,
+    written_for: float = 1.0,
 ) -> None:
     """In place; a kernel looks at the upstream gradient, so that the host need not wait for it."""
     if len(student) == 0:  # the upstream gradients of no row cannot be looked at
@@ -130,7 +133,7 @@ def finish_gradient_(
     labels = _vector(target), _vector(target_b), _vector(lam)
     _launch_backward(
         _rows(student), None, _rows(class_means), labels, lam_scalar, (grad_loss, saved), None,
-        (grad_student, None, None), finished=True,
+        (grad_student, None, None), written_for,
     )  # fmt: skip
 
 
@@ -143,9 +146,12 @@ def _launch_backward(
     upstream: tuple[Tensor, Tensor],
     grad_features: Tensor | None,
     gradients: Tensors,
-    finished: bool,
+    written_for: float | None,
 ) -> None:
-    """``gradients``: of student, teacher and the rows' centres, None for those not wanted."""
+    """``gradients``: of student, teacher and the rows' centres, None for those not wanted.
+
+    ``written_for`` is the upstream gradient that they hold what is right for, None for nothing.
+    """
     reads_centres = gradients[0] is not None or gradients[2] is not None
     tensors = (
         student, teacher, class_means if reads_centres else None, *labels, *upstream,
@@ -154,9 +160,11 @@ def _launch_backward(
     (N, D), K = student.shape, class_means.shape[0]
     strides, alignment = _row_strides(student, teacher, class_means, grad_features)
     integers = (*strides, _upstream_stride(upstream[0]), N, K)
-    launch = (_backward_kernel, student, tensors, integers, (lam_scalar,), (alignment, finished))
+    is_finished = written_for is not None
+    numbers = (lam_scalar, 1.0 if written_for is None else written_for)
+    launch = (_backward_kernel, student, tensors, integers, numbers, (alignment, is_finished))
     with torch.cuda.device_of(student):
-        if finished:  # usually done at a glance, which is nothing to tune by
+        if is_finished:  # usually done at a glance, which is nothing to tune by
             _launch_with(launch_table.default_config(D, student.itemsize), *launch)
         else:
             _launch(*launch)

@@ -1,0 +1,168 @@
+"""How a GPU's upstream gradient is learned without waiting for it; on CPU tensors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import ndfast
+from ndfast import autograd, upstream
+from ndfast.upstream import UpstreamOnGPU
+
+SCALE = 2.0**16
+BACKWARDS_A_COPY = 32  # that one and those between
+
+DTYPES = [torch.float16, torch.float32, torch.float64]
+Step = Callable[[float], float | None]
+
+
+@pytest.fixture(params=["cuda", "triton", "reference"])
+def backend(request: pytest.FixtureRequest) -> str:
+    """Those that run on a GPU."""
+    if request.param == "cuda":
+        request.getfixturevalue("emulated_cuda")
+    return request.param
+
+
+@pytest.fixture(params=DTYPES, ids=str)
+def known(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> UpstreamOnGPU:
+    """Of the losses of a dtype, as if their tensors were on a GPU."""
+    of_gpu = UpstreamOnGPU(upstream.BY_DTYPE[request.param].at_first)
+    monkeypatch.setitem(upstream.BY_DTYPE, request.param, of_gpu)
+    return of_gpu
+
+
+def step_of(known: UpstreamOnGPU, backend: str = "reference", *labels: int) -> Step:
+    """A step of training: what its forward has expected, given what its backward brings."""
+    (dtype,) = (dtype for dtype, of in upstream.BY_DTYPE.items() if of is known)
+    target = torch.tensor(labels or [0, 2, 1, 1])
+    student = torch.randn(len(target), 8).to(dtype).requires_grad_()
+    class_means = torch.randn(3, 8)
+
+    def run(comes: float) -> float | None:
+        loss = ndfast.nd_loss(student, None, class_means, target, backend=backend)
+        expected = known.expected
+        torch.autograd.grad(loss, student, torch.tensor(comes).to(loss))
+        return expected
+
+    return run
+
+
+def test_two_are_copied_at_first(known: UpstreamOnGPU, backend: str) -> None:
+    run = step_of(known, backend)
+    assert [run(SCALE) for _ in range(4)] == [known.at_first] * 2 + [SCALE] * 2
+
+
+def test_then_one_now_and_then(known: UpstreamOnGPU) -> None:
+    run = step_of(known)
+    # The third copy is of what is expected. After it, the next that is copied is a surprise, and
+    # so the one after it is copied too.
+    for _ in range(3):
+        run(SCALE)
+    expected = [run(3.0) for _ in range(BACKWARDS_A_COPY + 2)]
+    assert expected == [SCALE] * (BACKWARDS_A_COPY + 1) + [3.0]
+
+
+def test_one_that_comes_once_is_not_expected(known: UpstreamOnGPU) -> None:
+    run = step_of(known)
+    expected = [run(comes) for comes in (SCALE, 3.0, SCALE, 3.0, 3.0, 3.0)]
+    assert expected == [known.at_first] * 5 + [3.0]
+
+
+@pytest.mark.parametrize("comes", [math.nan, math.inf, 0.0, -0.0])
+def test_some_are_never_expected(comes: float, known: UpstreamOnGPU) -> None:
+    run = step_of(known)
+    assert [run(comes) for _ in range(4)] == [known.at_first] * 4
+    assert [run(SCALE) for _ in range(3)] == [known.at_first] * 2 + [SCALE]
+
+
+def test_the_denominator_of_the_mean_is_part_of_it(known: UpstreamOnGPU, backend: str) -> None:
+    run = step_of(known, backend, 0, -100, 1, -100)
+    # Two of four rows count: kernels divide by four in forward. The reference counts first.
+    rest = 1.0 if backend == "reference" else 2.0
+    assert [run(8.0) for _ in range(3)] == [known.at_first] * 2 + [8 * rest]
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, Tensor]]:
+    """Copies that have not arrived: where to, and what."""
+    copies = []
+    copy_ = Tensor.copy_
+
+    def copy_later_(to: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
+        if not non_blocking:
+            return copy_(to, source)
+        copies.append((to, source))
+        return to
+
+    monkeypatch.setattr(Tensor, "copy_", copy_later_)
+    return copies
+
+
+def test_a_copy_on_its_way_is_not_waited_for(
+    known: UpstreamOnGPU, slow: list[tuple[Tensor, Tensor]]
+) -> None:
+    run = step_of(known)
+
+    def arrives() -> None:
+        to, source = slow.pop(0)
+        to.copy_(source)
+
+    assert [run(SCALE) for _ in range(100)] == [known.at_first] * 100
+    assert len(slow) == 2  # of the first backward: no other begins meanwhile
+    arrives()
+    run(SCALE)
+    assert len(slow) == 1
+    arrives()
+    run(SCALE)
+    assert len(slow) == 2  # it has come once, so the next is copied
+    assert known.expected == known.at_first
+    arrives(), arrives()
+    assert run(SCALE) == SCALE
+
+
+def test_a_cuda_graph_neither_expects_nor_copies(
+    known: UpstreamOnGPU, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = step_of(known)
+    for _ in range(3):
+        run(SCALE)
+    asked = []
+
+    def is_captured(tensor: Tensor) -> bool:
+        asked.append(tensor.shape)
+        return True
+
+    monkeypatch.setattr(upstream, "_is_captured", is_captured)
+    expected = []
+    run_forward = autograd._run_forward
+
+    def spy(ctx: Any, call: Any, written_for: float | None) -> Any:
+        expected.append(written_for)
+        return run_forward(ctx, call, written_for)
+
+    monkeypatch.setattr(autograd, "_run_forward", spy)
+    for _ in range(2 * BACKWARDS_A_COPY):
+        run(3.0)
+    assert expected == [known.at_first] * 2 * BACKWARDS_A_COPY
+    assert known.expected == SCALE  # as it was
+    assert {*asked} == {(4, 8), ()}  # by forward and by backward
+
+
+def test_gpus_and_dtypes_do_not_know_of_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upstream, "ON_GPUS", {})
+    students = [
+        torch.empty(4, 8, dtype=dtype, device=device)
+        for dtype in DTYPES
+        for device in ("cpu", "meta")
+    ]
+    known = [upstream.of(student) for student in students]
+    assert len({*map(id, known)}) == len(students)
+    assert known == [upstream.of(student) for student in students]
+    assert [type(of) for of in known[:2]] == [upstream.Upstream, UpstreamOnGPU]
+    assert [of.at_first for of in known] == [None, None, 1.0, 1.0, 1.0, 1.0]
