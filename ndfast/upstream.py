@@ -3,7 +3,8 @@
 The fused way writes the student's gradient in forward, for an upstream gradient that is not known
 yet. From step to step it is mostly the same: 1, a weight of the loss, GradScaler's scale. Where
 another one than expected comes, backward writes the gradient anew, which takes time and changes no
-bit of a result. Where the same one does so twice running, it is expected from then on.
+bit of a result. Where the same one does so twice running, it is expected from then on; where two do
+that differ, none is, and the gradient waits for backward.
 
 On the CPU each is looked at. A GPU's would have to be waited for: now and then one is copied, and
 seen by the forward that finds it there.
@@ -22,9 +23,8 @@ from torch import Tensor
 from ndfast import saved
 from ndfast.backends.reference import NONE
 
-# Odd, so that of two losses in a step each has its turn. A copy takes the host about as long as a
-# launch.
-_BACKWARDS_A_COPY = 31
+# Backwards between two copies at most. Odd, so that of two losses in a step each has its turn.
+_LONGEST_WAIT = 31
 _NOT_YET = -1  # as bits, a NaN that no arithmetic gives
 
 
@@ -50,9 +50,10 @@ class Upstream:
         if upstream == expected:
             self._surprise = None
             return
-        # Not 0 either: it equals -0, which gives other zeros.
-        if upstream == self._surprise and isfinite(upstream) and upstream != 0:
-            self.expected = upstream
+        if self._surprise is not None:
+            # Not 0 either: it equals -0, which gives other zeros.
+            is_steady = upstream == self._surprise and isfinite(upstream) and upstream != 0
+            self.expected = upstream if is_steady else None
         self._surprise = upstream
 
     def look(self, ctx: Any, grad_loss: Tensor, expected: float | None) -> float | None:
@@ -79,7 +80,8 @@ class UpstreamOnGPU(Upstream):
         self._copy: Tensor | None = None  # [2]: an upstream gradient and forward's scale
         self._is_on_its_way = False
         self._expected_by_forward: float | None = None
-        self._backwards_left = 0  # until the next copy
+        self._wait = _LONGEST_WAIT  # between two copies
+        self._backwards_left = 0  # until the next
 
     def look(self, ctx: Any, grad_loss: Tensor, expected: float | None) -> None:
         """Now and then begins a copy."""
@@ -94,7 +96,6 @@ class UpstreamOnGPU(Upstream):
         for place, factor in zip(self._copy, (grad_loss, saved.scale(ctx)), strict=True):
             place.copy_(factor, non_blocking=True)
         self._expected_by_forward = expected
-        self._backwards_left = _BACKWARDS_A_COPY
         self._is_on_its_way = True
 
     def catch_up(self) -> None:
@@ -105,8 +106,12 @@ class UpstreamOnGPU(Upstream):
             return
         came = self._copy.prod().item()
         self.comes(came, self._expected_by_forward)
-        if came != self._expected_by_forward:
-            self._backwards_left = 0  # whether it comes twice running
+        # After a surprise the next, then longer and longer while it is none that is expected.
+        if came == self._expected_by_forward:
+            self._wait = _LONGEST_WAIT
+        else:
+            self._wait = 0 if self._wait == _LONGEST_WAIT else 2 * self._wait + 1
+        self._backwards_left = self._wait
         self._is_on_its_way = False
 
 

@@ -95,9 +95,19 @@ def test_others_expect_1_until_another_has_come_twice(
 ) -> None:
     upstreams = [1.0, 4.0, 1.0, 4.0, 3.0, 4.0, 4.0, 4.0, 1.0, 4.0, 1.0, 1.0, 1.0]
     assert calls_of(written_late, step(dtype, backend), upstreams) == [
-        "forward", "finish_gradient_", "forward", *["finish_gradient_"] * 4, "forward",
+        "forward", "finish_gradient_", "forward",
+        "finish_gradient_", "finish_gradient_", "backward", "backward", "forward",
         "finish_gradient_", "forward", "finish_gradient_", "finish_gradient_", "forward",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_what_changes_from_step_to_step_waits(
+    dtype: torch.dtype, backend: str, written_late: list[str]
+) -> None:
+    expect(dtype, 2.0)
+    calls = calls_of(written_late, step(dtype, backend), [3.0, 4.0, 5.0, 6.0, 6.0, 6.0])
+    assert calls == ["finish_gradient_"] * 2 + ["backward"] * 3 + ["forward"]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -114,7 +124,7 @@ def test_dtypes_do_not_know_of_each_other(
 @pytest.mark.parametrize("upstream", [math.nan, math.inf, -math.inf, 0.0, -0.0])
 def test_some_are_never_expected(upstream: float, backend: str, written_late: list[str]) -> None:
     calls = calls_of(written_late, step(torch.float32, backend), [upstream] * 4)
-    assert calls == ["finish_gradient_"] * 4
+    assert calls == ["finish_gradient_"] * 2 + ["backward"] * 2
 
 
 def rows_past_the_caches(dtype: torch.dtype, D: int) -> int:

@@ -15,7 +15,7 @@ from ndfast import autograd, upstream
 from ndfast.upstream import UpstreamOnGPU
 
 SCALE = 2.0**16
-BACKWARDS_A_COPY = 32  # that one and those between
+LONGEST_WAIT = 31  # backwards between two copies
 
 DTYPES = [torch.float16, torch.float32, torch.float64]
 Step = Callable[[float], float | None]
@@ -60,25 +60,39 @@ def test_two_are_copied_at_first(known: UpstreamOnGPU, backend: str) -> None:
 
 def test_then_one_now_and_then(known: UpstreamOnGPU) -> None:
     run = step_of(known)
-    # The third copy is of what is expected. After it, the next that is copied is a surprise, and
-    # so the one after it is copied too.
-    for _ in range(3):
-        run(SCALE)
-    expected = [run(3.0) for _ in range(BACKWARDS_A_COPY + 2)]
-    assert expected == [SCALE] * (BACKWARDS_A_COPY + 1) + [3.0]
+    # Of the first, the second and the fourth backward: that one was expected.
+    assert [run(SCALE) for _ in range(4)][-1] == SCALE
+    # The next is a surprise, and the one after it is copied too.
+    expected = [run(3.0) for _ in range(LONGEST_WAIT + 3)]
+    assert expected == [SCALE] * (LONGEST_WAIT + 2) + [3.0]
+
+
+def test_what_changes_from_step_to_step_waits_and_is_copied_less(
+    known: UpstreamOnGPU, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known.expected = 0.5
+    run = step_of(known)
+    copied = []
+    monkeypatch.setattr(upstream.saved, "scale", lambda ctx: copied.append(comes) or torch.ones(()))
+    expected = []
+    for comes in range(1, 67):
+        expected.append(run(float(comes)))
+    assert expected == [0.5] * 2 + [None] * 64
+    assert copied == [1, 2, 4, 8, 16, 32, 64, 65]
 
 
 def test_one_that_comes_once_is_not_expected(known: UpstreamOnGPU) -> None:
     run = step_of(known)
-    expected = [run(comes) for comes in (SCALE, 3.0, SCALE, 3.0, 3.0, 3.0)]
-    assert expected == [known.at_first] * 5 + [3.0]
+    known.expected = 0.5
+    expected = [run(comes) for comes in (SCALE, 0.5, SCALE, 0.5)]
+    assert expected == [0.5] * 4
 
 
 @pytest.mark.parametrize("comes", [math.nan, math.inf, 0.0, -0.0])
 def test_some_are_never_expected(comes: float, known: UpstreamOnGPU) -> None:
     run = step_of(known)
-    assert [run(comes) for _ in range(4)] == [known.at_first] * 4
-    assert [run(SCALE) for _ in range(3)] == [known.at_first] * 2 + [SCALE]
+    assert [run(comes) for _ in range(4)] == [known.at_first] * 2 + [None] * 2
+    assert [run(SCALE) for _ in range(20)][-1] == SCALE
 
 
 def test_the_denominator_of_the_mean_is_part_of_it(known: UpstreamOnGPU, backend: str) -> None:
@@ -147,9 +161,9 @@ def test_a_cuda_graph_neither_expects_nor_copies(
         return run_forward(ctx, call, written_for)
 
     monkeypatch.setattr(autograd, "_run_forward", spy)
-    for _ in range(2 * BACKWARDS_A_COPY):
+    for _ in range(2 * LONGEST_WAIT):
         run(3.0)
-    assert expected == [known.at_first] * 2 * BACKWARDS_A_COPY
+    assert expected == [known.at_first] * 2 * LONGEST_WAIT
     assert known.expected == SCALE  # as it was
     assert {*asked} == {(4, 8), ()}  # by forward and by backward
 
