@@ -79,8 +79,8 @@ class Case:
             return "forward"
         if self.kind == "attached":
             return "attached"
-        # On the CPU float16 is, too, once its scale has come twice (`ndfast.upstream`); a GPU's calls
-        # are timed in a CUDA graph, which expects none.
+        # float16 is, too, once its scale has come twice (`ndfast.upstream`), but not in the CUDA
+        # graphs by which a GPU's calls are timed.
         is_deferred = self.dtype == torch.float16 and self.device != "cpu"
         return "deferred" if is_deferred else "fused"
 

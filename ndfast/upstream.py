@@ -9,7 +9,7 @@ that differ, none is, and the gradient waits for backward.
 On the CPU each is looked at. A GPU's would have to be waited for: now and then one is copied, and
 seen by the forward that finds it there.
 
-Only for eager calls, and in no CUDA graph, which would expect the same for ever.
+Only for eager calls. A CUDA graph keeps to what is expected where it is captured.
 """
 
 from __future__ import annotations
@@ -142,9 +142,11 @@ def expected(student: Tensor, reduction: int) -> float | None:
     """What to write the student's gradient for in forward; None: that has to wait."""
     known = of(student)
     known.catch_up()
-    if known.expected == known.at_first or (reduction != NONE and not _is_captured(student)):
+    if known.expected == known.at_first:
         return known.expected
-    return known.at_first
+    # GradScaler's scale changes in time, and in a graph forward would write for the old one.
+    stays = known.at_first is None and _is_captured(student)
+    return known.at_first if stays or reduction == NONE else known.expected
 
 
 def look(ctx: Any, student: Tensor, grad_loss: Tensor, expected: float | None) -> float | None:

@@ -78,12 +78,14 @@ def moved(machine: Machine, case: Case) -> dict[str, list[float]]:
     with machine.counting(student, teacher) as forward:
         _, saved, grad_student = backend.forward(*rows, 2, True)
     call, one = (saved, student), torch.ones(())
-    with machine.counting(student) as finish:
-        backend.finish_gradient_(grad_student, one, *call, *labels)
+    with machine.counting(student) as finished:
+        backend.finish_gradient_(grad_student, one, *call, *labels, written_for=1.0)
+    with machine.counting(student) as anew:
+        backend.finish_gradient_(grad_student, one, *call, *labels, written_for=2.0)
     features = torch.randn(student.shape).to(student.dtype)
     with machine.counting(student, features) as attached:
         backend.backward(one, *call, teacher, *labels, features, True, False, False)
-    counts = {"forward": forward, "finish": finish, "attached": attached}
+    counts = {"forward": forward, "finished": finished, "anew": anew, "attached": attached}
     return {way: [n / student.nbytes for n in count] for way, count in counts.items()}
 
 

@@ -6,6 +6,8 @@ Class means and a value a row come from L2 and are not counted.
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 import torch
 from cases import draw, rows_of
@@ -36,11 +38,13 @@ def test_each_way_moves_its_rows_once(
         _, saved, grad_student = cuda.forward(*rows, 2, True)
     assert moved[:2] == [times * size, size]
     assert size <= moved[2] <= size + few
-    # Its backward: nothing where the upstream gradient is 1, else once more student and gradient.
+    # Its backward: nothing where the upstream gradient is what it was written for, else once more
+    # student and gradient.
     call = (saved, rows.student, *rows.centres)
-    for upstream, passes in ((1.0, 0), (2.0, 1)):
+    for upstream, written_for in product((1.0, 2.0), repeat=2):
+        passes = int(upstream != written_for)
         with ptx_machine.counting(rows.student, grad_student, rows.class_means) as moved:
-            cuda.finish_gradient_(grad_student, torch.tensor(upstream), *call)
+            cuda.finish_gradient_(grad_student, torch.tensor(upstream), *call, written_for)
         assert moved[:2] == [passes * size, 0]
         assert moved[3] == passes * size
         assert (moved[2] == 0) == (passes == 0)

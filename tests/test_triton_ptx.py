@@ -55,5 +55,6 @@ def test_each_way_moves_its_rows_once(ptx_machine: Machine, seed: int) -> None:
     for moved in output_of("run_triton_ptx.py", given)["moved"]:
         assert moved["forward"][:2] == [1, 1]
         assert 1 <= moved["forward"][2] < 1.05  # values of rows, and the programs' sums
-        assert moved["finish"] == [0, 0]  # where the upstream gradient is 1
+        assert moved["finished"] == [0, 0]  # for the upstream gradient that comes
+        assert moved["anew"] == [1, 1]
         assert moved["attached"] == [1, 1, 1]

@@ -140,32 +140,25 @@ def test_a_copy_on_its_way_is_not_waited_for(
     assert run(SCALE) == SCALE
 
 
-def test_a_cuda_graph_neither_expects_nor_copies(
+def test_a_cuda_graph_keeps_to_what_is_expected_but_for_a_scale(
     known: UpstreamOnGPU, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = step_of(known)
     for _ in range(3):
         run(SCALE)
-    asked = []
-
-    def is_captured(tensor: Tensor) -> bool:
-        asked.append(tensor.shape)
-        return True
-
-    monkeypatch.setattr(upstream, "_is_captured", is_captured)
-    expected = []
+    monkeypatch.setattr(upstream, "_is_captured", lambda tensor: True)
+    written_for = []
     run_forward = autograd._run_forward
 
-    def spy(ctx: Any, call: Any, written_for: float | None) -> Any:
-        expected.append(written_for)
-        return run_forward(ctx, call, written_for)
+    def spy(ctx: Any, call: Any, upstream: float | None) -> Any:
+        written_for.append(upstream)
+        return run_forward(ctx, call, upstream)
 
     monkeypatch.setattr(autograd, "_run_forward", spy)
-    for _ in range(2 * LONGEST_WAIT):
-        run(3.0)
-    assert expected == [known.at_first] * 2 * LONGEST_WAIT
-    assert known.expected == SCALE  # as it was
-    assert {*asked} == {(4, 8), ()}  # by forward and by backward
+    for _ in range(2 * LONGEST_WAIT):  # nothing is learned there
+        assert run(3.0) == SCALE
+    is_float16 = known is upstream.BY_DTYPE[torch.float16]
+    assert {*written_for} == {None if is_float16 else SCALE}
 
 
 def test_gpus_and_dtypes_do_not_know_of_each_other(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,7 +50,7 @@ def test_nothing_waits_for_what_it_is(way: str, backend: str) -> None:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_graph_does_not_expect_it(way: str, backend: str, seed: int) -> None:
+def test_a_graph_is_right_whatever_is_expected(way: str, backend: str, seed: int) -> None:
     static = draw_inputs(way, upstream=SCALE)
     learn(static, way, backend)
     graph, (_, gradient) = capture(lambda: step(static, way, backend))
