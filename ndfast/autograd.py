@@ -221,9 +221,8 @@ _apply_eagerly = private.apply_of(_NDLoss)  # the look for torch.func has been t
 def _finished(ctx: Any, finished: tuple[Tensor, float | None], grad_loss: Tensor) -> Tensor | None:
     """The student's gradient that forward has written, made right; None where it is of no use."""
     grad_student, written_for = finished
-    if written_for is None and (_is_transforming() or _is_watched(grad_loss)):
-        return None
-    if _is_batched(grad_loss):  # several upstream gradients, and this is for one
+    # Several upstream gradients, and this is for one; or someone must see the op.
+    if _is_batched(grad_loss) or _is_transforming() or _is_watched(grad_loss):
         return None
     came = upstream.look(ctx, grad_student, grad_loss, written_for)
     if written_for is None:

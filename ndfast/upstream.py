@@ -23,9 +23,8 @@ from torch import Tensor
 from ndfast import saved
 from ndfast.backends.reference import NONE
 
-# Backwards between two copies at most. Odd, so that of two losses in a step each has its turn.
-_LONGEST_WAIT = 31
-_NOT_YET = -1  # as bits, a NaN that no arithmetic gives
+_LONGEST_WAIT = 31  # backwards between two copies
+_NOT_YET = -2  # as bits, a NaN that no arithmetic gives
 
 
 class Upstream:
@@ -90,8 +89,10 @@ class UpstreamOnGPU(Upstream):
             return
         if self._is_on_its_way or _is_captured(grad_loss):
             return
-        if self._copy is None:  # pinned, or the copy would wait
-            self._copy = torch.empty(2, dtype=grad_loss.dtype, pin_memory=grad_loss.is_cuda)
+        if self._copy is None:
+            is_pinned = grad_loss.is_cuda  # or the copy would wait
+            with torch.inference_mode(False):  # for backwards of any mode
+                self._copy = torch.empty(2, dtype=grad_loss.dtype, pin_memory=is_pinned)
         _bits(self._copy).fill_(_NOT_YET)
         for place, factor in zip(self._copy, (grad_loss, saved.scale(ctx)), strict=True):
             place.copy_(factor, non_blocking=True)
@@ -104,13 +105,12 @@ class UpstreamOnGPU(Upstream):
         assert self._copy is not None
         if _NOT_YET in _bits(self._copy).tolist():
             return
-        came = self._copy.prod().item()
+        came, is_news = self._copy.prod().item(), self._surprise is None
         self.comes(came, self._expected_by_forward)
-        # After a surprise the next, then longer and longer while it is none that is expected.
         if came == self._expected_by_forward:
             self._wait = _LONGEST_WAIT
-        else:
-            self._wait = 0 if self._wait == _LONGEST_WAIT else 2 * self._wait + 1
+        else:  # the next is copied as well, then fewer and fewer
+            self._wait = 0 if is_news else min(2 * self._wait + 1, _LONGEST_WAIT)
         self._backwards_left = self._wait
         self._is_on_its_way = False
 
@@ -120,7 +120,7 @@ def _bits(numbers: Tensor) -> Tensor:
 
 
 def _is_captured(tensor: Tensor) -> bool:
-    """Whether what is launched goes into a CUDA graph."""
+    """Whether what is launched goes into a CUDA graph, on the current device."""
     return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
 
 

@@ -48,8 +48,10 @@ def check_class_means_beside_bad_labels(backend: Any, D: int, mixed: bool, tens:
     torch.testing.assert_close(gradient, expected, equal_nan=True, rtol=1e-5, atol=1e-4)
 
 
-def check_finished_gradient(backend: Any, D: int, upstream: float | list[float]) -> None:
-    """Only the rows whose upstream gradient is not 1 are written, whatever its shape."""
+def check_finished_gradient(
+    backend: Any, D: int, upstream: float | list[float], written_for: float
+) -> None:
+    """Only the rows that were written for another upstream gradient are, whatever its shape."""
     student, class_means = torch.randn(4, D), torch.randn(3, D)
     call = (student, None, class_means, torch.tensor([0, 1, 2, 0]), None, None, 1.0)
     options = (None, 1.0, reference.NONE, -100, 1e-8, 4, False)
@@ -57,11 +59,11 @@ def check_finished_gradient(backend: Any, D: int, upstream: float | list[float])
     gradient = torch.full_like(student, 7.0)  # no gradient: shows which rows were left alone
     factor = torch.tensor(upstream)
     rows = (factor, saved, student, *call[2:])
-    backend.finish_gradient_(gradient, *rows)
+    backend.finish_gradient_(gradient, *rows, written_for)
     expected = torch.empty_like(student)
     reference.finish_gradient_(expected, *rows)
-    expected[(factor == 1).expand(4)] = 7.0
+    expected[(factor == written_for).expand(4)] = 7.0
     torch.testing.assert_close(gradient, expected)
     if factor.dim() == 0:  # the same factor, one a row by its shape
-        backend.finish_gradient_(gradient.fill_(7.0), factor.expand(4), *rows[1:])
+        backend.finish_gradient_(gradient.fill_(7.0), factor.expand(4), *rows[1:], written_for)
         torch.testing.assert_close(gradient, expected)

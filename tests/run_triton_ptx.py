@@ -72,7 +72,11 @@ def drawn(arguments: dict[str, Any]) -> Case:
 
 
 def moved(machine: Machine, case: Case) -> dict[str, list[float]]:
-    """Read of student, teacher or the classifier's gradient, and written, per byte of student."""
+    """Read of student, teacher or the classifier's gradient, and written, per byte of student.
+
+    Raises AssertionError where forward writes another gradient than is written anew.
+    """
+    case.class_means[:, ::3] = 0  # of these come zeros of either sign
     rows = rows_of(case)
     student, teacher, *labels = rows[:7]
     with machine.counting(student, teacher) as forward:
@@ -82,6 +86,10 @@ def moved(machine: Machine, case: Case) -> dict[str, list[float]]:
         backend.finish_gradient_(grad_student, one, *call, *labels, written_for=1.0)
     with machine.counting(student) as anew:
         backend.finish_gradient_(grad_student, one, *call, *labels, written_for=2.0)
+    in_forward = backend.forward(*rows, 2, True, upstream=4.0)[2]
+    backend.finish_gradient_(grad_student, 4 * one, *call, *labels)
+    assert torch.equal(in_forward, grad_student)
+    assert torch.equal(in_forward.signbit(), grad_student.signbit())
     features = torch.randn(student.shape).to(student.dtype)
     with machine.counting(student, features) as attached:
         backend.backward(one, *call, teacher, *labels, features, True, False, False)

@@ -148,12 +148,13 @@ def test_labels_out_of_range_are_nan_rows(D: int, mixed: bool, seed: int) -> Non
     check_labels_out_of_range(cuda, D, mixed)
 
 
+@pytest.mark.parametrize("written_for", [1.0, 2.0])
 @pytest.mark.parametrize("upstream", [1.0, 2.0, [1.0, 2.0, 1.0, -1.0]])
 @pytest.mark.parametrize("D", [20, 21])
 def test_a_finished_gradient_is_written_only_where_it_changes(
-    D: int, upstream: float | list[float], seed: int
+    D: int, upstream: float | list[float], written_for: float, seed: int
 ) -> None:
-    check_finished_gradient(cuda, D, upstream)
+    check_finished_gradient(cuda, D, upstream, written_for)
 
 
 @pytest.mark.parametrize("shape", [(1, 2**30 + 1), (2**30 + 1, 1)])

@@ -209,9 +209,12 @@ def test_labels_that_are_no_class_give_nan_and_read_nothing(mixed: bool, seed: i
     check_labels_out_of_range(backend, 20, mixed)
 
 
+@pytest.mark.parametrize("written_for", [1.0, 2.0])
 @pytest.mark.parametrize("upstream", [1.0, 2.0, [1.0, 2.0, 1.0, -1.0]])
-def test_a_finished_gradient_is_written_only_where_it_changes(upstream: Any, seed: int) -> None:
-    check_finished_gradient(backend, 20, upstream)
+def test_a_finished_gradient_is_written_only_where_it_changes(
+    upstream: Any, written_for: float, seed: int
+) -> None:
+    check_finished_gradient(backend, 20, upstream, written_for)
 
 
 def test_without_a_gradient_the_loss_is_the_same(seed: int) -> None:

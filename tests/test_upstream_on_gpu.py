@@ -37,17 +37,25 @@ def known(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Up
     return of_gpu
 
 
-def step_of(known: UpstreamOnGPU, backend: str = "reference", *labels: int) -> Step:
-    """A step of training: what its forward has expected, given what its backward brings."""
+def forward_of(
+    known: UpstreamOnGPU, backend: str = "reference", *labels: int
+) -> Callable[[], Tensor]:
+    """That of a step of training."""
     (dtype,) = (dtype for dtype, of in upstream.BY_DTYPE.items() if of is known)
     target = torch.tensor(labels or [0, 2, 1, 1])
     student = torch.randn(len(target), 8).to(dtype).requires_grad_()
     class_means = torch.randn(3, 8)
+    return lambda: ndfast.nd_loss(student, None, class_means, target, backend=backend)
+
+
+def step_of(known: UpstreamOnGPU, backend: str = "reference", *labels: int) -> Step:
+    """A step of training: what its forward has expected, given what its backward brings."""
+    forward = forward_of(known, backend, *labels)
 
     def run(comes: float) -> float | None:
-        loss = ndfast.nd_loss(student, None, class_means, target, backend=backend)
+        loss = forward()
         expected = known.expected
-        torch.autograd.grad(loss, student, torch.tensor(comes).to(loss))
+        loss.backward(torch.tensor(comes).to(loss))
         return expected
 
     return run
@@ -75,10 +83,10 @@ def test_what_changes_from_step_to_step_waits_and_is_copied_less(
     copied = []
     monkeypatch.setattr(upstream.saved, "scale", lambda ctx: copied.append(comes) or torch.ones(()))
     expected = []
-    for comes in range(1, 67):
+    for comes in range(1, 130):
         expected.append(run(float(comes)))
-    assert expected == [0.5] * 2 + [None] * 64
-    assert copied == [1, 2, 4, 8, 16, 32, 64, 65]
+    assert expected == [0.5] * 2 + [None] * 127
+    assert copied == [1, 2, 4, 8, 16, 32, 64, 96, 128]
 
 
 def test_one_that_comes_once_is_not_expected(known: UpstreamOnGPU) -> None:
@@ -118,13 +126,14 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, Tensor]]:
     return copies
 
 
+@pytest.mark.parametrize("first", [0, 1])
 def test_a_copy_on_its_way_is_not_waited_for(
-    known: UpstreamOnGPU, slow: list[tuple[Tensor, Tensor]]
+    known: UpstreamOnGPU, slow: list[tuple[Tensor, Tensor]], first: int
 ) -> None:
     run = step_of(known)
 
     def arrives() -> None:
-        to, source = slow.pop(0)
+        to, source = slow.pop(first if len(slow) == 2 else 0)
         to.copy_(source)
 
     assert [run(SCALE) for _ in range(100)] == [known.at_first] * 100
@@ -138,6 +147,38 @@ def test_a_copy_on_its_way_is_not_waited_for(
     assert known.expected == known.at_first
     arrives(), arrives()
     assert run(SCALE) == SCALE
+
+
+def test_forward_may_be_older_than_what_is_known(known: UpstreamOnGPU) -> None:
+    forward = forward_of(known)
+    known.expected = 3.0
+    losses = forward(), forward()
+    known.expected = 4.0
+    for loss in losses:  # what their forwards expected: no surprise
+        (3.0 * loss).backward()
+        known.catch_up()
+    assert known.expected == 4.0
+
+
+def test_a_backward_of_any_mode_may_be_the_first(known: UpstreamOnGPU) -> None:
+    run, loss = step_of(known), forward_of(known)()
+    with torch.inference_mode():
+        loss.backward(torch.tensor(SCALE).to(loss))
+    assert [run(SCALE) for _ in range(2)] == [known.at_first, SCALE]
+
+
+def test_captures_are_those_of_the_current_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    class OnGPU:
+        is_cuda = True
+
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    assert upstream._is_captured(OnGPU())
+    assert not upstream._is_captured(torch.zeros(()))
+
+
+def test_other_devices_are_not_looked_at() -> None:
+    student, grad_loss = torch.empty(4, 8, device="meta"), torch.empty((), device="meta")
+    assert upstream.look(None, student, grad_loss, 1.0) is None  # it would need a context
 
 
 def test_a_cuda_graph_keeps_to_what_is_expected_but_for_a_scale(

@@ -87,7 +87,8 @@ __global__ void __launch_bounds__(kBackwardThreads, kMix&& kPieces > 1 ? 3 : 4)
             Piece<T, S, n> gradient;
             gradient.fill([&](int e) {
               const T nd = fma(by.alpha, c[k].get(e, share), by.beta * s[k][e]);
-              return by.is_ignored ? g[k][e] : g[k][e] + nd;
+              // Not 0 + nd, which is another zero than -0.
+              return by.is_ignored ? g[k][e] : p.grad_features.data ? g[k][e] + nd : nd;
             });
             if (col < pieces) gradient.store(p.grad_student, i, col);
           }
