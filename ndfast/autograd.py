@@ -193,9 +193,10 @@ class _NDLoss(torch.autograd.Function):
             loss, _, measures = _run_forward(ctx, call, None)
             ctx.finished = None
         else:
-            written_for = upstream.expected(student, call[0].reduction)
+            known = upstream.of(student)
+            written_for = known.for_forward(student, call[0].reduction)
             loss, grad_student, measures = _run_forward(ctx, call, written_for)
-            ctx.finished = grad_student, written_for
+            ctx.finished = grad_student, written_for, known
         return loss if measures is None else (loss, measures)  # a second output costs a microsecond
 
     @staticmethod
@@ -218,13 +219,15 @@ class _NDLoss(torch.autograd.Function):
 _apply_eagerly = private.apply_of(_NDLoss)  # the look for torch.func has been taken
 
 
-def _finished(ctx: Any, finished: tuple[Tensor, float | None], grad_loss: Tensor) -> Tensor | None:
+def _finished(
+    ctx: Any, finished: tuple[Tensor, float | None, upstream.Upstream], grad_loss: Tensor
+) -> Tensor | None:
     """The student's gradient that forward has written, made right; None where it is of no use."""
-    grad_student, written_for = finished
+    grad_student, written_for, known = finished
     # Several upstream gradients, and this is for one; or someone must see the op.
     if _is_batched(grad_loss) or _is_transforming() or _is_watched(grad_loss):
         return None
-    came = upstream.look(ctx, grad_student, grad_loss, written_for)
+    came = known.look(ctx, grad_loss, written_for)
     if written_for is None:
         return None
     if came != written_for:  # or has not been seen: then a kernel looks

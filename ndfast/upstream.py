@@ -35,6 +35,8 @@ class Upstream:
         expected: what to write a student's gradient for in forward; None: that has to wait.
     """
 
+    __slots__ = ("_surprise", "at_first", "expected", "is_behind")
+
     def __init__(self, at_first: float | None) -> None:
         self.at_first = at_first
         self.forget()
@@ -42,6 +44,7 @@ class Upstream:
     def forget(self) -> None:
         """As before anything has come."""
         self.expected = self.at_first
+        self.is_behind = False  # something has come and is not known yet
         self._surprise: float | None = None  # the last one, if it was not expected
 
     def comes(self, upstream: float, expected: float | None) -> None:
@@ -55,29 +58,42 @@ class Upstream:
             self.expected = upstream if is_steady else None
         self._surprise = upstream
 
+    def for_forward(self, student: Tensor, reduction: int) -> float | None:
+        """What forward expects."""
+        if self.is_behind:
+            self.catch_up()
+        if self.expected == self.at_first:
+            return self.expected
+        # GradScaler's scale changes in time, and in a graph forward would write for the old one.
+        stays = self.at_first is None and _is_captured(student)
+        return self.at_first if stays or reduction == NONE else self.expected
+
     def look(self, ctx: Any, grad_loss: Tensor, expected: float | None) -> float | None:
-        """What all of the rows' coefficients lack in a backward; None where that would wait.
+        """What all of the rows' coefficients lack in a backward; None where that cannot be told.
 
         Args:
             ctx: of the backward, as `ndfast.saved` keeps it.
-            grad_loss: 0-dim.
+            grad_loss: the upstream gradient, of each row or 0-dim.
             expected: by its forward.
         """
+        if grad_loss.dim() > 0:
+            return None
         came = (grad_loss if ctx.backend.is_unscaled else grad_loss * saved.scale(ctx)).item()
         self.comes(came, expected)
         return came
 
     def catch_up(self) -> None:
-        """Before ``expected`` is read: learns what has come meanwhile."""
+        """Learns what has come meanwhile."""
 
 
 class UpstreamOnGPU(Upstream):
     """Of the losses of one dtype of students, on a GPU."""
 
+    __slots__ = ("_backwards_left", "_copy", "_expected_by_forward", "_wait")
+
     def forget(self) -> None:
         super().forget()
         self._copy: Tensor | None = None  # [2]: an upstream gradient and forward's scale
-        self._is_on_its_way = False
         self._expected_by_forward: float | None = None
         self._wait = _LONGEST_WAIT  # between two copies
         self._backwards_left = 0  # until the next
@@ -87,7 +103,9 @@ class UpstreamOnGPU(Upstream):
         if self._backwards_left > 0:
             self._backwards_left -= 1
             return
-        if self._is_on_its_way or _is_captured(grad_loss):
+        if self.is_behind or grad_loss.dim() > 0 or _is_captured(grad_loss):
+            return
+        if not (grad_loss.is_cuda or grad_loss.is_cpu):
             return
         if self._copy is None:
             is_pinned = grad_loss.is_cuda  # or the copy would wait
@@ -97,11 +115,10 @@ class UpstreamOnGPU(Upstream):
         for place, factor in zip(self._copy, (grad_loss, saved.scale(ctx)), strict=True):
             place.copy_(factor, non_blocking=True)
         self._expected_by_forward = expected
-        self._is_on_its_way = True
+        self.is_behind = True
 
     def catch_up(self) -> None:
-        if not self._is_on_its_way:
-            return
+        """Where the copy has arrived."""
         assert self._copy is not None
         if _NOT_YET in _bits(self._copy).tolist():
             return
@@ -112,7 +129,7 @@ class UpstreamOnGPU(Upstream):
         else:  # the next is copied as well, then fewer and fewer
             self._wait = 0 if is_news else min(2 * self._wait + 1, _LONGEST_WAIT)
         self._backwards_left = self._wait
-        self._is_on_its_way = False
+        self.is_behind = False
 
 
 def _bits(numbers: Tensor) -> Tensor:
@@ -136,21 +153,3 @@ def of(student: Tensor) -> Upstream:
         return BY_DTYPE[student.dtype]
     key = student.device, student.dtype
     return ON_GPUS.get(key) or ON_GPUS.setdefault(key, UpstreamOnGPU(_AT_FIRST[student.dtype]))
-
-
-def expected(student: Tensor, reduction: int) -> float | None:
-    """What to write the student's gradient for in forward; None: that has to wait."""
-    known = of(student)
-    known.catch_up()
-    if known.expected == known.at_first:
-        return known.expected
-    # GradScaler's scale changes in time, and in a graph forward would write for the old one.
-    stays = known.at_first is None and _is_captured(student)
-    return known.at_first if stays or reduction == NONE else known.expected
-
-
-def look(ctx: Any, student: Tensor, grad_loss: Tensor, expected: float | None) -> float | None:
-    """As `Upstream.look`; None too where rows have upstream gradients of their own."""
-    if grad_loss.dim() > 0 or not (grad_loss.is_cpu or grad_loss.is_cuda):
-        return None
-    return of(student).look(ctx, grad_loss, expected)

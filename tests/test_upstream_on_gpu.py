@@ -177,8 +177,9 @@ def test_captures_are_those_of_the_current_stream(monkeypatch: pytest.MonkeyPatc
 
 
 def test_other_devices_are_not_looked_at() -> None:
-    student, grad_loss = torch.empty(4, 8, device="meta"), torch.empty((), device="meta")
-    assert upstream.look(None, student, grad_loss, 1.0) is None  # it would need a context
+    known = upstream.of(torch.empty(4, 8, device="meta"))
+    assert known.look(None, torch.empty((), device="meta"), 1.0) is None  # it would need a context
+    assert not known.is_behind
 
 
 def test_a_cuda_graph_keeps_to_what_is_expected_but_for_a_scale(
