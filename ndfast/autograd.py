@@ -224,14 +224,18 @@ def _finished(
 ) -> Tensor | None:
     """The student's gradient that forward has written, made right; None where it is of no use."""
     grad_student, written_for, known = finished
-    # Several upstream gradients, and this is for one; or someone must see the op.
-    if _is_batched(grad_loss) or _is_transforming() or _is_watched(grad_loss):
+    if _is_batched(grad_loss):  # several upstream gradients, and this is for one
         return None
-    came = known.look(ctx, grad_loss, written_for)
-    if written_for is None:
-        return None
-    if came != written_for:  # or has not been seen: then a kernel looks
-        saved.finish_gradient_(ctx, grad_student, grad_loss, written_for)
+    try:
+        came = known.look(ctx, grad_loss, written_for)
+        if written_for is None:
+            return None
+        if came != written_for:  # or has not been seen: then a kernel looks
+            saved.finish_gradient_(ctx, grad_student, grad_loss, written_for)
+    except RuntimeError:  # those of torch.vmap are no one number; to ask first takes longer
+        if _is_transforming() or _is_watched(grad_loss):
+            return None
+        raise
     return grad_student
 
 

@@ -12,7 +12,6 @@ import torch
 from cases import needs_native
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils.flop_counter import FlopCounterMode
 
 import ndfast
 from ndfast import dispatch
@@ -269,7 +268,7 @@ def test_several_upstream_gradients_at_once(backend: str, seed: int) -> None:
 @without_triton
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.filterwarnings("ignore:There is a performance drop")
-def test_a_backward_that_is_transformed_is_not_looked_at(
+def test_a_backward_that_is_transformed_is_right(
     dtype: torch.dtype, backend: str, seed: int
 ) -> None:
     student = torch.randn(6, 8).to(dtype).requires_grad_()
@@ -278,14 +277,6 @@ def test_a_backward_that_is_transformed_is_not_looked_at(
         lambda upstream: torch.autograd.grad(loss, student, upstream, retain_graph=True)[0]
     )(torch.tensor([SCALE, 2 * SCALE]).to(loss))
     assert torch.equal(several[1], 2 * several[0])
-
-
-def test_a_backward_that_is_watched_is_not_looked_at(backend: str, written_late: list[str]) -> None:
-    student = torch.randn(6, 8, requires_grad=True)
-    loss = ndfast.nd_loss(student, None, torch.randn(6, 8), None, backend=backend)
-    with FlopCounterMode(display=False):
-        loss.backward()
-    assert written_late == ["backward"]
 
 
 @pytest.mark.parametrize("needs", [True, False])
