@@ -298,10 +298,12 @@ def finish_gradient_(
     target_b: Tensor | None,
     lam: Tensor | None,
     lam_scalar: float,
-    written_for: float = 1.0,
+    *_written_for: float,
 ) -> None:
-    """In place: the gradient that forward finished, for this upstream gradient."""
-    # Anew whatever it was written for: to look would take as long, or wait for a GPU.
+    """In place: the gradient that forward finished, for this upstream gradient.
+
+    Anew whatever it was written for: a look would wait for a GPU.
+    """
     centres = class_means, target, target_b, lam, lam_scalar
     call = (grad_loss, saved, student, None, *centres, None, True, False, False)
     grad_student.copy_(backward(*call)[0])
