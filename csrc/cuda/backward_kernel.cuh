@@ -81,16 +81,24 @@ __global__ void __launch_bounds__(kBackwardThreads, kMix&& kPieces > 1 ? 3 : 4)
         const T share = load_share<T, kMix>(p.centres, i);
         const auto by = read.times_upstream(are_classes<kMix>(p.centres, labels));
         if (p.grad_student.data) {
+          const auto write = [&](auto is_sum) {
 #pragma unroll
-          for (int k = 0; k < kPieces; ++k) {
-            const int col = begin + k * blockDim.x;
-            Piece<T, S, n> gradient;
-            gradient.fill([&](int e) {
-              const T nd = fma(by.alpha, c[k].get(e, share), by.beta * s[k][e]);
-              // Not 0 + nd, which is another zero than -0.
-              return by.is_ignored ? g[k][e] : p.grad_features.data ? g[k][e] + nd : nd;
-            });
-            if (col < pieces) gradient.store(p.grad_student, i, col);
+            for (int k = 0; k < kPieces; ++k) {
+              const int col = begin + k * blockDim.x;
+              Piece<T, S, n> gradient;
+              gradient.fill([&](int e) {
+                const T nd = fma(by.alpha, c[k].get(e, share), by.beta * s[k][e]);
+                const T addend = is_sum ? g[k][e] : T(0);
+                return by.is_ignored ? addend : is_sum ? addend + nd : nd;
+              });
+              if (col < pieces) gradient.store(p.grad_student, i, col);
+            }
+          };
+          // Apart, for 0 + nd is another zero where nd is -0.
+          if (p.grad_features.data) {
+            write(std::true_type());
+          } else {
+            write(std::false_type());
           }
         }
         if (p.grad_centres.data) {
