@@ -11,18 +11,15 @@ from collections.abc import Callable
 from functools import partial
 from importlib.util import module_from_spec, spec_from_file_location
 from types import ModuleType, SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
 from both_losses import losses
-from cases import needs_native
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils._pytree import tree_map_only
 
-import ndfast
 from ndfast import autograd, private, transforms
 from ndfast.backends import native
 
@@ -83,10 +80,9 @@ def take_away(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
             monkeypatch.setattr(autograd, name, apply)
     if what in ("op", "all") and native.missing is None:
         op = torch.ops.ndfast_native.forward.default
+        assert native._forward is op._op
         without = SimpleNamespace()
-        assert private.straight_to_kernel(without, "CPU") is without
-        assert private.straight_to_kernel(op, "no such key") is op
-        assert native._forward is not op
+        assert private.without_frame(without) is without
         monkeypatch.setattr(native, "_forward", op)
 
 
@@ -179,54 +175,3 @@ def test_rows_are_added_by_their_labels(
     expected = sums.double().index_add(0, labels, rows.double())
     private.add_by_sorted_labels(sums, labels, rows)
     torch.testing.assert_close(sums.double(), expected, rtol=1e-5, atol=1e-5)
-
-
-class Wrapped(Tensor):
-    """A tensor that only its ``__torch_dispatch__`` knows the numbers of."""
-
-    ops: ClassVar[list[str]] = []
-    numbers: Tensor
-
-    @staticmethod
-    def __new__(cls, numbers: Tensor) -> Wrapped:
-        made = Tensor._make_wrapper_subclass(cls, numbers.shape, dtype=numbers.dtype)
-        made.numbers = numbers
-        return made
-
-    @classmethod
-    def __torch_dispatch__(cls, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        cls.ops.append(str(op))
-        args, kwargs = tree_map_only(Wrapped, lambda x: x.numbers, (args, kwargs or {}))
-        return op(*args, **kwargs)
-
-
-@needs_native
-@pytest.mark.parametrize("name", ["teacher", "class_means", "target", "sample_weight"])
-def test_what_has_its_own_dispatch_is_asked(name: str, seed: int) -> None:
-    inputs = {
-        "student": torch.randn(6, 33, requires_grad=True), "teacher": torch.randn(6, 33),
-        "class_means": torch.randn(4, 33), "target": torch.randint(0, 4, (6,)),
-        "sample_weight": torch.rand(6),
-    }  # fmt: skip
-    Wrapped.ops.clear()
-    loss = ndfast.nd_loss(**{**inputs, name: Wrapped(inputs[name])})
-    assert "ndfast_native.forward.default" in Wrapped.ops
-    assert torch.equal(loss, ndfast.nd_loss(**inputs))
-
-
-@needs_native
-def test_plain_tensors_go_straight_to_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    op = torch.ops.ndfast_native.forward.default
-    called = []
-
-    def asked(*arguments: Any) -> Any:
-        called.append(arguments)
-        return op(*arguments)
-
-    asked._handle = op._handle
-    monkeypatch.setattr(native, "_forward", private.straight_to_kernel(asked, "CPU"))
-    student, teacher = torch.nn.Parameter(torch.randn(3, 5)), torch.randn(3, 5)
-    ndfast.nd_loss(student, teacher, torch.randn(2, 5), torch.tensor([0, 1, 1]))
-    assert called == []
-    ndfast.nd_loss(student, Wrapped(teacher), torch.randn(2, 5), torch.tensor([0, 1, 1]))
-    assert len(called) == 1

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ndfast import private
 from ndfast.backends import Gradients, gpu, native
 from ndfast.backends.reference import add_by_class
 
@@ -26,7 +25,7 @@ elif torch.version.hip is not None:
     installed = False
 else:
     missing = None
-    _forward = private.straight_to_kernel(torch.ops.ndfast_cuda.forward.default, "CUDA")
+    forward = torch.ops.ndfast_cuda.forward.default
     finish_gradient_ = torch.ops.ndfast_cuda.finish_gradient_.default
     _backward = torch.ops.ndfast_cuda.backward.default
     _cuda, _least_driver, _driver_cuda = torch.ops.ndfast_cuda.versions()
@@ -79,11 +78,6 @@ def _why_not_launched(device: torch.device) -> str | None:
     index = torch.cuda.current_device() if device.index is None else device.index
     reason = torch.ops.ndfast_cuda.why_unusable(index)
     return f"its kernels cannot be launched there: {reason}" if reason else None
-
-
-def forward(*arguments: Any, upstream: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
-    """The loss and what backward needs; see `ndfast.backends`."""
-    return _forward(*arguments, upstream)
 
 
 def backward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:

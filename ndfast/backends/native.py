@@ -62,7 +62,7 @@ def set_capability(name: str, argument: str = "name") -> None:
 
 
 if missing is None:
-    _forward = private.straight_to_kernel(torch.ops.ndfast_native.forward.default, "CPU")
+    _forward = private.without_frame(torch.ops.ndfast_native.forward.default)
     backward = torch.ops.ndfast_native.backward.default
     finish_gradient_ = torch.ops.ndfast_native.finish_gradient_.default
     _highest = capability()
