@@ -49,7 +49,7 @@ def call(
         (3, 2, 1),
         (*(given[name] for name in names), *labels_and_weights, *outputs),
         (integer,) * 6,
-        (1.0, 0.5, 1e-8, 2.0),
+        (1.0, 0.5, 1e-8, 2.0, 2.0),
         (D, 16, 0, num_coefficients, 8, 64),
         num_warps,
     )

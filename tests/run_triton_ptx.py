@@ -27,7 +27,9 @@ from triton.compiler import CompiledKernel
 from ndfast.backends import triton as backend
 from ndfast.backends.triton import launcher
 
-C_TYPES = {"i32": ctypes.c_int32, "i64": ctypes.c_int64, "fp64": ctypes.c_double}
+C_TYPES = {
+    "i32": ctypes.c_int32, "i64": ctypes.c_int64, "fp32": ctypes.c_float, "fp64": ctypes.c_double,
+}  # fmt: skip
 
 
 class RunningDriver(Driver):

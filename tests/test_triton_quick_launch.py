@@ -65,7 +65,7 @@ def test_arguments_arrive_in_order_and_hooks_are_called(found: dict[str, Any]) -
     assert grid == [3, 2, 1]
     assert stream == 7
     assert sum(argument is not None for argument in arguments[:14]) == 6  # rows and outputs
-    assert arguments[14:] == [*[6] * 6, 1.0, 0.5, 1e-8, 2.0, 64, 16, 0, 0, 8, 64]
+    assert arguments[14:] == [*[6] * 6, 1.0, 0.5, 1e-8, 2.0, 2.0, 64, 16, 0, 0, 8, 64]
     assert hooked == ["forward_kernel", "end"]
 
 

@@ -43,7 +43,7 @@ class _Recorder(Driver):
                     continue
                 if kind.startswith("*"):
                     argument = argument if isinstance(argument, int) else argument.data_ptr()
-                code = {"i32": "i", "i64": "q", "fp64": "d"}.get(kind, "Q")
+                code = {"i32": "i", "i64": "q", "fp32": "f", "fp64": "d"}.get(kind, "Q")
                 parameters += bytes(-len(parameters) % struct.calcsize(code))
                 parameters += struct.pack(code, argument)
             self.launched = cubin, metadata.num_warps, parameters

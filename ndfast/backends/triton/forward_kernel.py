@@ -40,7 +40,8 @@ def forward_kernel(
     student, teacher, teacher_norms, class_means, target, target_b, lam, sample_weight,
     loss, scale, coefficients, grad_student, partials, ticket,
     student_stride, teacher_stride, class_means_stride, N, K, ignore_index,
-    lam_scalar: tl.float64, factor: tl.float64, eps: tl.float64, upstream: tl.float64,
+    lam_scalar: tl.float64, factor: tl.float64, eps: tl.float64,
+    upstream: tl.float32, upstream_in_double: tl.float64,
     D: tl.constexpr, ALIGN: tl.constexpr, REDUCTION: tl.constexpr, NUM_COEFFICIENTS: tl.constexpr,
     ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
@@ -48,7 +49,8 @@ def forward_kernel(
 
     Of a row longer than BLOCK_D, all but the first block is read once more for the gradient.
     ``factor`` is weight, for the mean over N: the gradient is written before the denominator is
-    known, and ``scale`` makes up for it. ``upstream`` is the gradient of the loss that ∂s is for.
+    known, and ``scale`` makes up for it. ``upstream`` is the gradient of the loss that ∂s is for,
+    given in both types of the sums: converted here, ptxas for sm_100 has loads wait for the sums.
     """
     dtype: tl.constexpr = loss.dtype.element_ty
     least = tl.full((), eps, dtype)
@@ -162,8 +164,12 @@ def forward_kernel(
                 tl.store(after_six + N + rows, counts.to(dtype), mask=in_batch)
             if grad_student is not None:
                 ignored = is_ignored(alpha, beta)
-                alpha *= tl.full((), upstream, dtype)
-                beta *= tl.full((), upstream, dtype)
+                if dtype == tl.float64:
+                    alpha *= upstream_in_double
+                    beta *= upstream_in_double
+                else:
+                    alpha *= upstream
+                    beta *= upstream
                 gradient = tl.where(ignored, 0, alpha[:, None] * c + beta[:, None] * s)
                 store_tile(grad_student, rows, in_batch, 0, gradient, D, BLOCK_D)
                 for start in range(BLOCK_D, D, BLOCK_D):

@@ -60,7 +60,7 @@ def forward(
     strides, alignment = _row_strides(student, features, class_means)
     integers = (*strides, N, class_means.shape[0], ignore_index)
     factor = weight / max(N, 1) if reduction == MEAN else weight
-    numbers = (lam_scalar, factor, eps, upstream)
+    numbers = (lam_scalar, factor, eps, upstream, upstream)
     constants = (alignment, reduction, num_coefficients)
     with torch.cuda.device_of(student):
         partials, ticket = (None, None) if reduction == NONE else workspace(student.device)
