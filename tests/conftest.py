@@ -9,6 +9,7 @@ import platform
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,7 +28,7 @@ import compiled_ptx
 from emulated_cuda import compile_and_load, on_the_cpu
 
 import ndfast
-from ndfast import upstream
+from ndfast import autograd, upstream
 from ndfast.backends import native
 
 # A worker of pytest-xdist that took one of these last would keep the others waiting. Triton's come
@@ -98,6 +99,20 @@ def no_upstream_gradient_is_expected() -> None:
     """Whichever tests have come before in this process."""
     for known in (*upstream.BY_DTYPE.values(), *upstream.ON_GPUS.values()):
         known.forget()
+
+
+@pytest.fixture
+def written_for(monkeypatch: pytest.MonkeyPatch) -> list[float | None]:
+    """The upstream gradients that the forwards of the test write for; None: backward writes."""
+    told: list[float | None] = []
+    run_forward = autograd._run_forward
+
+    def spy(ctx: Any, call: Any, upstream: float | None) -> Any:
+        told.append(upstream)
+        return run_forward(ctx, call, upstream)
+
+    monkeypatch.setattr(autograd, "_run_forward", spy)
+    return told
 
 
 @pytest.fixture(autouse=True)

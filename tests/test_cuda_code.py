@@ -158,10 +158,9 @@ def test_the_backward_moves_rows_in_16_byte_pieces(kernels: list[Kernel]) -> Non
         # s and the classifier's gradient; and t, a piece at a time
         assert len(kernel.places(r"LDG\.E\.NA\.128\.CONSTANT")) == 2 * pieces + 1, kernel
         check_centre_loads(kernel, pieces)
-        # gradients of s, which may stand apart with and without the classifier's, of c in float32,
-        # and of t
-        stores = pieces + pieces * (4 // kernel.row_bytes) + 1
-        assert len(kernel.places(r"STG\.E\.128")) in (stores, stores + pieces), kernel
+        # gradients of s with and without the classifier's, of c in float32, and of t
+        stores = 2 * pieces + pieces * (4 // kernel.row_bytes) + 1
+        assert len(kernel.places(r"STG\.E\.128")) == stores, kernel
 
 
 def test_the_backward_loads_before_its_first_store(kernels: list[Kernel]) -> None:

@@ -7,7 +7,7 @@ this file; a new option starts here.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -289,21 +289,10 @@ def _add_rows(sums: Tensor, labels: Tensor, rows: Tensor) -> None:
 
 
 def finish_gradient_(
-    grad_student: Tensor,
-    grad_loss: Tensor,
-    saved: Tensor,
-    student: Tensor,
-    class_means: Tensor,
-    target: Tensor | None,
-    target_b: Tensor | None,
-    lam: Tensor | None,
-    lam_scalar: float,
-    *_written_for: float,
+    grad_student: Tensor, grad_loss: Tensor, saved: Tensor, student: Tensor, *others: Any
 ) -> None:
-    """In place: the gradient that forward finished, for this upstream gradient.
-
-    Anew whatever it was written for: a look would wait for a GPU.
-    """
-    centres = class_means, target, target_b, lam, lam_scalar
+    """In place: the gradient that forward finished, for this upstream gradient."""
+    # Anew, whatever the last of `others` says it was written for: a look would wait for a GPU.
+    centres = others[:5]
     call = (grad_loss, saved, student, None, *centres, None, True, False, False)
     grad_student.copy_(backward(*call)[0])
